@@ -43,6 +43,7 @@ BlockKey DeriveBlockKey(const Identity& identity, const BlockKey* parent, std::s
 
 std::vector<BlockKey> DeriveChain(const Identity& identity, std::span<const int32_t> tokens) {
   std::vector<BlockKey> chain;
+  if (identity.block_tokens < 1) return chain;
   const size_t block = static_cast<size_t>(identity.block_tokens);
   chain.reserve(tokens.size() / block + 1);
   for (size_t begin = 0; begin < tokens.size(); begin += block) {

@@ -6,6 +6,7 @@
 #ifndef PERIGEE_POD_BLOCK_KEY_H_
 #define PERIGEE_POD_BLOCK_KEY_H_
 
+#include <compare>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -42,7 +43,7 @@ struct Identity {
 
 absl::Status ValidateIdentity(const Identity& identity);
 
-// parent: nullptr for the first block.
+// parent: nullptr for the first block. The identity is valid (ValidateIdentity); so too for DeriveChain.
 BlockKey DeriveBlockKey(const Identity& identity, const BlockKey* parent, std::span<const int32_t> tokens);
 
 // Keys of the blocks of tokens[0..n), each the next one's parent. The last one covers n % block_tokens tokens where that is not 0.

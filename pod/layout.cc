@@ -14,6 +14,7 @@ class PlaneBuilder {
  public:
   Tile Add(PlaneKind kind, Codec codec, size_t bytes, int layer) {
     Plane& plane = planes_[static_cast<size_t>(kind) - 1];
+    // Aligns the next tile's start: the tiles of one plane are all equally large, since every codec so far has 16 bits.
     const size_t space = RoundUp(bytes, bytes >= 1024 ? 1024 : 64);
     const Tile tile{kind, codec, static_cast<int64_t>(plane.size), bytes};
     plane.size += space;
@@ -126,6 +127,13 @@ absl::StatusOr<Layout> Layout::Create(const Plan& plan, int block_tokens) {
   }
 
   for (PlaneKind kind : kPlaneKinds) {
+    for (const Section& section : builder.planes()[Index(kind)].sections) {
+      if (section.bytes > UINT32_MAX) {
+        return absl::InvalidArgumentError(absl::StrCat("a section of the ", PlaneKindName(kind), " plane would have ", section.bytes,
+                                                       " bytes; at most ", UINT32_MAX,
+                                                       " can be written: share among fewer slots or take smaller blocks"));
+      }
+    }
     PlaneBuilder::Plane& plane = builder.planes()[Index(kind)];
     plane.by_layer.resize(static_cast<size_t>(shape.layers));
     layout.plane_bytes_[Index(kind)] = plane.size;
@@ -137,6 +145,18 @@ absl::StatusOr<Layout> Layout::Create(const Plan& plan, int block_tokens) {
 
 int64_t Layout::summary_offset(int layer, int kv_head) const {
   return summary_offsets_[static_cast<size_t>(layer * plan_.shape().kv_heads + kv_head)];
+}
+
+double Layout::PredictedSaving(int64_t tokens) const {
+  if (tokens <= 0) return 0;
+  const Window& window = plan_.window();
+  const int64_t blocks = (tokens - 1) / block_tokens_ + 1;
+  const int64_t sink_blocks = SinkEnd(window, block_tokens_) / block_tokens_;
+  const int64_t recent_begin = RecentBegin(window, block_tokens_, tokens - 1) / block_tokens_;
+  const int64_t far_blocks = std::max<int64_t>(0, recent_begin - sink_blocks);
+  const double stored = static_cast<double>(blocks) * static_cast<double>(plane_bytes(PlaneKind::kDistant)) +
+                        static_cast<double>(blocks - far_blocks) * static_cast<double>(plane_bytes(PlaneKind::kProximal));
+  return 1 - stored / (static_cast<double>(blocks) * block_tokens_ * static_cast<double>(dense_bytes_per_token()));
 }
 
 size_t Layout::dense_bytes_per_token() const {

@@ -6,7 +6,8 @@
 //                    codec is not the near codec, keys and values again in the near codec
 //   summary plane    per lead: smallest and largest key element per channel (bf16, rounded outward), [min, max][dim]
 // Tiles stand in the order sharing group (its lead's layer, head), then layer, then kv head, keys before values; near-only slots come
-// last. One sharing group's run of tiles in a plane is a section, the unit of checksums and of partial fetches. Tile starts are aligned
+// last. One sharing group's run of tiles in a plane (or one near-only slot's) is a section, the unit of checksums and of partial fetches.
+// Tile starts are aligned
 // to 1 KiB where a tile is that large, else to 64 bytes; a plane starts on 4 KiB wherever it lies. A plane may be empty (0 bytes).
 //
 // Immutable; any thread may read.
@@ -52,7 +53,7 @@ struct Section {
 
 class Layout {
  public:
-  // block_tokens: 16, 32, 64 or 128.
+  // block_tokens: 16, 32, 64 or 128. INVALID_ARGUMENT for others, and where a section would have 4 GiB or more (headers count in u32).
   static absl::StatusOr<Layout> Create(const Plan& plan, int block_tokens);
 
   const Plan& plan() const { return plan_; }
@@ -73,6 +74,11 @@ class Layout {
 
   // Bytes of one token's keys and values in all slots at 16 bits: a dense cache, the yardstick of every saving.
   size_t dense_bytes_per_token() const;
+
+  // The share of a dense cache of the same blocks that a reader of `tokens` (at least 0) cached tokens neither stores nor fetches: it has
+  // the distant planes of all blocks and the proximal planes of those near to the last token. Summary planes are not counted. Negative
+  // where planes cost more than dense ones (near copies of slots in another far codec, padding of odd tiles). 0 for no tokens.
+  double PredictedSaving(int64_t tokens) const;
 
  private:
   static size_t Index(PlaneKind kind) { return static_cast<size_t>(kind) - 1; }

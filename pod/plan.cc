@@ -115,24 +115,4 @@ int Plan::CountRole(Role role) const {
   return static_cast<int>(std::count_if(slots_.begin(), slots_.end(), [&](const Slot& s) { return s.role == role; }));
 }
 
-double Plan::PredictedSaving(int64_t tokens, int block_tokens) const {
-  if (tokens <= 0) return 0;
-  const int64_t near = std::min(tokens, [&] {
-    const int64_t recent = tokens - RecentBegin(window_, block_tokens, tokens - 1);
-    return recent + std::min(SinkEnd(window_, block_tokens), tokens - recent);
-  }());
-  const double far = static_cast<double>(tokens - near);
-  double unstored_bits = 0;
-  double dense_bits = 0;
-  for (const Slot& slot : slots_) {
-    const int near_bits = CodecBits(near_codec_);
-    const int far_bits = CodecBits(slot.far_codec);
-    dense_bits += 2.0 * near_bits * static_cast<double>(tokens);
-    if (slot.role == Role::kNearOnly) unstored_bits += 2.0 * near_bits * far;
-    if (slot.role == Role::kFollower) unstored_bits += (near_bits + near_bits - far_bits) * far;
-    if (slot.role == Role::kLead) unstored_bits += 2.0 * (near_bits - far_bits) * far;
-  }
-  return unstored_bits / dense_bits;
-}
-
 }  // namespace perigee::pod

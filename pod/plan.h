@@ -85,9 +85,6 @@ class Plan {
 
   int CountRole(Role role) const;
 
-  // Share of a dense cache's bytes that `tokens` cached tokens do not need, for a reader with the window at their end. By formula.
-  double PredictedSaving(int64_t tokens, int block_tokens) const;
-
  private:
   Plan() = default;
   KvShape shape_;

@@ -1,5 +1,6 @@
 #include <nlohmann/json.hpp>
 #include <set>
+#include <vector>
 
 #include "base/status.h"
 #include "pod/plan.h"
@@ -7,16 +8,68 @@
 namespace perigee::pod {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using Json = nlohmann::json;
 
-constexpr size_t kMaxPlanFileBytes = size_t{256} << 20;
+// The largest plan there can be (1024 x 1024 followers, as ToJson writes it) has 58 MiB.
+constexpr size_t kMaxPlanFileBytes = size_t{64} << 20;
+constexpr int kMaxDepth = 5;  // Plan, slots, layer, slot, lead.
 
 absl::Status Bad(absl::string_view what) { return absl::InvalidArgumentError(absl::StrCat("plan file: ", what)); }
+
+// What a hostile file may put into an error message.
+std::string Clip(absl::string_view text) {
+  constexpr size_t kMax = 64;
+  return text.size() <= kMax ? std::string(text) : absl::StrCat(text.substr(0, kMax), "...");
+}
+
+// Before anything is built from the text: nesting as deep as the file is long would cost many times its size.
+bool IsTooDeep(absl::string_view text) {
+  int depth = 0;
+  bool in_string = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (in_string) {
+      if (c == '\\') {
+        ++i;
+      } else if (c == '"') {
+        in_string = false;
+      }
+    } else if (c == '"') {
+      in_string = true;
+    } else if (c == '[' || c == '{') {
+      if (++depth > kMaxDepth) return true;
+    } else if (c == ']' || c == '}') {
+      --depth;
+    }
+  }
+  return false;
+}
+
+// Refuses a field that stands twice in one object: readers in other languages may take the other one.
+absl::StatusOr<Json> ParseJson(absl::string_view text) {
+  std::vector<std::set<std::string>> open_objects;
+  std::string repeated;
+  const auto watch = [&](int depth, Json::parse_event_t event, Json& parsed) {
+    if (event == Json::parse_event_t::object_start) open_objects.emplace_back();
+    if (event == Json::parse_event_t::object_end) open_objects.pop_back();
+    if (event == Json::parse_event_t::key && !open_objects.back().insert(parsed.get<std::string>()).second && repeated.empty()) {
+      repeated = Clip(parsed.get<std::string>());
+      return false;
+    }
+    return true;
+  };
+  if (text.size() > kMaxPlanFileBytes) return Bad(absl::StrCat("it has ", text.size(), " bytes; no plan is that large"));
+  if (IsTooDeep(text)) return Bad("it is nested more deeply than any plan");
+  Json json = Json::parse(text.begin(), text.end(), watch, /*allow_exceptions=*/false);
+  if (!repeated.empty()) return Bad(absl::StrCat("field '", repeated, "' stands twice in one object"));
+  if (json.is_discarded()) return Bad("it is not valid JSON");
+  return json;
+}
 
 absl::Status CheckFields(const Json& object, const std::set<std::string>& known, absl::string_view where) {
   if (!object.is_object()) return Bad(absl::StrCat(where, " is not a JSON object"));
   for (const auto& [name, value] : object.items()) {
-    if (!known.contains(name)) return Bad(absl::StrCat("unknown field '", name, "' in ", where));
+    if (!known.contains(name)) return Bad(absl::StrCat("unknown field '", Clip(name), "' in ", where));
   }
   return absl::OkStatus();
 }
@@ -39,7 +92,7 @@ absl::StatusOr<std::string> Text(const Json& object, const char* field) {
 absl::StatusOr<Codec> CodecField(const Json& object, const char* field) {
   PERIGEE_ASSIGN_OR_RETURN(const std::string name, Text(object, field));
   const std::optional<Codec> codec = CodecFromName(name);
-  if (!codec) return Bad(absl::StrCat("'", field, "' is '", name, "'; this build knows bf16 and fp16"));
+  if (!codec) return Bad(absl::StrCat("'", field, "' is '", Clip(name), "'; this build knows bf16 and fp16"));
   return *codec;
 }
 
@@ -53,7 +106,7 @@ absl::StatusOr<Slot> ParseSlot(const Json& json) {
     return slot;
   }
   if (role != "lead" && role != "follower") {
-    return Bad(absl::StrCat("role '", role, "' is not lead, follower or near-only"));
+    return Bad(absl::StrCat("role '", Clip(role), "' is not lead, follower or near-only"));
   }
   PERIGEE_ASSIGN_OR_RETURN(slot.far_codec, CodecField(json, "far_codec"));
   const auto lead = json.find("lead");
@@ -73,15 +126,13 @@ absl::StatusOr<Slot> ParseSlot(const Json& json) {
 }  // namespace
 
 absl::StatusOr<Plan> Plan::Parse(absl::string_view text) {
-  if (text.size() > kMaxPlanFileBytes) return Bad(absl::StrCat("it has ", text.size(), " bytes; no plan is that large"));
-  const Json json = Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
-  if (json.is_discarded()) return Bad("it is not valid JSON");
+  PERIGEE_ASSIGN_OR_RETURN(const Json json, ParseJson(text));
   PERIGEE_RETURN_IF_ERROR(CheckFields(json,
                                       {"format", "version", "model_fingerprint", "layers", "kv_heads", "head_dim",
                                        "sink_tokens", "recent_tokens", "sharing", "near_codec", "slots"},
                                       "the plan"));
   PERIGEE_ASSIGN_OR_RETURN(const std::string format, Text(json, "format"));
-  if (format != "perigee.plan") return Bad(absl::StrCat("'format' is '", format, "', not perigee.plan"));
+  if (format != "perigee.plan") return Bad(absl::StrCat("'format' is '", Clip(format), "', not perigee.plan"));
   PERIGEE_ASSIGN_OR_RETURN(const int version, Int(json, "version"));
   if (version != 1) return Bad(absl::StrCat("version ", version, " is not known; this build reads version 1"));
 
@@ -97,7 +148,7 @@ absl::StatusOr<Plan> Plan::Parse(absl::string_view text) {
   PERIGEE_ASSIGN_OR_RETURN(window.sink_tokens, Int(json, "sink_tokens"));
   PERIGEE_ASSIGN_OR_RETURN(window.recent_tokens, Int(json, "recent_tokens"));
   PERIGEE_ASSIGN_OR_RETURN(const std::string sharing, Text(json, "sharing"));
-  if (sharing != "key" && sharing != "score") return Bad(absl::StrCat("'sharing' is '", sharing, "', not key or score"));
+  if (sharing != "key" && sharing != "score") return Bad(absl::StrCat("'sharing' is '", Clip(sharing), "', not key or score"));
   PERIGEE_ASSIGN_OR_RETURN(const Codec near_codec, CodecField(json, "near_codec"));
 
   const auto layers = json.find("slots");
@@ -110,8 +161,12 @@ absl::StatusOr<Plan> Plan::Parse(absl::string_view text) {
       return Bad(absl::StrCat("a layer in 'slots' is not a list of ", shape.kv_heads, " slots"));
     }
     for (const Json& entry : layer) {
-      PERIGEE_ASSIGN_OR_RETURN(Slot slot, ParseSlot(entry));
-      slots.push_back(slot);
+      absl::StatusOr<Slot> slot = ParseSlot(entry);
+      if (!slot.ok()) {
+        return Annotate(slot.status(), absl::StrCat("slot ", slots.size() % static_cast<size_t>(shape.kv_heads), " of layer ",
+                                                    slots.size() / static_cast<size_t>(shape.kv_heads)));
+      }
+      slots.push_back(*slot);
     }
   }
   return Create(shape, window, sharing == "key" ? Sharing::kKey : Sharing::kScore, near_codec, std::move(slots),
@@ -119,7 +174,7 @@ absl::StatusOr<Plan> Plan::Parse(absl::string_view text) {
 }
 
 std::string Plan::ToJson() const {
-  Json json;
+  nlohmann::ordered_json json;
   json["format"] = "perigee.plan";
   json["version"] = 1;
   json["model_fingerprint"] = ToHex(model_fingerprint_);
@@ -133,10 +188,10 @@ std::string Plan::ToJson() const {
   // One layer a line: people read and compare plans.
   std::string slots;
   for (int l = 0; l < shape_.layers; ++l) {
-    Json row = Json::array();
+    auto row = nlohmann::ordered_json::array();
     for (int h = 0; h < shape_.kv_heads; ++h) {
       const Slot& s = slot(l, h);
-      Json entry;
+      nlohmann::ordered_json entry;
       entry["role"] = s.role == Role::kLead ? "lead" : s.role == Role::kFollower ? "follower" : "near-only";
       if (s.role == Role::kFollower) entry["lead"] = {s.lead.layer, s.lead.kv_head};
       if (s.role != Role::kNearOnly) entry["far_codec"] = CodecName(s.far_codec);

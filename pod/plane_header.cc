@@ -62,7 +62,8 @@ std::string EncodePlaneHeader(const PlaneHeader& h) {
 
 absl::StatusOr<PlaneHeader> DecodePlaneHeader(absl::string_view bytes, size_t* encoded_bytes) {
   ByteReader prefix(bytes);
-  if (prefix.Raw(8) != absl::string_view(kMagic, 8)) {
+  const absl::string_view magic = prefix.Raw(8);
+  if (prefix.ok() && magic != absl::string_view(kMagic, 8)) {
     return absl::FailedPreconditionError("plane header: wrong magic; this is not a Perigee plane");
   }
   const uint16_t version = prefix.U16();
@@ -101,7 +102,7 @@ absl::StatusOr<PlaneHeader> DecodePlaneHeader(absl::string_view bytes, size_t* e
   h.payload_bytes = r.U64();
   const uint32_t sections = r.U32();
   if (!r.ok() || r.remaining() != size_t{8} * sections) {
-    return absl::InvalidArgumentError(absl::StrCat("plane header: body of ", body_bytes, " bytes does not fit its fields"));
+    return absl::DataLossError(absl::StrCat("plane header: body of ", body_bytes, " bytes does not fit its fields"));
   }
   uint64_t sum_bytes = 0;
   h.sections.resize(sections);
@@ -111,19 +112,24 @@ absl::StatusOr<PlaneHeader> DecodePlaneHeader(absl::string_view bytes, size_t* e
     sum_bytes += s.bytes;
   }
   const auto impossible = [](absl::string_view field, auto value) {
-    return absl::InvalidArgumentError(absl::StrCat("plane header: impossible ", field, " ", value));
+    return absl::DataLossError(absl::StrCat("plane header: impossible ", field, " ", value));
   };
   if (kind < 1 || kind > 3) return impossible("kind", static_cast<int>(kind));
   h.kind = static_cast<PlaneKind>(kind);
   const std::optional<Codec> codec = CodecFromId(near_codec);
   if (!codec) return impossible("codec id", static_cast<int>(near_codec));
   h.near_codec = *codec;
-  if (has_parent > 1 || reserved != 0) return impossible("flags", static_cast<int>(has_parent));
+  if (has_parent > 1) return impossible("parent flag", static_cast<int>(has_parent));
+  if (reserved != 0) return impossible("reserved byte", static_cast<int>(reserved));
   h.has_parent = has_parent == 1;
+  if (!h.has_parent && h.parent != BlockKey{}) return impossible("parent of a first block", h.parent.ToString());
   if (h.tenant.size() > 256) return impossible("tenant length", h.tenant.size());
-  PERIGEE_RETURN_IF_ERROR(Annotate(ValidateShape(h.shape), "plane header"));
+  if (const absl::Status shape = ValidateShape(h.shape); !shape.ok()) {
+    return absl::DataLossError(absl::StrCat("plane header: ", shape.message()));
+  }
   if (h.block_tokens < 1 || h.block_tokens > 1024) return impossible("block_tokens", h.block_tokens);
   if (h.tokens < 1 || h.tokens > h.block_tokens) return impossible("tokens", h.tokens);
+  if (h.base_position < 0) return impossible("base_position", h.base_position);
   if (h.payload_bytes != sum_bytes) return impossible("payload_bytes", h.payload_bytes);
   if (encoded_bytes != nullptr) *encoded_bytes = kPrefixBytes + body_bytes;
   return h;
@@ -176,12 +182,17 @@ absl::Status VerifyPayload(const PlaneHeader& h, std::span<const std::byte> payl
   }
   size_t offset = 0;
   for (size_t i = 0; i < h.sections.size(); ++i) {
+    if (h.sections[i].bytes > payload.size() - offset) break;  // Only in a header that did not come from DecodePlaneHeader.
     const uint32_t crc = Crc32c(payload.subspan(offset, h.sections[i].bytes));
     if (crc != h.sections[i].crc32c) {
       return absl::DataLossError(absl::StrCat("plane ", h.key.ToString(), "/", PlaneKindName(h.kind), ": section ", i,
                                               " has CRC32C ", crc, ", the header says ", h.sections[i].crc32c));
     }
     offset += h.sections[i].bytes;
+  }
+  if (offset != payload.size()) {
+    return absl::DataLossError(absl::StrCat("plane ", h.key.ToString(), "/", PlaneKindName(h.kind), ": its sections cover ", offset,
+                                            " of ", payload.size(), " bytes"));
   }
   return absl::OkStatus();
 }

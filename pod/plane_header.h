@@ -51,7 +51,7 @@ absl::StatusOr<PlaneHeader> DecodePlaneHeader(absl::string_view bytes, size_t* e
 absl::Status CheckPlaneHeader(const PlaneHeader& header, const Layout& layout, const Identity& identity, const BlockKey& key,
                               PlaneKind kind);
 
-// Length and CRC32C of every section of a plane's payload, in order.
+// Length and CRC32C of every section of a plane's payload, in order. The payload has layout.plane_bytes(kind) bytes.
 std::vector<SectionSum> SumSections(const Layout& layout, PlaneKind kind, std::span<const std::byte> payload);
 
 // DATA_LOSS, naming the first wrong section, unless the payload matches the header's sums. Needs no layout, so a store can check too.

@@ -28,7 +28,8 @@ int64_t SinkEnd(const Window& window, int block_tokens);
 // Positions [RecentBegin, position] are near to the query at `position`. Grows with the position.
 int64_t RecentBegin(const Window& window, int block_tokens, int64_t position);
 
-// Whether the block that starts at `block_begin` (a multiple of block_tokens) is near to the query at `position`.
+// Whether the block that starts at `block_begin` (a multiple of block_tokens, at most `position`: no query sees a later block) is near
+// to the query at `position`.
 bool IsNear(const Window& window, int block_tokens, int64_t block_begin, int64_t position);
 
 }  // namespace perigee::pod

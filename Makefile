@@ -1,0 +1,37 @@
+# Two commands for a newcomer: make demo, make test. Each sets up, builds and runs what it says, alone, on a fresh Debian 12.
+PRESET ?= release
+BUILD  := build/$(PRESET)
+
+.PHONY: help setup build demo test bench asan tsan format clean
+
+help:
+	@echo 'make demo    set up, build, and run the main job end to end'
+	@echo 'make test    set up, build, and run every test'
+	@echo 'make bench   build and run the benchmarks (ROWS=kernels/ for some of them)'
+	@echo 'make asan    the tests under AddressSanitizer and UBSan;  make tsan: under ThreadSanitizer'
+	@echo 'make format  clang-format over the tree;  make clean: remove build/'
+
+setup:
+	@scripts/setup.sh
+
+build: setup
+	@[ -f $(BUILD)/build.ninja ] || cmake --preset $(PRESET) >$(if $(VERBOSE),/dev/stdout,/dev/null)
+	@cmake --build --preset $(PRESET)
+
+demo: build
+	@$(BUILD)/cluster/perigee demo --report build/demo/report.json
+
+test: build
+	@ctest --test-dir $(BUILD) --output-on-failure
+
+bench: build
+	@scripts/bench.sh $(BUILD) '$(ROWS)'
+
+asan tsan:
+	@$(MAKE) --no-print-directory test PRESET=$@
+
+format:
+	@git ls-files -z '*.h' '*.cc' | xargs -0 clang-format -i
+
+clean:
+	@rm -rf build

@@ -1,0 +1,127 @@
+#include "model/plane_cache.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "base/parallel.h"
+#include "base/status.h"
+#include "kernels/compress.h"
+#include "pod/window.h"
+
+namespace perigee::model {
+
+PlaneAllocator HeapPlanes() {
+  return [](size_t bytes) -> absl::StatusOr<PlaneBuffer> {
+    const size_t rounded = (bytes + pod::kPlaneAlignment - 1) / pod::kPlaneAlignment * pod::kPlaneAlignment;
+    auto* memory = static_cast<std::byte*>(std::aligned_alloc(pod::kPlaneAlignment, rounded));
+    if (memory == nullptr) return absl::ResourceExhaustedError(absl::StrCat("no memory for a plane of ", bytes, " bytes"));
+    std::memset(memory, 0, rounded);
+    return PlaneBuffer(memory, [](std::byte* p) { std::free(p); });
+  };
+}
+
+PlaneCache::PlaneCache(const pod::Layout* layout, const kernels::Rope* rope, int q_heads, PlaneAllocator allocator)
+    : layout_(layout), rope_(rope), q_heads_(q_heads), allocator_(std::move(allocator)) {
+  const pod::Plan& plan = layout->plan();
+  keeps_queries_.assign(static_cast<size_t>(plan.shape().layers), false);
+  if (plan.sharing() == pod::Sharing::kScore) {
+    for (int l = 0; l < plan.shape().layers; ++l) {
+      for (int h = 0; h < plan.shape().kv_heads; ++h) keeps_queries_[static_cast<size_t>(plan.slot(l, h).lead.layer)] = true;
+    }
+  }
+}
+
+absl::Status PlaneCache::AddBlock(CachedBlock block) {
+  if (block.position != tokens_ || block.tokens < 1 || block.tokens > layout_->block_tokens() ||
+      (!blocks_.empty() && blocks_.back().tokens != layout_->block_tokens())) {
+    return absl::InvalidArgumentError(absl::StrCat("a block of ", block.tokens, " tokens at position ", block.position,
+                                                   " does not continue a cache of ", tokens_, " tokens"));
+  }
+  if (block.tokens < layout_->block_tokens() && block.base_position != block.position) {
+    return absl::InvalidArgumentError(absl::StrCat("a block that is to be filled up must stand at its base position ",
+                                                   block.base_position, ", not at ", block.position));
+  }
+  tokens_ += block.tokens;
+  refs_.push_back({block.distant.get(), block.proximal.get(), block.position, block.base_position, block.tokens});
+  blocks_.push_back(std::move(block));
+  return absl::OkStatus();
+}
+
+void PlaneCache::RetireProximal(int64_t position, const std::function<bool(size_t block)>& keep) {
+  const pod::Window& window = layout_->plan().window();
+  const int64_t recent = pod::RecentBegin(window, layout_->block_tokens(), position);
+  const int64_t sink_end = pod::SinkEnd(window, layout_->block_tokens());
+  for (size_t& i = retired_until_; i < blocks_.size() && blocks_[i].position + layout_->block_tokens() <= recent; ++i) {
+    if (blocks_[i].position < sink_end || (keep && keep(i))) continue;
+    blocks_[i].proximal.reset();
+    refs_[i].proximal = nullptr;
+  }
+}
+
+// Room for `count` more tokens: fills the last block, then takes fresh ones.
+absl::Status PlaneCache::Grow(int count) {
+  const int block_tokens = layout_->block_tokens();
+  int64_t end = blocks_.empty() ? 0 : blocks_.back().position + blocks_.back().tokens;
+  const int64_t target = tokens_ + count;
+  while (end < target) {
+    if (blocks_.empty() || blocks_.back().tokens == block_tokens) {
+      CachedBlock block;
+      block.position = block.base_position = end;  // The transformer rotates fresh keys at their own positions.
+      const auto allocate = [&](pod::PlaneKind kind, PlaneBuffer& to) -> absl::Status {
+        if (layout_->plane_bytes(kind) == 0) return absl::OkStatus();
+        PERIGEE_ASSIGN_OR_RETURN(to, allocator_(layout_->plane_bytes(kind)));
+        return absl::OkStatus();
+      };
+      PERIGEE_RETURN_IF_ERROR(allocate(pod::PlaneKind::kDistant, block.distant));
+      PERIGEE_RETURN_IF_ERROR(allocate(pod::PlaneKind::kProximal, block.proximal));
+      PERIGEE_RETURN_IF_ERROR(allocate(pod::PlaneKind::kSummary, block.summary));
+      refs_.push_back({block.distant.get(), block.proximal.get(), block.position, block.base_position, 0});
+      blocks_.push_back(std::move(block));
+    }
+    CachedBlock& last = blocks_.back();
+    if (layout_->plane_bytes(pod::PlaneKind::kProximal) > 0 && last.proximal == nullptr) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("the block at position ", last.position, " is to be filled up but its proximal plane is not here"));
+    }
+    last.tokens = static_cast<int32_t>(std::min<int64_t>(block_tokens, target - last.position));
+    refs_.back().tokens = last.tokens;
+    end = last.position + last.tokens;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PlaneCache::Append(int layer, int count, const float* keys, const float* values) {
+  if (layer == 0) PERIGEE_RETURN_IF_ERROR(Grow(count));
+  const int block_tokens = layout_->block_tokens();
+  const size_t row = static_cast<size_t>(layout_->plan().shape().kv_heads) * static_cast<size_t>(layout_->plan().shape().head_dim);
+  const size_t first_block = static_cast<size_t>(tokens_ / block_tokens);
+  ParallelFor(blocks_.size() - first_block, [&](size_t i) {
+    const CachedBlock& block = blocks_[first_block + i];
+    const int64_t begin = std::max(tokens_, block.position);
+    const int64_t end = std::min(tokens_ + count, block.position + block_tokens);
+    const size_t offset = static_cast<size_t>(begin - tokens_) * row;
+    const kernels::MutableBlock planes{block.distant.get(), block.proximal.get(), block.summary.get()};
+    kernels::CompressLayer(*layout_, layer, keys + offset, values + offset, static_cast<int>(begin - block.position),
+                           static_cast<int>(end - begin), planes);
+    if (block.summary != nullptr) {
+      kernels::SummarizeLayer(*layout_, layer, static_cast<int>(end - block.position), planes);
+    }
+  });
+  return absl::OkStatus();
+}
+
+absl::Status PlaneCache::Attend(int layer, int count, std::span<const float* const> queries, float* out) {
+  kernels::AttentionInput input;
+  input.layout = layout_;
+  input.rope = rope_;
+  input.layer = layer;
+  input.q_heads = q_heads_;
+  input.first_position = tokens_;
+  input.query_count = count;
+  input.queries = queries;
+  input.blocks = refs_;
+  return kernels::Attend(input, out);
+}
+
+}  // namespace perigee::model

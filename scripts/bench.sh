@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Runs the benchmark programs whose rows begin with one of the given prefixes (all by default), prints one table and writes
+# build/bench/report.json. Usage: bench.sh BUILD_FOLDER 'PREFIX PREFIX ...'
+set -euo pipefail
+build=${1:?build folder} prefixes=${2:-}
+out=build/bench
+mkdir -p "$out"
+rm -f "$out"/*.json
+
+# program -> the room its rows begin with
+programs=(transfer_bench:transfer attention_bench:kernels)
+
+wanted() {
+  [ -z "$prefixes" ] && return 0
+  local p
+  for p in $prefixes; do
+    case "$1/" in "${p%%/*}"/*) return 0 ;; esac
+  done
+  return 1
+}
+for entry in "${programs[@]}"; do
+  program=${entry%%:*} room=${entry##*:}
+  wanted "$room" || continue
+  "$build/bench/$program" --json "$out/$program.json"
+done
+"$build/bench/merge_reports" "$out/report.json" "$prefixes" "$out"/*_bench.json

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Installs the Debian 12 packages that Perigee builds with, those that are missing, as root or through sudo. Says what it does; does
+# nothing, quietly, when all are there.
+set -euo pipefail
+
+packages=(
+  # Tools
+  g++ cmake ninja-build ccache pkg-config make git ca-certificates
+  protobuf-compiler protobuf-compiler-grpc
+  # Transport, control plane, storage
+  libucx-dev ucx-utils libgrpc++-dev libprotobuf-dev libabsl-dev librocksdb-dev liburing-dev
+  # Arithmetic
+  libdnnl-dev libhwy-dev libisal-dev
+  # Everything else a library does better
+  libssl-dev libzstd-dev libxxhash-dev libcli11-dev libspdlog-dev nlohmann-json3-dev libtomlplusplus-dev
+  libsentencepiece-dev libpcre2-dev prometheus-cpp-dev libcpp-httplib-dev
+  # Tests and benchmarks
+  libgtest-dev libgmock-dev libbenchmark-dev
+  # The demo's prose: the King James Bible, public domain
+  bible-kjv bible-kjv-text
+)
+
+missing=()
+for package in "${packages[@]}"; do
+  status=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)
+  [ "$status" = installed ] || missing+=("$package")
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+if ! command -v apt-get >/dev/null; then
+  echo "setup: this script knows Debian 12's packages; please install the equivalents of: ${missing[*]}" >&2
+  exit 1
+fi
+as_root=()
+if [ "$(id -u)" != 0 ]; then
+  if ! command -v sudo >/dev/null; then
+    echo "setup: ${#missing[@]} packages are missing; run as root: apt-get install ${missing[*]}" >&2
+    exit 1
+  fi
+  as_root=(sudo)
+fi
+echo "setup: installing ${#missing[@]} Debian packages: ${missing[*]}"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+run() {
+  if ! "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive "$@" >"$log" 2>&1; then
+    echo "setup: '$*' failed:" >&2
+    tail -n 20 "$log" >&2
+    exit 1
+  fi
+}
+run apt-get update
+run apt-get install -y --no-install-recommends "${missing[@]}"
+echo "setup: done"

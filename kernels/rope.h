@@ -2,13 +2,14 @@
 #ifndef PERIGEE_KERNELS_ROPE_H_
 #define PERIGEE_KERNELS_ROPE_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
 
 namespace perigee::kernels {
 
-// Angle per position of each pair, and a factor on cosine and sine (1 but for YaRN-like scalings).
+// Angle per position of each pair, in radians.
 struct Rope {
   std::vector<double> inverse_frequency;  // [head_dim / 2]
   int head_dim() const { return 2 * static_cast<int>(inverse_frequency.size()); }
@@ -26,6 +27,9 @@ Rope MakeLinearRope(int head_dim, double theta, double factor);
 
 // Rotates x[heads][head_dim] in place by `position` (any sign: a reused block's query is rotated by a difference of positions).
 void ApplyRope(const Rope& rope, int64_t position, int heads, float* x);
+
+// The same for x[rows][heads][head_dim], row r at first_position + r. Parallel inside.
+void ApplyRopeToRows(const Rope& rope, int64_t first_position, size_t rows, int heads, float* x);
 
 }  // namespace perigee::kernels
 

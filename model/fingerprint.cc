@@ -39,7 +39,6 @@ std::string EncodeConfig(const ModelConfig& config) {
   return out.Take();
 }
 
-// Large tensors are hashed in pieces of this size only so that pages of a mapped file come and go in order.
 std::vector<Digest> TensorDigests(const Checkpoint& checkpoint) {
   std::vector<const TensorView*> views;
   for (const auto& [name, view] : checkpoint.tensors()) views.push_back(&view);

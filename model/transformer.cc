@@ -7,6 +7,7 @@
 #include "base/status.h"
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
+#include "model/safetensors.h"
 
 namespace perigee::model {
 namespace {
@@ -29,7 +30,8 @@ const float* OrNull(const std::vector<float>& v) { return v.empty() ? nullptr : 
 
 absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Load(const std::string& folder) {
   PERIGEE_ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::Load(folder));
-  PERIGEE_ASSIGN_OR_RETURN(LlamaWeights weights, LlamaWeights::Load(folder, config));
+  PERIGEE_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(folder));
+  PERIGEE_ASSIGN_OR_RETURN(LlamaWeights weights, LoadWeights(config, checkpoint));
   return std::make_unique<Transformer>(std::move(config), std::move(weights));
 }
 
@@ -109,9 +111,8 @@ absl::Status Transformer::Forward(std::span<const int32_t> tokens, KvCache& cach
   const size_t rows = which == Logits::kAll ? n : 1;
   const float* tail = &x[(n - rows) * hidden];
   kernels::RmsNorm(tail, weights_.final_norm.data(), epsilon, rows, hidden, normed.data());
-  const std::vector<float>& head = weights_.lm_head.empty() ? weights_.embed : weights_.lm_head;
   logits->resize(rows * static_cast<size_t>(config_.vocab));
-  kernels::Gemm(normed.data(), rows, hidden, head.data(), static_cast<size_t>(config_.vocab), nullptr, logits->data());
+  kernels::Gemm(normed.data(), rows, hidden, weights_.head().data(), static_cast<size_t>(config_.vocab), nullptr, logits->data());
   return absl::OkStatus();
 }
 

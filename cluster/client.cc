@@ -1,0 +1,151 @@
+#include "cluster/client.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <nlohmann/json.hpp>
+
+#include "absl/time/clock.h"
+#include "base/file.h"
+#include "base/status.h"
+#include "proto/grpc_status.h"
+
+namespace perigee::cluster {
+namespace {
+
+constexpr int kMaxAttempts = 3;
+
+std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(64 << 20);
+  // A node that comes back should be found at once, not after gRPC's minute-long back-off.
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 50);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
+  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+}
+
+template <typename Stub>
+absl::StatusOr<v1::NodeInfo> Info(Stub& stub, const std::string& what, absl::Duration timeout) {
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+  v1::NodeInfo info;
+  PERIGEE_RETURN_IF_ERROR(Annotate(FromGrpc(stub.Info(&context, v1::NodeInfoRequest(), &info)), what));
+  return info;
+}
+
+}  // namespace
+
+absl::StatusOr<ClusterAddresses> ClusterAddresses::Read(const std::string& path) {
+  absl::StatusOr<std::string> text = ReadFile(path, 1 << 20);
+  if (!text.ok()) {
+    return absl::NotFoundError(absl::StrCat("no cluster is described in ", path, " (", text.status().message(),
+                                            "): start one with 'perigee up', or name another file with --cluster"));
+  }
+  const auto json = nlohmann::json::parse(*text, nullptr, false);
+  ClusterAddresses out;
+  const auto read = [&](const char* field, std::string& to) {
+    if (!json.is_object() || !json.contains(field) || !json[field].is_string()) {
+      return absl::InvalidArgumentError(absl::StrCat(path, ": '", field, "' is missing or not a string"));
+    }
+    to = json[field].template get<std::string>();
+    return absl::OkStatus();
+  };
+  PERIGEE_RETURN_IF_ERROR(read("store", out.store));
+  PERIGEE_RETURN_IF_ERROR(read("prefill", out.prefill));
+  PERIGEE_RETURN_IF_ERROR(read("decode", out.decode));
+  return out;
+}
+
+absl::Status ClusterAddresses::Write(const std::string& path) const {
+  const nlohmann::ordered_json json = {{"store", store}, {"prefill", prefill}, {"decode", decode}};
+  return WriteFileAtomically(path, json.dump(2) + "\n");
+}
+
+ClusterClient::ClusterClient(const ClusterAddresses& addresses)
+    : addresses_(addresses),
+      prefill_(v1::PrefillNode::NewStub(Connect(addresses.prefill))),
+      decode_(v1::DecodeNode::NewStub(Connect(addresses.decode))) {}
+
+absl::StatusOr<v1::NodeInfo> ClusterClient::PrefillInfo(absl::Duration timeout) {
+  return Info(*prefill_, absl::StrCat("prefill node ", addresses_.prefill), timeout);
+}
+
+absl::StatusOr<v1::NodeInfo> ClusterClient::DecodeInfo(absl::Duration timeout) {
+  return Info(*decode_, absl::StrCat("decode node ", addresses_.decode), timeout);
+}
+
+absl::StatusOr<GenerateResult> ClusterClient::Generate(const GenerateOptions& options,
+                                                       const std::function<void(absl::string_view)>& on_text) {
+  const absl::Time start = absl::Now();
+  const absl::Time deadline = start + options.timeout;
+  v1::PrefillRequest prefill;
+  prefill.mutable_scope()->set_tenant(options.tenant);
+  prefill.mutable_scope()->set_salt(options.salt);
+  prefill.set_no_bos(options.no_bos);
+  if (!options.token_ids.empty()) {
+    prefill.add_segments()->mutable_tokens()->mutable_ids()->Assign(options.token_ids.begin(), options.token_ids.end());
+  } else {
+    for (const std::string& segment : options.segments) prefill.add_segments()->set_text(segment);
+  }
+
+  for (int attempt = 1;; ++attempt) {
+    GenerateResult result;
+    result.attempts = attempt;
+    {
+      grpc::ClientContext context;
+      context.set_deadline(absl::ToChronoTime(deadline));
+      PERIGEE_RETURN_IF_ERROR(Annotate(FromGrpc(prefill_->Prefill(&context, prefill, &result.prefill)),
+                                       absl::StrCat("prefill node ", addresses_.prefill)));
+    }
+    v1::GenerateRequest request;
+    *request.mutable_scope() = prefill.scope();
+    *request.mutable_token_ids() = result.prefill.token_ids();
+    request.set_max_tokens(options.max_tokens);
+    request.set_temperature(static_cast<float>(options.temperature));
+    request.set_top_p(static_cast<float>(options.top_p));
+    request.set_top_k(options.top_k);
+    request.set_seed(options.seed);
+    request.set_ignore_eos(options.ignore_eos);
+    request.set_return_logits(options.return_logits);
+    for (const std::string& stop : options.stop) request.add_stop(stop);
+    const absl::Status status = Decode(options, request, start, deadline, on_text, result);
+    if (status.ok()) return result;
+    const bool retryable = absl::IsNotFound(status) && result.token_ids.empty() && attempt < kMaxAttempts;
+    if (!retryable) return Annotate(status, absl::StrCat("decode node ", addresses_.decode));
+  }
+}
+
+absl::Status ClusterClient::Decode(const GenerateOptions& options, const v1::GenerateRequest& request, absl::Time start,
+                                   absl::Time deadline, const std::function<void(absl::string_view)>& on_text,
+                                   GenerateResult& result) {
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(deadline));
+  std::unique_ptr<grpc::ClientReader<v1::GenerateEvent>> reader = decode_->Generate(&context, request);
+  v1::GenerateEvent event;
+  absl::Time first;
+  absl::Time last;
+  while (reader->Read(&event)) {
+    if (event.has_started()) result.started = event.started();
+    if (event.has_finished()) result.finished = event.finished();
+    if (event.has_token()) {
+      last = absl::Now();
+      if (result.token_ids.empty()) {
+        first = last;
+        result.time_to_first_token = first - start;
+      }
+      result.token_ids.push_back(event.token().id());
+      if (options.return_logits) {
+        result.logits.emplace_back(event.token().logits().begin(), event.token().logits().end());
+      }
+    }
+    const std::string& piece = event.has_token() ? event.token().text() : event.finished().text();
+    result.text += piece;
+    if (on_text && !piece.empty()) on_text(piece);
+  }
+  PERIGEE_RETURN_IF_ERROR(FromGrpc(reader->Finish()));
+  if (result.token_ids.size() > 1 && last > first) {
+    result.tokens_per_s = static_cast<double>(result.token_ids.size() - 1) / absl::ToDoubleSeconds(last - first);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace perigee::cluster

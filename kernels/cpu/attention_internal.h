@@ -1,0 +1,90 @@
+// Internal to kernels/: how Attend is cut into units, and what the SIMD code is given.
+//
+// A unit is (kv head, range of rows, range of blocks); it yields one partial softmax state per row. A row is one (query, query head of the
+// group); rows are numbered query * R + head, R = q_heads / kv_heads, so a group's heads stand side by side and read each tile once.
+//
+// Scores are kept unscaled and in units of a power of two per row: queries are multiplied by 2^-e, chosen so that no dot product with a
+// finite key can overflow; the softmax takes exp2((s - m) * exponent_scale). Probabilities carry a common factor 2^-24, so that the sum
+// of up to 2^24 values of any finite size cannot overflow either. Both factors are exact and cancel.
+#ifndef PERIGEE_KERNELS_CPU_ATTENTION_INTERNAL_H_
+#define PERIGEE_KERNELS_CPU_ATTENTION_INTERNAL_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "kernels/attention.h"
+
+namespace perigee::kernels::internal {
+
+inline constexpr int kTileRows = 64;  // Rows of one unit of the tile path: lanes of its small matrix products.
+
+// Rotation of a query by the negative of one block offset.
+struct Rotation {
+  int64_t offset = 0;               // position - base_position.
+  std::vector<float> cosine, sine;  // [head_dim / 2]; empty where offset is 0.
+};
+
+struct OrderedBlock {
+  int32_t index = 0;     // Into AttentionInput::blocks.
+  int32_t rotation = 0;  // Into Call::rotations.
+};
+
+struct Call {
+  const AttentionInput* input = nullptr;
+  int head_dim = 0;
+  int block_tokens = 0;
+  int group = 0;  // R: query heads per kv head.
+  std::vector<Rotation> rotations;
+  std::vector<OrderedBlock> order;  // Blocks that some query sees; those of one rotation stand together.
+};
+
+// What one kv head reads: tiles and the query heads that meet them.
+struct HeadPlan {
+  pod::SlotTiles tiles;
+  const float* near_queries = nullptr;  // [query][q_heads][head_dim], advanced to the group's first head.
+  const float* far_queries = nullptr;
+  bool has_far = false;
+  bool uniform = false;  // Near and far are the same tiles and the same query: no distinction.
+};
+HeadPlan PlanHead(const Call& call, int kv_head);
+
+inline const std::byte* TileData(const BlockRef& block, const pod::Tile& tile) {
+  return (tile.plane == pod::PlaneKind::kProximal ? block.proximal : block.distant) + tile.offset_bytes;
+}
+
+// Unfinished softmax of one row: out = o / l. No token seen: m = -inf, l = 0, o = 0.
+struct PartialState {
+  float* m;  // [rows] largest score so far
+  float* l;  // [rows] sum of exp2((s - m) * exponent_scale)
+  float* o;  // [rows][head_dim]
+};
+
+// 2^-e and the matching exponent scale (log2(e) / sqrt(head_dim) * 2^e) of one row, from its near and far query.
+struct RowScale {
+  float query_scale = 1;
+  float exponent_scale = 1;
+};
+RowScale ScaleRow(const float* near_query, const float* far_query, int head_dim);
+
+// dst = query * query_scale, rotated.
+void PackRow(const Rotation& rotation, const float* query, float query_scale, int head_dim, float* dst);
+
+// The SIMD entry points (attention_simd.cc). Rows [first_row, first_row + rows), blocks order[begin, end).
+// Tile path: any number of rows up to kTileRows. Dot path: rows of one query, where CanDot says so.
+void AttendTile(const Call& call, int kv_head, int64_t first_row, int rows, size_t begin, size_t end, const PartialState& out);
+void AttendDot(const Call& call, int kv_head, int64_t first_row, int rows, size_t begin, size_t end, const PartialState& out);
+inline bool CanDot(int head_dim) { return head_dim % 8 == 0; }
+
+// For tests: forces a path or a number of splits.
+struct Tuning {
+  enum class Path { kAuto, kTile, kDot };
+  Path path = Path::kAuto;
+  int splits = 0;  // Of the blocks; 0: chosen from the number of threads.
+};
+absl::Status AttendTuned(const AttentionInput& input, const Tuning& tuning, float* out);
+
+}  // namespace perigee::kernels::internal
+
+#endif  // PERIGEE_KERNELS_CPU_ATTENTION_INTERNAL_H_

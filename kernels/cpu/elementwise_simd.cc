@@ -1,0 +1,142 @@
+// RmsNorm, SwiGlu, AddInPlace and the matrix-vector product of decoding.
+#include <cmath>
+
+#include "base/parallel.h"
+#include "kernels/cpu/matvec.h"
+#include "kernels/elementwise.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/elementwise_simd.cc"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+#include "kernels/cpu/math-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace perigee::kernels {
+namespace HWY_NAMESPACE {
+
+using DF = hn::ScalableTag<float>;
+
+// sum_i a[i] * b[i], in four partial sums.
+HWY_INLINE float DotProduct(const float* HWY_RESTRICT a, const float* HWY_RESTRICT b, size_t n) {
+  const DF d;
+  const size_t lanes = hn::Lanes(d);
+  auto s0 = hn::Zero(d), s1 = s0, s2 = s0, s3 = s0;
+  size_t i = 0;
+  for (; i + 4 * lanes <= n; i += 4 * lanes) {
+    s0 = hn::MulAdd(hn::LoadU(d, a + i), hn::LoadU(d, b + i), s0);
+    s1 = hn::MulAdd(hn::LoadU(d, a + i + lanes), hn::LoadU(d, b + i + lanes), s1);
+    s2 = hn::MulAdd(hn::LoadU(d, a + i + 2 * lanes), hn::LoadU(d, b + i + 2 * lanes), s2);
+    s3 = hn::MulAdd(hn::LoadU(d, a + i + 3 * lanes), hn::LoadU(d, b + i + 3 * lanes), s3);
+  }
+  for (; i + lanes <= n; i += lanes) s0 = hn::MulAdd(hn::LoadU(d, a + i), hn::LoadU(d, b + i), s0);
+  float sum = hn::GetLane(hn::SumOfLanes(d, hn::Add(hn::Add(s0, s1), hn::Add(s2, s3))));
+  for (; i < n; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+void RmsNormRow(const float* x, const float* weight, float epsilon, size_t columns, float* out) {
+  const DF d;
+  const size_t lanes = hn::Lanes(d);
+  const float scale = 1.0f / std::sqrt(DotProduct(x, x, columns) / static_cast<float>(columns) + epsilon);
+  size_t i = 0;
+  for (; i + lanes <= columns; i += lanes) {
+    hn::StoreU(hn::Mul(hn::Mul(hn::LoadU(d, x + i), hn::Set(d, scale)), hn::LoadU(d, weight + i)), d, out + i);
+  }
+  for (; i < columns; ++i) out[i] = x[i] * scale * weight[i];
+}
+
+template <class D>
+HWY_INLINE void SwiGluVector(D d, const float* gate, const float* up, float* out) {
+  const auto z = hn::LoadU(d, gate);
+  // exp(-z), held below overflow: beyond 2^126 silu(z) is below 10^-35 anyway.
+  const auto e = Exp2(d, hn::Min(hn::Set(d, 126.0f), hn::Mul(z, hn::Set(d, -1.44269504f))));
+  hn::StoreU(hn::Mul(hn::Div(z, hn::Add(hn::Set(d, 1.0f), e)), hn::LoadU(d, up)), d, out);
+}
+
+void SwiGluPart(const float* gate, const float* up, size_t n, float* out) {
+  const DF d;
+  const size_t lanes = hn::Lanes(d);
+  size_t i = 0;
+  for (; i + lanes <= n; i += lanes) SwiGluVector(d, gate + i, up + i, out + i);
+  const hn::CappedTag<float, 1> d1;
+  for (; i < n; ++i) SwiGluVector(d1, gate + i, up + i, out + i);
+}
+
+void AddPart(float* x, const float* y, size_t n) {
+  const DF d;
+  const size_t lanes = hn::Lanes(d);
+  size_t i = 0;
+  for (; i + lanes <= n; i += lanes) hn::StoreU(hn::Add(hn::LoadU(d, x + i), hn::LoadU(d, y + i)), d, x + i);
+  for (; i < n; ++i) x[i] += y[i];
+}
+
+// out[row * out_stride + j] for weight rows j in [begin, end). A weight row is read from memory once: for the second row of x it is in
+// the cache. Every row is summed in the same order whatever their number.
+void MatVecPart(const float* x, size_t rows, size_t k, const float* weight, size_t begin, size_t end, const float* bias,
+                float* out, size_t out_stride) {
+  for (size_t j = begin; j < end; ++j) {
+    for (size_t r = 0; r < rows; ++r) {
+      out[r * out_stride + j] = DotProduct(x + r * k, weight + j * k, k) + (bias == nullptr ? 0.0f : bias[j]);
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace perigee::kernels
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace perigee::kernels {
+
+HWY_EXPORT(RmsNormRow);
+HWY_EXPORT(SwiGluPart);
+HWY_EXPORT(AddPart);
+HWY_EXPORT(MatVecPart);
+
+namespace {
+
+// Elements of one parallel task: below this, waking a thread costs more than the work.
+constexpr size_t kTaskElements = 32768;
+
+}  // namespace
+
+void RmsNorm(const float* x, const float* weight, float epsilon, size_t rows, size_t columns, float* out) {
+  const auto norm = HWY_DYNAMIC_DISPATCH(RmsNormRow);
+  const size_t rows_per_task = kTaskElements / std::max<size_t>(1, columns) + 1;
+  ParallelFor((rows + rows_per_task - 1) / rows_per_task, [&](size_t task) {
+    for (size_t r = task * rows_per_task; r < std::min(rows, (task + 1) * rows_per_task); ++r) {
+      norm(x + r * columns, weight, epsilon, columns, out + r * columns);
+    }
+  });
+}
+
+void SwiGlu(const float* gate, const float* up, size_t n, float* out) {
+  const auto part = HWY_DYNAMIC_DISPATCH(SwiGluPart);
+  ParallelFor((n + kTaskElements - 1) / kTaskElements, [&](size_t task) {
+    const size_t begin = task * kTaskElements, end = std::min(n, begin + kTaskElements);
+    part(gate + begin, up + begin, end - begin, out + begin);
+  });
+}
+
+void AddInPlace(float* x, const float* y, size_t n) {
+  const auto part = HWY_DYNAMIC_DISPATCH(AddPart);
+  ParallelFor((n + kTaskElements - 1) / kTaskElements, [&](size_t task) {
+    const size_t begin = task * kTaskElements, end = std::min(n, begin + kTaskElements);
+    part(x + begin, y + begin, end - begin);
+  });
+}
+
+namespace internal {
+
+void MatVec(const float* x, size_t rows, size_t k, const float* weight, size_t n, const float* bias, float* out) {
+  const auto part = HWY_DYNAMIC_DISPATCH(MatVecPart);
+  const size_t per_task = kTaskElements / std::max<size_t>(1, k) + 1;
+  ParallelFor((n + per_task - 1) / per_task, [&](size_t task) {
+    part(x, rows, k, weight, task * per_task, std::min(n, (task + 1) * per_task), bias, out, n);
+  });
+}
+
+}  // namespace internal
+}  // namespace perigee::kernels
+#endif  // HWY_ONCE

@@ -1,0 +1,182 @@
+#include "kvstore/segment_record.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "base/bytes.h"
+#include "base/crc32c.h"
+#include "base/status.h"
+
+namespace perigee::kvstore {
+namespace {
+
+constexpr absl::string_view kMagic("PGREC001", 8);
+constexpr uint16_t kVersion = 1;
+constexpr uint8_t kIndexVersion = 1;
+constexpr size_t kCrcOffset = 84;
+constexpr size_t kFixedBytes = 88;
+// Keeps sums of offsets and lengths far from overflow.
+constexpr uint64_t kMaxPayloadBytes = uint64_t{1} << 40;
+
+uint32_t HeadCrc(absl::string_view head) {
+  return Crc32c(AsBytes(head.substr(kFixedBytes)), Crc32c(AsBytes(head.substr(0, kCrcOffset))));
+}
+
+absl::Status Wrong(const PlaneId& id, absl::string_view what) {
+  return absl::DataLossError(absl::StrCat("record of ", id.ToString(), ": ", what));
+}
+
+}  // namespace
+
+PlaneMeta MetaOf(const pod::PlaneHeader& header, int64_t created_unix_us) {
+  return PlaneMeta{.payload_bytes = header.payload_bytes,
+                   .created_unix_us = created_unix_us,
+                   .base_position = header.base_position,
+                   .tokens = header.tokens,
+                   .tenant = header.tenant};
+}
+
+std::string EncodeRecordHead(const PlaneId& id, absl::string_view encoded_header, uint64_t payload_bytes,
+                             int64_t created_unix_us) {
+  const uint64_t payload_offset = RoundUpToPage(kFixedBytes + encoded_header.size());
+  ByteWriter w;
+  w.Raw(kMagic);
+  w.U16(kVersion);
+  w.U16(0);
+  w.U32(static_cast<uint32_t>(encoded_header.size()));
+  w.U64(payload_bytes);
+  w.U64(payload_offset);
+  w.U64(payload_offset + RoundUpToPage(payload_bytes));
+  w.U64(static_cast<uint64_t>(created_unix_us));
+  w.Raw(AsView(id.key.digest));
+  w.U8(static_cast<uint8_t>(id.kind));
+  w.U8(0);
+  w.U16(0);
+  w.U32(0);  // The checksum's place.
+  w.Raw(encoded_header);
+  std::string head = w.Take();
+  head.resize(payload_offset, '\0');
+  ByteWriter crc;
+  crc.U32(HeadCrc(head));
+  head.replace(kCrcOffset, 4, crc.bytes());
+  return head;
+}
+
+absl::StatusOr<RecordHead> DecodeRecordHead(absl::string_view head, const PlaneId& id, uint64_t payload_bytes) {
+  if (head.size() < kFixedBytes || head.size() % kPageBytes != 0) {
+    return Wrong(id, absl::StrCat("a head of ", head.size(), " bytes is impossible"));
+  }
+  ByteReader r(head);
+  if (r.Raw(kMagic.size()) != kMagic) return Wrong(id, "wrong magic");
+  const uint16_t version = r.U16();
+  r.U16();
+  const uint32_t header_bytes = r.U32();
+  const uint64_t payload = r.U64();
+  const uint64_t payload_offset = r.U64();
+  const uint64_t record_bytes = r.U64();
+  const int64_t created = static_cast<int64_t>(r.U64());
+  const absl::string_view key = r.Raw(id.key.digest.size());
+  const uint8_t kind = r.U8();
+  r.U8();
+  r.U16();
+  const uint32_t crc = r.U32();
+  if (crc != HeadCrc(head)) return Wrong(id, "the head's checksum does not match");
+  if (version != kVersion) {
+    return absl::FailedPreconditionError(absl::StrCat("record of ", id.ToString(), ": version ", version,
+                                                      " is not known; this build reads version ", kVersion));
+  }
+  if (key != AsView(id.key.digest) || kind != static_cast<uint8_t>(id.kind)) {
+    return Wrong(id, "it holds another plane");
+  }
+  if (payload != payload_bytes || header_bytes > kMaxHeaderBytes || payload_offset != head.size() ||
+      payload_offset != RoundUpToPage(kFixedBytes + uint64_t{header_bytes}) || payload_bytes > kMaxPayloadBytes ||
+      record_bytes != payload_offset + RoundUpToPage(payload_bytes)) {
+    return Wrong(id, "its lengths do not agree with the index");
+  }
+  RecordHead out;
+  out.encoded_header = std::string(head.substr(kFixedBytes, header_bytes));
+  out.created_unix_us = created;
+  size_t used = 0;
+  PERIGEE_ASSIGN_OR_RETURN(out.header, pod::DecodePlaneHeader(out.encoded_header, &used));
+  if (used != header_bytes) return Wrong(id, "bytes follow the plane header");
+  const absl::string_view padding = head.substr(kFixedBytes + header_bytes);
+  if (std::any_of(padding.begin(), padding.end(), [](char c) { return c != 0; })) {
+    return Wrong(id, "the head's padding is not zero");
+  }
+  if (out.header.key != id.key || out.header.kind != id.kind || out.header.payload_bytes != payload_bytes) {
+    return Wrong(id, "its plane header is of another plane");
+  }
+  return out;
+}
+
+absl::StatusOr<RecordHead> VerifyRecord(absl::string_view head, std::span<const std::byte> padded_payload, const PlaneId& id,
+                                        uint64_t payload_bytes) {
+  PERIGEE_ASSIGN_OR_RETURN(RecordHead record, DecodeRecordHead(head, id, payload_bytes));
+  if (padded_payload.size() != RoundUpToPage(payload_bytes)) {
+    return Wrong(id, absl::StrCat(padded_payload.size(), " bytes of payload and padding for a payload of ", payload_bytes));
+  }
+  PERIGEE_RETURN_IF_ERROR(pod::VerifyPayload(record.header, padded_payload.first(payload_bytes)));
+  const auto padding = padded_payload.subspan(payload_bytes);
+  if (std::any_of(padding.begin(), padding.end(), [](std::byte b) { return b != std::byte{0}; })) {
+    return Wrong(id, "the padding after the payload is not zero");
+  }
+  return record;
+}
+
+std::string EncodeIndexKey(const PlaneId& id) {
+  std::string key(AsView(id.key.digest));
+  key.push_back(static_cast<char>(id.kind));
+  return key;
+}
+
+std::string EncodeIndexValue(const PlaneId& id, const SsdLocation& location, const PlaneMeta& meta) {
+  ByteWriter w;
+  w.U8(kIndexVersion);
+  w.U64(location.segment);
+  w.U64(location.offset);
+  w.U32(location.head_bytes);
+  w.U64(location.payload_bytes);
+  w.U64(static_cast<uint64_t>(meta.created_unix_us));
+  w.U64(static_cast<uint64_t>(meta.base_position));
+  w.U32(static_cast<uint32_t>(meta.tokens));
+  w.Counted(meta.tenant);
+  w.U32(Crc32c(AsBytes(w.bytes()), Crc32c(AsBytes(EncodeIndexKey(id)))));
+  return w.Take();
+}
+
+absl::StatusOr<IndexEntry> DecodeIndexEntry(absl::string_view key, absl::string_view value) {
+  const auto wrong = [&](absl::string_view what) {
+    return absl::DataLossError(absl::StrCat("index entry of ", key.size(), "+", value.size(), " bytes: ", what));
+  };
+  IndexEntry e;
+  if (key.size() != e.id.key.digest.size() + 1 || value.size() < 4) return wrong("impossible length");
+  std::copy_n(key.begin(), e.id.key.digest.size(), e.id.key.digest.begin());
+  const uint8_t kind = static_cast<uint8_t>(key.back());
+  if (kind < 1 || kind > 3) return wrong("impossible plane kind");
+  e.id.kind = static_cast<pod::PlaneKind>(kind);
+  const absl::string_view body = value.substr(0, value.size() - 4);
+  ByteReader tail(value.substr(value.size() - 4));
+  if (tail.U32() != Crc32c(AsBytes(body), Crc32c(AsBytes(key)))) return wrong("checksum does not match");
+  ByteReader r(body);
+  const uint8_t version = r.U8();
+  if (version != kIndexVersion) return wrong(absl::StrCat("unknown version ", static_cast<int>(version)));
+  e.location.segment = r.U64();
+  e.location.offset = r.U64();
+  e.location.head_bytes = r.U32();
+  e.location.payload_bytes = r.U64();
+  e.meta.payload_bytes = e.location.payload_bytes;
+  e.meta.created_unix_us = static_cast<int64_t>(r.U64());
+  e.meta.base_position = static_cast<int64_t>(r.U64());
+  e.meta.tokens = static_cast<int32_t>(r.U32());
+  e.meta.tenant = std::string(r.Counted());
+  if (!r.ok() || r.remaining() != 0) return wrong("its fields do not fill it");
+  const SsdLocation& l = e.location;
+  if (l.offset % kPageBytes != 0 || l.head_bytes % kPageBytes != 0 || l.head_bytes == 0 ||
+      l.head_bytes > RoundUpToPage(kFixedBytes + kMaxHeaderBytes) || l.payload_bytes == 0 ||
+      l.payload_bytes > kMaxPayloadBytes || l.offset > kMaxPayloadBytes) {
+    return wrong("impossible location");
+  }
+  return e;
+}
+
+}  // namespace perigee::kvstore

@@ -1,0 +1,96 @@
+// The record: one plane in a segment file, and the index entry that points to it.
+//
+// A segment file (segments/NNNNNNNN.seg, the number in 8 or more decimal digits) is a run of records without a file header; records
+// start on multiples of 4096 and are written once. All numbers are little-endian.
+//
+//   offset  bytes  record
+//        0      8  magic "PGREC001"
+//        8      2  version, 1
+//       10      2  zero
+//       12      4  H: bytes of the encoded plane header (1 .. 1 MiB)
+//       16      8  P: bytes of payload (> 0)
+//       24      8  offset of the payload from the record's start: 88 + H rounded up to 4096
+//       32      8  bytes of the whole record: payload offset + (P rounded up to 4096)
+//       40      8  created, Unix microseconds
+//       48     32  block key
+//       80      1  plane kind
+//       81      3  zero
+//       84      4  CRC32C over bytes [0, 84) followed by bytes [88, payload offset)
+//       88      H  the plane header, as pod::EncodePlaneHeader writes it (it has its own checksum, and the payload's)
+//   88 + H      .  zeros up to the payload's offset
+//        .      P  payload
+//        .      .  zeros up to the record's end
+//
+// Every byte is covered: the head by its CRC32C, the payload by the plane header's section checksums, the padding by having to be zero.
+//
+// The index is a RocksDB database. Key: the 32 bytes of the block key, then the plane kind's byte. Value:
+//
+//   u8 version, 1 | u64 segment | u64 offset | u32 head bytes (= payload offset) | u64 P | i64 created, Unix us | i64 base position |
+//   u32 tokens | u32 length, tenant | u32 CRC32C over the database key followed by the value before this field
+#ifndef PERIGEE_KVSTORE_SEGMENT_RECORD_H_
+#define PERIGEE_KVSTORE_SEGMENT_RECORD_H_
+
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "kvstore/plane_id.h"
+#include "pod/plane_header.h"
+
+namespace perigee::kvstore {
+
+// Where a record lies.
+struct SsdLocation {
+  uint64_t segment = 0;
+  uint64_t offset = 0;
+  uint32_t head_bytes = 0;     // a multiple of kPageBytes
+  uint64_t payload_bytes = 0;
+
+  uint64_t record_bytes() const { return head_bytes + RoundUpToPage(payload_bytes); }
+  friend bool operator==(const SsdLocation&, const SsdLocation&) = default;
+};
+
+// What the store remembers of a plane without looking at its bytes.
+struct PlaneMeta {
+  uint64_t payload_bytes = 0;
+  int64_t created_unix_us = 0;
+  int64_t base_position = 0;
+  int32_t tokens = 0;
+  std::string tenant;
+  friend bool operator==(const PlaneMeta&, const PlaneMeta&) = default;
+};
+PlaneMeta MetaOf(const pod::PlaneHeader& header, int64_t created_unix_us);
+
+// The head: everything in front of the payload, padding included. encoded_header: at most kMaxHeaderBytes.
+std::string EncodeRecordHead(const PlaneId& id, absl::string_view encoded_header, uint64_t payload_bytes,
+                             int64_t created_unix_us);
+
+struct RecordHead {
+  std::string encoded_header;
+  pod::PlaneHeader header;
+  int64_t created_unix_us = 0;
+};
+// head: exactly the bytes in front of the payload. DATA_LOSS or FAILED_PRECONDITION unless it is, without a wrong bit, the head of `id`
+// with that payload length.
+absl::StatusOr<RecordHead> DecodeRecordHead(absl::string_view head, const PlaneId& id, uint64_t payload_bytes);
+
+// Head, payload checksums and trailing padding. padded_payload: the payload and the zeros that follow it in the record.
+absl::StatusOr<RecordHead> VerifyRecord(absl::string_view head, std::span<const std::byte> padded_payload, const PlaneId& id,
+                                        uint64_t payload_bytes);
+
+std::string EncodeIndexKey(const PlaneId& id);
+std::string EncodeIndexValue(const PlaneId& id, const SsdLocation& location, const PlaneMeta& meta);
+struct IndexEntry {
+  PlaneId id;
+  SsdLocation location;
+  PlaneMeta meta;
+};
+// DATA_LOSS for anything that the two functions above did not write.
+absl::StatusOr<IndexEntry> DecodeIndexEntry(absl::string_view key, absl::string_view value);
+
+}  // namespace perigee::kvstore
+
+#endif  // PERIGEE_KVSTORE_SEGMENT_RECORD_H_

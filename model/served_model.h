@@ -1,0 +1,48 @@
+// One model as a node serves it: weights, tokenizer, plan, layout, and the identity of the blocks that it writes and reads.
+//
+// Immutable after Load; any thread may use it.
+#ifndef PERIGEE_MODEL_SERVED_MODEL_H_
+#define PERIGEE_MODEL_SERVED_MODEL_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "model/tokenizer.h"
+#include "model/transformer.h"
+#include "pod/block_key.h"
+#include "pod/layout.h"
+
+namespace perigee::model {
+
+struct ServedModelOptions {
+  std::string folder;     // Hugging Face files.
+  std::string plan_file;  // "": plan.json in the folder where there is one, else the identity plan. "identity": the identity plan.
+  int block_tokens = 64;
+};
+
+class ServedModel {
+ public:
+  // FAILED_PRECONDITION when the plan is another model's.
+  static absl::StatusOr<std::unique_ptr<ServedModel>> Load(const ServedModelOptions& options);
+
+  const Transformer& transformer() const { return *transformer_; }
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
+  const pod::Layout& layout() const { return layout_; }
+  const pod::Plan& plan() const { return layout_.plan(); }
+  const Digest& fingerprint() const { return plan().model_fingerprint(); }
+  const std::string& name() const { return name_; }
+
+  pod::Identity IdentityFor(const std::string& tenant, const std::string& salt) const;
+
+ private:
+  explicit ServedModel(pod::Layout layout) : layout_(std::move(layout)) {}
+  std::string name_;
+  std::unique_ptr<Transformer> transformer_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  pod::Layout layout_;
+};
+
+}  // namespace perigee::model
+
+#endif  // PERIGEE_MODEL_SERVED_MODEL_H_

@@ -1,0 +1,201 @@
+#include "transport/connection.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+#include "transport/core.h"
+
+namespace perigee::transport {
+namespace {
+
+using internal::Batch;
+using internal::BatchKind;
+using internal::Core;
+using internal::Endpoint;
+using internal::Piece;
+
+absl::Status NotOpen() { return absl::FailedPreconditionError("this Connection is empty; make one with Engine::Connect"); }
+
+}  // namespace
+
+TransferHandle& TransferHandle::operator=(TransferHandle&& other) noexcept {
+  if (this != &other) {
+    Finish();
+    batch_ = std::move(other.batch_);
+  }
+  return *this;
+}
+
+TransferHandle::~TransferHandle() { Finish(); }
+
+void TransferHandle::Finish() {
+  if (batch_ != nullptr) batch_->done.WaitForNotification();
+  batch_ = nullptr;
+}
+
+bool TransferHandle::done() const { return batch_ == nullptr || batch_->done.HasBeenNotified(); }
+
+absl::Status TransferHandle::Wait(absl::Time until) {
+  if (batch_ == nullptr) return absl::FailedPreconditionError("this TransferHandle is empty");
+  if (!batch_->done.WaitForNotificationWithDeadline(until)) {
+    return absl::DeadlineExceededError("the transfer is still under way");
+  }
+  return batch_->result;
+}
+
+Connection& Connection::operator=(Connection&& other) noexcept {
+  if (this != &other) {
+    Close();
+    endpoint_ = std::move(other.endpoint_);
+  }
+  return *this;
+}
+
+Connection::~Connection() { Close(); }
+
+void Connection::Close() {
+  if (endpoint_ == nullptr) return;
+  endpoint_->core->Post([endpoint = endpoint_] {
+    endpoint->core->FailEndpoint(endpoint.get(),
+                                 absl::CancelledError(absl::StrCat("the connection to ", endpoint->peer_name, " was destroyed")));
+  });
+  endpoint_ = nullptr;
+}
+
+bool Connection::connected() const { return endpoint_ != nullptr && endpoint_->connected; }
+
+absl::StatusOr<std::string> Connection::Describe() const {
+  if (endpoint_ == nullptr) return NotOpen();
+  std::string text;
+  PERIGEE_RETURN_IF_ERROR(endpoint_->core->Run([&]() -> absl::Status {
+    if (endpoint_->failed) return endpoint_->failure;
+    char* buffer = nullptr;
+    size_t size = 0;
+    FILE* stream = open_memstream(&buffer, &size);
+    if (stream == nullptr) return absl::ResourceExhaustedError("no memory to describe the connection");
+    ucp_ep_print_info(endpoint_->handle, stream);
+    std::fclose(stream);
+    text.assign(buffer, size);
+    std::free(buffer);
+    return absl::OkStatus();
+  }));
+  return text;
+}
+
+absl::StatusOr<RemoteRegion> Connection::UnpackRemoteKey(absl::string_view bytes) const {
+  if (endpoint_ == nullptr) return NotOpen();
+  PERIGEE_ASSIGN_OR_RETURN(const PackedKey packed, DecodeRemoteKey(bytes));
+  if (packed.engine_id != endpoint_->peer_id) {
+    return absl::InvalidArgumentError(absl::StrCat("the remote key belongs to another engine than the one at ",
+                                                   endpoint_->peer_name, " (has it been restarted? fetch the key again)"));
+  }
+  auto key = std::make_shared<internal::RemoteKey>();
+  key->endpoint = endpoint_;
+  key->base = packed.base;
+  key->size = packed.size_bytes;
+  PERIGEE_RETURN_IF_ERROR(endpoint_->core->Run([&]() -> absl::Status {
+    PERIGEE_ASSIGN_OR_RETURN(key->handle, endpoint_->core->UnpackKey(endpoint_.get(), packed.ucx_key.data()));
+    return absl::OkStatus();
+  }));
+  return RemoteRegion(std::move(key));
+}
+
+namespace {
+
+// Get's destination and Put's source differ only in constness, which UCX's put respects.
+std::byte* Local(const PutTransfer& transfer) { return const_cast<std::byte*>(transfer.local.data()); }
+std::byte* Local(const GetTransfer& transfer) { return transfer.local.data(); }
+
+}  // namespace
+
+template <typename Transfer, typename KeyOf>
+absl::StatusOr<std::shared_ptr<Batch>> MakeBatch(BatchKind kind, const std::shared_ptr<Endpoint>& endpoint,
+                                                 std::span<const Transfer> transfers, absl::Time deadline, KeyOf key_of) {
+  auto batch = std::make_shared<Batch>();
+  batch->kind = kind;
+  batch->endpoint = endpoint;
+  batch->deadline = deadline;
+  batch->pieces.reserve(transfers.size());
+  for (size_t i = 0; i < transfers.size(); ++i) {
+    const Transfer& transfer = transfers[i];
+    if (transfer.region == nullptr || key_of(*transfer.region) == nullptr) {
+      return absl::InvalidArgumentError(absl::StrCat("transfer ", i, " of ", transfers.size(), " names no remote region"));
+    }
+    const std::shared_ptr<internal::RemoteKey>& key = key_of(*transfer.region);
+    if (key->endpoint != endpoint) {
+      return absl::InvalidArgumentError(absl::StrCat("transfer ", i, " of ", transfers.size(),
+                                                     " uses a region of another connection; unpack the key on this one"));
+    }
+    PERIGEE_RETURN_IF_ERROR(Annotate(transfer.region->CheckBounds(transfer.remote_address, transfer.local.size()),
+                                     absl::StrCat("transfer ", i, " of ", transfers.size())));
+    if (transfer.local.empty()) continue;
+    if (batch->keys.empty() || batch->keys.back() != key) batch->keys.push_back(key);
+    batch->pieces.push_back({Local(transfer), transfer.local.size(), transfer.remote_address, key->handle});
+    batch->bytes += transfer.local.size();
+  }
+  return batch;
+}
+
+absl::StatusOr<TransferHandle> Connection::StartPut(std::span<const PutTransfer> transfers, absl::Time deadline) const {
+  if (endpoint_ == nullptr) return NotOpen();
+  PERIGEE_ASSIGN_OR_RETURN(auto batch, MakeBatch(BatchKind::kPut, endpoint_, transfers, deadline,
+                                                 [](const RemoteRegion& region) -> auto& { return region.key_; }));
+  PERIGEE_RETURN_IF_ERROR(endpoint_->core->Start(batch));
+  return TransferHandle(std::move(batch));
+}
+
+absl::StatusOr<TransferHandle> Connection::StartGet(std::span<const GetTransfer> transfers, absl::Time deadline) const {
+  if (endpoint_ == nullptr) return NotOpen();
+  PERIGEE_ASSIGN_OR_RETURN(auto batch, MakeBatch(BatchKind::kGet, endpoint_, transfers, deadline,
+                                                 [](const RemoteRegion& region) -> auto& { return region.key_; }));
+  PERIGEE_RETURN_IF_ERROR(endpoint_->core->Start(batch));
+  return TransferHandle(std::move(batch));
+}
+
+absl::Status Connection::Put(std::span<const PutTransfer> transfers, absl::Time deadline) const {
+  PERIGEE_ASSIGN_OR_RETURN(TransferHandle handle, StartPut(transfers, deadline));
+  return handle.Wait();
+}
+
+absl::Status Connection::Get(std::span<const GetTransfer> transfers, absl::Time deadline) const {
+  PERIGEE_ASSIGN_OR_RETURN(TransferHandle handle, StartGet(transfers, deadline));
+  return handle.Wait();
+}
+
+namespace {
+
+absl::StatusOr<std::shared_ptr<Batch>> MakeMessage(BatchKind kind, const std::shared_ptr<Endpoint>& endpoint, uint16_t id,
+                                                   absl::string_view header, absl::string_view payload,
+                                                   absl::Time deadline) {
+  if (endpoint == nullptr) return NotOpen();
+  if (header.size() > kMaxMessageBytes || payload.size() > kMaxMessageBytes - header.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("message of ", header.size(), " + ", payload.size(), " bytes; at most ",
+                                                   kMaxMessageBytes, " can be sent, use Put for more"));
+  }
+  auto batch = std::make_shared<Batch>();
+  batch->kind = kind;
+  batch->endpoint = endpoint;
+  batch->deadline = deadline;
+  batch->call_id = kind == BatchKind::kCall ? endpoint->core->NextCallId() : 0;
+  batch->message = internal::EncodeOutgoing(kind, id, batch->call_id, header, payload);
+  return batch;
+}
+
+}  // namespace
+
+absl::Status Connection::Send(uint16_t id, absl::string_view header, absl::string_view payload, absl::Time deadline) const {
+  PERIGEE_ASSIGN_OR_RETURN(auto batch, MakeMessage(BatchKind::kSend, endpoint_, id, header, payload, deadline));
+  return endpoint_->core->StartAndWait(batch);
+}
+
+absl::StatusOr<std::string> Connection::Call(uint16_t id, absl::string_view header, absl::string_view payload,
+                                             absl::Time deadline) const {
+  PERIGEE_ASSIGN_OR_RETURN(auto batch, MakeMessage(BatchKind::kCall, endpoint_, id, header, payload, deadline));
+  PERIGEE_RETURN_IF_ERROR(endpoint_->core->StartAndWait(batch));
+  return std::move(batch->reply);
+}
+
+}  // namespace perigee::transport

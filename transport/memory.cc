@@ -1,0 +1,41 @@
+#include "transport/memory.h"
+
+#include "absl/strings/str_cat.h"
+#include "transport/core.h"
+
+namespace perigee::transport {
+namespace internal {
+
+Region::~Region() {
+  if (handle != nullptr) core->Unmap(handle);
+}
+
+RemoteKey::~RemoteKey() {
+  // False after shutdown, which has destroyed the key.
+  if (handle != nullptr) endpoint->core->Post([core = endpoint->core.get(), key = handle] { core->DestroyKey(key); });
+}
+
+}  // namespace internal
+
+std::byte* MemoryRegion::base() const { return region_ == nullptr ? nullptr : region_->base; }
+size_t MemoryRegion::size_bytes() const { return region_ == nullptr ? 0 : region_->size; }
+const std::string& MemoryRegion::remote_key() const {
+  static const std::string& empty = *new std::string;
+  return region_ == nullptr ? empty : region_->remote_key;
+}
+
+uint64_t RemoteRegion::address() const { return key_ == nullptr ? 0 : key_->base; }
+uint64_t RemoteRegion::size_bytes() const { return key_ == nullptr ? 0 : key_->size; }
+
+absl::Status RemoteRegion::CheckBounds(uint64_t address, uint64_t size_bytes) const {
+  const uint64_t base = this->address();
+  const uint64_t size = this->size_bytes();
+  // Differences, because address + size_bytes may wrap.
+  if (address < base || address - base > size || size_bytes > size - (address - base)) {
+    return absl::OutOfRangeError(absl::StrCat("transfer of ", size_bytes, " bytes at ", address, " leaves the remote region of ",
+                                              size, " bytes at ", base));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace perigee::transport

@@ -19,7 +19,8 @@ build: setup
 	@cmake --build --preset $(PRESET)
 
 demo: build
-	@$(BUILD)/cluster/perigee demo --report build/demo/report.json
+	@mkdir -p build/demo && scripts/demo_prose.sh >build/demo/prose.txt
+	@$(BUILD)/cluster/perigee demo --prose build/demo/prose.txt --report build/demo/report.json
 
 test: build
 	@ctest --test-dir $(BUILD) --output-on-failure

@@ -22,7 +22,8 @@ constexpr int kMaxPositions = 1 << 27;
 
 absl::Status CheckRange(absl::string_view field, int64_t value, int64_t low, int64_t high) {
   if (value >= low && value <= high) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("config: \"", field, "\" is ", value, "; it must be in [", low, ", ", high, "]"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("config: \"", field, "\" is ", value, "; it must be in [", low, ", ", high, "]"));
 }
 
 absl::StatusOr<int> Dimension(const Json& json, const char* key, int high, int64_t fallback = -1) {
@@ -70,11 +71,12 @@ absl::StatusOr<Family> FamilyOf(const Json& json) {
     }
   }
   if (!by_type && !by_architecture) {
-    return absl::InvalidArgumentError(absl::StrCat("config: neither \"model_type\" nor \"architectures\" is given", kWanted));
+    return absl::InvalidArgumentError(
+        absl::StrCat("config: neither \"model_type\" nor \"architectures\" is given", kWanted));
   }
   if (by_type && by_architecture && *by_type != *by_architecture) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("config: \"model_type\" says ", model_type, ", \"architectures\" says ", FamilyName(*by_architecture)));
+    return absl::InvalidArgumentError(absl::StrCat("config: \"model_type\" says ", model_type,
+                                                   ", \"architectures\" says ", FamilyName(*by_architecture)));
   }
   return by_type ? *by_type : *by_architecture;
 }
@@ -90,12 +92,14 @@ absl::StatusOr<RopeConfig> RopeOf(const Json& json, int max_positions) {
   PERIGEE_ASSIGN_OR_RETURN(rope.theta, NumberOr(json, "rope_theta", rope.theta));
   PERIGEE_ASSIGN_OR_RETURN(const double partial, NumberOr(json, "partial_rotary_factor", 1.0));
   if (partial != 1.0) {
-    return absl::UnimplementedError(absl::StrCat("config: \"partial_rotary_factor\" is ", partial, "; only 1 is supported"));
+    return absl::UnimplementedError(
+        absl::StrCat("config: \"partial_rotary_factor\" is ", partial, "; only 1 is supported"));
   }
   if (parameters != nullptr) scaling = parameters;
   if (scaling == nullptr) return rope;
   if (!scaling->is_object()) {
-    return absl::InvalidArgumentError(absl::StrCat("config: \"rope_scaling\" is ", Shown(*scaling), "; an object or null is needed"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("config: \"rope_scaling\" is ", Shown(*scaling), "; an object or null is needed"));
   }
   PERIGEE_ASSIGN_OR_RETURN(rope.theta, NumberOr(*scaling, "rope_theta", rope.theta));
   PERIGEE_ASSIGN_OR_RETURN(std::string type, StringOr(*scaling, "rope_type", ""));
@@ -112,11 +116,12 @@ absl::StatusOr<RopeConfig> RopeOf(const Json& json, int max_positions) {
     rope.scaling = RopeScaling::kLlama3;
     PERIGEE_ASSIGN_OR_RETURN(rope.low_freq_factor, NumberOr(*scaling, "low_freq_factor", 0.0));
     PERIGEE_ASSIGN_OR_RETURN(rope.high_freq_factor, NumberOr(*scaling, "high_freq_factor", 0.0));
-    PERIGEE_ASSIGN_OR_RETURN(rope.original_max_positions, Dimension(*scaling, "original_max_position_embeddings", kMaxPositions));
+    PERIGEE_ASSIGN_OR_RETURN(rope.original_max_positions,
+                             Dimension(*scaling, "original_max_position_embeddings", kMaxPositions));
     return rope;
   }
-  return absl::UnimplementedError(
-      absl::StrCat("config: rope scaling ", Shown(*scaling), " is not supported; supported are none, linear and llama3"));
+  return absl::UnimplementedError(absl::StrCat("config: rope scaling ", Shown(*scaling),
+                                               " is not supported; supported are none, linear and llama3"));
 }
 
 absl::Status RefuseSlidingWindow(const Json& json, Family family, int max_positions) {
@@ -130,18 +135,21 @@ absl::Status RefuseSlidingWindow(const Json& json, Family family, int max_positi
   }
   if (family == Family::kMistral) {
     // transformers takes an absent value as 4096, and null as "no window".
-    PERIGEE_ASSIGN_OR_RETURN(const int64_t window, IntOr(json, "sliding_window", json.contains("sliding_window") ? -1 : 4096));
+    PERIGEE_ASSIGN_OR_RETURN(const int64_t window,
+                             IntOr(json, "sliding_window", json.contains("sliding_window") ? -1 : 4096));
     if (window != -1 && window < max_positions) {
-      return absl::UnimplementedError(absl::StrCat(
-          "config: \"sliding_window\" is ", window, json.contains("sliding_window") ? "" : " (the default where it is absent)",
-          ", less than max_position_embeddings ", max_positions,
-          "; sliding-window attention is not supported (null means none)"));
+      return absl::UnimplementedError(
+          absl::StrCat("config: \"sliding_window\" is ", window,
+                       json.contains("sliding_window") ? "" : " (the default where it is absent)",
+                       ", less than max_position_embeddings ", max_positions,
+                       "; sliding-window attention is not supported (null means none)"));
     }
     return absl::OkStatus();
   }
   PERIGEE_ASSIGN_OR_RETURN(const bool use_window, BoolOr(json, "use_sliding_window", false));
   if (use_window) {
-    return absl::UnimplementedError("config: \"use_sliding_window\" is true; sliding-window attention is not supported");
+    return absl::UnimplementedError(
+        "config: \"use_sliding_window\" is true; sliding-window attention is not supported");
   }
   return absl::OkStatus();
 }
@@ -151,7 +159,8 @@ absl::StatusOr<std::vector<int32_t>> TokenIds(const Json& json, const char* key,
   const Json* value = FindValue(json, key);
   if (value == nullptr) return ids;
   const Json list = value->is_array() ? *value : Json::array({*value});
-  if (list.size() > 64) return absl::InvalidArgumentError(absl::StrCat("config: \"", key, "\" lists ", list.size(), " ids"));
+  if (list.size() > 64)
+    return absl::InvalidArgumentError(absl::StrCat("config: \"", key, "\" lists ", list.size(), " ids"));
   for (const Json& id : list) {
     if (!id.is_number_integer() || id < 0 || id >= vocab) {
       return absl::InvalidArgumentError(
@@ -190,14 +199,17 @@ absl::StatusOr<ModelConfig> ModelConfig::FromJson(absl::string_view text) {
   PERIGEE_ASSIGN_OR_RETURN(config.hidden, Dimension(json, "hidden_size", kMaxHidden));
   PERIGEE_ASSIGN_OR_RETURN(config.ffn, Dimension(json, "intermediate_size", kMaxFfn));
   PERIGEE_ASSIGN_OR_RETURN(config.q_heads, Dimension(json, "num_attention_heads", kMaxHeads));
-  // Llama's default is one kv head per query head; the other families' defaults belong to one model size each, so they must say.
+  // Llama's default is one kv head per query head; the other families' defaults belong to one model size each, so they
+  // must say.
   PERIGEE_ASSIGN_OR_RETURN(config.kv_heads, Dimension(json, "num_key_value_heads", kMaxHeads,
                                                       config.family == Family::kLlama ? config.q_heads : -1));
   int64_t default_head_dim = config.hidden / config.q_heads;
   if (config.family == Family::kQwen3) default_head_dim = 128;  // transformers' default for Qwen3
-  if (FindValue(json, "head_dim") == nullptr && config.family != Family::kQwen3 && config.hidden % config.q_heads != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("config: \"head_dim\" is missing and \"hidden_size\" ", config.hidden,
-                                                   " is not a multiple of \"num_attention_heads\" ", config.q_heads));
+  if (FindValue(json, "head_dim") == nullptr && config.family != Family::kQwen3 &&
+      config.hidden % config.q_heads != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("config: \"head_dim\" is missing and \"hidden_size\" ",
+                                                   config.hidden, " is not a multiple of \"num_attention_heads\" ",
+                                                   config.q_heads));
   }
   PERIGEE_ASSIGN_OR_RETURN(config.head_dim, Dimension(json, "head_dim", kMaxHeadDim, default_head_dim));
   PERIGEE_ASSIGN_OR_RETURN(config.vocab, Dimension(json, "vocab_size", kMaxVocab));
@@ -207,7 +219,8 @@ absl::StatusOr<ModelConfig> ModelConfig::FromJson(absl::string_view text) {
 
   PERIGEE_ASSIGN_OR_RETURN(const std::string activation, StringOr(json, "hidden_act", "silu"));
   if (activation != "silu") {
-    return absl::UnimplementedError(absl::StrCat("config: \"hidden_act\" is \"", activation, "\"; only silu is supported"));
+    return absl::UnimplementedError(
+        absl::StrCat("config: \"hidden_act\" is \"", activation, "\"; only silu is supported"));
   }
   PERIGEE_ASSIGN_OR_RETURN(const bool mlp_bias, BoolOr(json, "mlp_bias", false));
   if (mlp_bias) return absl::UnimplementedError("config: \"mlp_bias\" is true; MLP biases are not supported");
@@ -224,7 +237,8 @@ absl::StatusOr<ModelConfig> ModelConfig::FromJson(absl::string_view text) {
 
   PERIGEE_ASSIGN_OR_RETURN(const std::vector<int32_t> bos, TokenIds(json, "bos_token_id", config.vocab));
   if (bos.size() > 1) {
-    return absl::InvalidArgumentError(absl::StrCat("config: \"bos_token_id\" lists ", bos.size(), " ids; one is needed"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("config: \"bos_token_id\" lists ", bos.size(), " ids; one is needed"));
   }
   if (!bos.empty()) config.bos_id = bos[0];
   PERIGEE_ASSIGN_OR_RETURN(config.eos_ids, TokenIds(json, "eos_token_id", config.vocab));
@@ -258,24 +272,31 @@ absl::Status Validate(const ModelConfig& config) {
                                                    " is not a multiple of \"num_key_value_heads\" ", config.kv_heads));
   }
   if (config.head_dim % 2 != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("config: \"head_dim\" is ", config.head_dim, "; rotary embeddings need an even one"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("config: \"head_dim\" is ", config.head_dim, "; rotary embeddings need an even one"));
   }
   if (!(config.rms_norm_eps > 0 && config.rms_norm_eps < 1)) {
-    return absl::InvalidArgumentError(absl::StrCat("config: \"rms_norm_eps\" is ", config.rms_norm_eps, "; it must be in (0, 1)"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("config: \"rms_norm_eps\" is ", config.rms_norm_eps, "; it must be in (0, 1)"));
   }
   const RopeConfig& rope = config.rope;
   if (!(rope.theta >= 1 && rope.theta <= 1e12)) {
-    return absl::InvalidArgumentError(absl::StrCat("config: \"rope_theta\" is ", rope.theta, "; it must be in [1, 1e12]"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("config: \"rope_theta\" is ", rope.theta, "; it must be in [1, 1e12]"));
   }
   if (rope.scaling != RopeScaling::kNone && !(rope.factor >= 1 && rope.factor <= 1e6)) {
-    return absl::InvalidArgumentError(absl::StrCat("config: rope scaling \"factor\" is ", rope.factor, "; it must be in [1, 1e6]"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("config: rope scaling \"factor\" is ", rope.factor, "; it must be in [1, 1e6]"));
   }
   if (rope.scaling == RopeScaling::kLlama3) {
-    if (!(rope.low_freq_factor > 0 && rope.high_freq_factor > rope.low_freq_factor && std::isfinite(rope.high_freq_factor))) {
-      return absl::InvalidArgumentError(absl::StrCat("config: rope scaling needs 0 < \"low_freq_factor\" ", rope.low_freq_factor,
-                                                     " < \"high_freq_factor\" ", rope.high_freq_factor));
+    if (!(rope.low_freq_factor > 0 && rope.high_freq_factor > rope.low_freq_factor &&
+          std::isfinite(rope.high_freq_factor))) {
+      return absl::InvalidArgumentError(absl::StrCat("config: rope scaling needs 0 < \"low_freq_factor\" ",
+                                                     rope.low_freq_factor, " < \"high_freq_factor\" ",
+                                                     rope.high_freq_factor));
     }
-    PERIGEE_RETURN_IF_ERROR(CheckRange("original_max_position_embeddings", rope.original_max_positions, 1, kMaxPositions));
+    PERIGEE_RETURN_IF_ERROR(
+        CheckRange("original_max_position_embeddings", rope.original_max_positions, 1, kMaxPositions));
   }
   return absl::OkStatus();
 }

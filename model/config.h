@@ -1,8 +1,9 @@
 // What a Hugging Face config.json says about a Llama-family model (Llama, Mistral, Qwen2, Qwen3), checked.
 //
-// Plain values; copy freely, any thread. Whatever would make this room compute something else than the model's authors (an unknown
-// architecture, an active sliding window, an unknown rope scaling) is refused: UNIMPLEMENTED for things that exist and are not supported
-// here, INVALID_ARGUMENT for values that cannot be. Every message names the field and its value.
+// Plain values; copy freely, any thread. Whatever would make this room compute something else than the model's authors
+// (an unknown architecture, an active sliding window, an unknown rope scaling) is refused: UNIMPLEMENTED for things
+// that exist and are not supported here, INVALID_ARGUMENT for values that cannot be. Every message names the field and
+// its value.
 #ifndef PERIGEE_MODEL_CONFIG_H_
 #define PERIGEE_MODEL_CONFIG_H_
 
@@ -19,15 +20,16 @@ namespace perigee::model {
 enum class Family { kLlama, kMistral, kQwen2, kQwen3 };
 absl::string_view FamilyName(Family family);  // "llama", "mistral", "qwen2", "qwen3"
 
-// kLinear divides positions by `factor`; kLlama3 is the frequency-dependent form of Llama 3.1 (transformers: rope_type "llama3").
+// kLinear divides positions by `factor`; kLlama3 is the frequency-dependent form of Llama 3.1 (transformers: rope_type
+// "llama3").
 enum class RopeScaling { kNone, kLinear, kLlama3 };
 
 struct RopeConfig {
   double theta = 10000.0;
   RopeScaling scaling = RopeScaling::kNone;
-  double factor = 1.0;            // kLinear, kLlama3
-  double low_freq_factor = 1.0;   // kLlama3
-  double high_freq_factor = 4.0;  // kLlama3
+  double factor = 1.0;             // kLinear, kLlama3
+  double low_freq_factor = 1.0;    // kLlama3
+  double high_freq_factor = 4.0;   // kLlama3
   int original_max_positions = 0;  // kLlama3, tokens
 };
 

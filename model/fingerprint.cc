@@ -23,7 +23,8 @@ std::string EncodeConfig(const ModelConfig& config) {
   ByteWriter out;
   out.Counted("perigee.model.fingerprint.v1");
   out.Counted(FamilyName(config.family));
-  for (const int value : {config.layers, config.hidden, config.ffn, config.q_heads, config.kv_heads, config.head_dim, config.vocab}) {
+  for (const int value :
+       {config.layers, config.hidden, config.ffn, config.q_heads, config.kv_heads, config.head_dim, config.vocab}) {
     out.U32(static_cast<uint32_t>(value));
   }
   PutDouble(out, config.rms_norm_eps);

@@ -1,5 +1,5 @@
-// Reading JSON that came from outside: nesting bounded, duplicate keys refused, and typed getters that name the field and its value.
-// Internal to model/ (its public headers have no JSON types).
+// Reading JSON that came from outside: nesting bounded, duplicate keys refused, and typed getters that name the field
+// and its value. Internal to model/ (its public headers have no JSON types).
 #ifndef PERIGEE_MODEL_JSON_READER_H_
 #define PERIGEE_MODEL_JSON_READER_H_
 
@@ -14,8 +14,9 @@ namespace perigee::model {
 
 using Json = nlohmann::json;
 
-// `what` names the text in errors ("config.json"). INVALID_ARGUMENT on syntax errors, invalid UTF-8, duplicate keys in an object, nesting
-// deeper than max_depth, or a top level that is not an object. Memory stays within a small multiple of the text.
+// `what` names the text in errors ("config.json"). INVALID_ARGUMENT on syntax errors, invalid UTF-8, duplicate keys in
+// an object, nesting deeper than max_depth, or a top level that is not an object. Memory stays within a small multiple
+// of the text.
 absl::StatusOr<Json> ParseJsonObject(absl::string_view text, absl::string_view what, int max_depth);
 
 // For error messages: the value as text, shortened; never throws.

@@ -29,7 +29,8 @@ absl::StatusOr<TensorView> ParseEntry(const std::string& name, const Json& entry
     return absl::InvalidArgumentError(absl::StrCat("tensor \"", name, "\": ", parts...));
   };
   if (name.empty() || name.size() > kMaxNameBytes) return fail("a name has 1 to ", kMaxNameBytes, " bytes");
-  if (!entry.is_object() || entry.size() != 3) return fail("its header entry must hold dtype, shape and data_offsets and nothing else");
+  if (!entry.is_object() || entry.size() != 3)
+    return fail("its header entry must hold dtype, shape and data_offsets and nothing else");
   const Json* dtype = FindValue(entry, "dtype");
   const Json* shape = FindValue(entry, "shape");
   const Json* offsets = FindValue(entry, "data_offsets");
@@ -48,10 +49,11 @@ absl::StatusOr<TensorView> ParseEntry(const std::string& name, const Json& entry
   } else if (dtype_name == "BF16") {
     view.dtype = Dtype::kBf16;
   } else {
-    return absl::UnimplementedError(
-        absl::StrCat("tensor \"", name, "\": dtype ", Shown(*dtype), " is not supported; supported are BF16, F16 and F32"));
+    return absl::UnimplementedError(absl::StrCat("tensor \"", name, "\": dtype ", Shown(*dtype),
+                                                 " is not supported; supported are BF16, F16 and F32"));
   }
-  if (shape->size() > kMaxRank) return fail("it has ", shape->size(), " dimensions; at most ", kMaxRank, " are supported");
+  if (shape->size() > kMaxRank)
+    return fail("it has ", shape->size(), " dimensions; at most ", kMaxRank, " are supported");
   uint64_t elements = 1;
   for (const Json& size : *shape) {
     if (!size.is_number_unsigned()) return fail("its shape is ", Shown(*shape), "; sizes are whole numbers");
@@ -68,8 +70,8 @@ absl::StatusOr<TensorView> ParseEntry(const std::string& name, const Json& entry
     return fail("data_offsets ", Shown(*offsets), " do not lie within the file's ", data.size(), " data bytes");
   }
   if (elements * DtypeBytes(view.dtype) != end - begin) {
-    return fail("shape ", Shown(*shape), " of ", dtype_name, " takes ", elements * DtypeBytes(view.dtype), " bytes, data_offsets span ",
-                end - begin);
+    return fail("shape ", Shown(*shape), " of ", dtype_name, " takes ", elements * DtypeBytes(view.dtype),
+                " bytes, data_offsets span ", end - begin);
   }
   view.elements = static_cast<int64_t>(elements);
   view.bytes = data.subspan(begin, end - begin);
@@ -94,17 +96,20 @@ size_t DtypeBytes(Dtype dtype) { return dtype == Dtype::kF32 ? 4 : 2; }
 
 absl::StatusOr<TensorMap> ParseSafetensors(std::span<const std::byte> file) {
   if (file.size() < 8) {
-    return absl::InvalidArgumentError(absl::StrCat("the file has ", file.size(), " bytes; a safetensors file starts with an 8-byte length"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("the file has ", file.size(), " bytes; a safetensors file starts with an 8-byte length"));
   }
   const uint64_t header_bytes = ByteReader(AsView(file.first(8))).U64();
   if (header_bytes > kMaxHeaderBytes) {
-    return absl::InvalidArgumentError(absl::StrCat("the header length is ", header_bytes, "; at most ", kMaxHeaderBytes, " is accepted"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("the header length is ", header_bytes, "; at most ", kMaxHeaderBytes, " is accepted"));
   }
   if (header_bytes > file.size() - 8) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the header length is ", header_bytes, " but only ", file.size() - 8, " bytes follow; the file is cut short"));
+    return absl::InvalidArgumentError(absl::StrCat("the header length is ", header_bytes, " but only ", file.size() - 8,
+                                                   " bytes follow; the file is cut short"));
   }
-  PERIGEE_ASSIGN_OR_RETURN(const Json header, ParseJsonObject(AsView(file.subspan(8, header_bytes)), "the safetensors header", 4));
+  PERIGEE_ASSIGN_OR_RETURN(const Json header,
+                           ParseJsonObject(AsView(file.subspan(8, header_bytes)), "the safetensors header", 4));
   const std::span<const std::byte> data = file.subspan(8 + header_bytes);
 
   TensorMap tensors;
@@ -112,7 +117,8 @@ absl::StatusOr<TensorMap> ParseSafetensors(std::span<const std::byte> file) {
     if (name == "__metadata__") {
       if (!entry.is_object()) return absl::InvalidArgumentError("__metadata__ is not an object");
       for (const auto& [key, value] : entry.items()) {
-        if (!value.is_string()) return absl::InvalidArgumentError(absl::StrCat("__metadata__ \"", key, "\" is not a string"));
+        if (!value.is_string())
+          return absl::InvalidArgumentError(absl::StrCat("__metadata__ \"", key, "\" is not a string"));
       }
       continue;
     }
@@ -130,15 +136,17 @@ absl::StatusOr<TensorMap> ParseSafetensors(std::span<const std::byte> file) {
   for (const auto* tensor : by_offset) {
     const size_t begin = static_cast<size_t>(tensor->second.bytes.data() - data.data());
     if (begin != expected) {
-      return absl::InvalidArgumentError(absl::StrCat("tensor \"", tensor->first, "\" starts at data byte ", begin,
-                                                     begin < expected ? ", inside the tensor before it, which ends at "
-                                                                      : ", leaving a hole after the tensor before it, which ends at ",
-                                                     expected));
+      return absl::InvalidArgumentError(
+          absl::StrCat("tensor \"", tensor->first, "\" starts at data byte ", begin,
+                       begin < expected ? ", inside the tensor before it, which ends at "
+                                        : ", leaving a hole after the tensor before it, which ends at ",
+                       expected));
     }
     expected += tensor->second.bytes.size();
   }
   if (expected != data.size()) {
-    return absl::InvalidArgumentError(absl::StrCat("the tensors end at data byte ", expected, " but the file has ", data.size()));
+    return absl::InvalidArgumentError(
+        absl::StrCat("the tensors end at data byte ", expected, " but the file has ", data.size()));
   }
   return tensors;
 }
@@ -151,10 +159,11 @@ absl::StatusOr<std::map<std::string, std::string>> ParseSafetensorsIndex(absl::s
   }
   std::map<std::string, std::string> shard_of;
   for (const auto& [tensor, value] : weight_map->items()) {
-    if (!value.is_string()) return absl::InvalidArgumentError(absl::StrCat("weight_map \"", tensor, "\" is not a file name"));
+    if (!value.is_string())
+      return absl::InvalidArgumentError(absl::StrCat("weight_map \"", tensor, "\" is not a file name"));
     const std::string& file = value.get_ref<const std::string&>();
-    if (file.size() > 255 || file.find_first_of(absl::string_view("/\\\0", 3)) != std::string::npos || absl::StrContains(file, "..") ||
-        file[0] == '.' || !absl::EndsWith(file, ".safetensors")) {
+    if (file.size() > 255 || file.find_first_of(std::string("/\\\0", 3)) != std::string::npos ||
+        absl::StrContains(file, "..") || file[0] == '.' || !absl::EndsWith(file, ".safetensors")) {
       return absl::InvalidArgumentError(absl::StrCat("weight_map \"", tensor, "\" names ", Shown(value),
                                                      "; only plain *.safetensors names beside the index are accepted"));
     }
@@ -186,7 +195,8 @@ void ConvertToFloat(const TensorView& tensor, std::span<float> out) {
         if (magnitude >= 0x7C00) {  // infinity and NaN
           out[i] = std::bit_cast<float>(sign | 0x7F800000 | ((magnitude & 0x3FF) << 13));
         } else {
-          // Placed in f32's fields, the exponent is 112 too small; multiplying by 2^112 repairs it, subnormals included, exactly.
+          // Placed in f32's fields, the exponent is 112 too small; multiplying by 2^112 repairs it, subnormals
+          // included, exactly.
           const float scaled = std::bit_cast<float>(magnitude << 13) * 0x1.0p112f;
           out[i] = std::bit_cast<float>(std::bit_cast<uint32_t>(scaled) | sign);
         }
@@ -244,7 +254,8 @@ absl::StatusOr<Checkpoint> Checkpoint::Open(const std::string& folder) {
   }
   for (const auto& [name, file] : shard_of) {
     if (!checkpoint.tensors_.contains(name)) {
-      return absl::InvalidArgumentError(absl::StrCat(folder, "/", file, " lacks tensor \"", name, "\", which ", kIndexFile, " places there"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(folder, "/", file, " lacks tensor \"", name, "\", which ", kIndexFile, " places there"));
     }
   }
   return checkpoint;

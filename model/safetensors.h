@@ -1,13 +1,16 @@
-// Reading checkpoints in the safetensors format: one model.safetensors, or shards listed by model.safetensors.index.json.
+// Reading checkpoints in the safetensors format: one model.safetensors, or shards listed by
+// model.safetensors.index.json.
 //
-// File layout (https://huggingface.co/docs/safetensors): u64 little-endian header length, a JSON header {name: {dtype, shape,
-// data_offsets: [begin, end)}, "__metadata__": {string: string}}, then the data; offsets count from the data's first byte. Refused, naming
-// file and tensor: a header that is cut short, over 32 MiB or not JSON; duplicate names; dtypes other than BF16, F16, F32; a
-// shape whose size is not its byte range's; ranges out of the file, overlapping or leaving holes; bytes after the last tensor.
-// Index files may only name plain *.safetensors files beside them, and must agree with the shards tensor by tensor.
+// File layout (https://huggingface.co/docs/safetensors): u64 little-endian header length, a JSON header {name: {dtype,
+// shape, data_offsets: [begin, end)}, "__metadata__": {string: string}}, then the data; offsets count from the data's
+// first byte. Refused, naming file and tensor: a header that is cut short, over 32 MiB or not JSON; duplicate names;
+// dtypes other than BF16, F16, F32; a shape whose size is not its byte range's; ranges out of the file, overlapping or
+// leaving holes; bytes after the last tensor. Index files may only name plain *.safetensors files beside them, and must
+// agree with the shards tensor by tensor.
 //
-// Files are mapped, not read: opening touches only headers. Errors: NOT_FOUND (no file), INVALID_ARGUMENT (damaged), UNIMPLEMENTED (dtype).
-// A file that another process truncates while mapped kills the reader (SIGBUS); replace checkpoints by renaming.
+// Files are mapped, not read: opening touches only headers. Errors: NOT_FOUND (no file), INVALID_ARGUMENT (damaged),
+// UNIMPLEMENTED (dtype). A file that another process truncates while mapped kills the reader (SIGBUS); replace
+// checkpoints by renaming.
 #ifndef PERIGEE_MODEL_SAFETENSORS_H_
 #define PERIGEE_MODEL_SAFETENSORS_H_
 

@@ -1,8 +1,9 @@
 // Choosing the next token from logits: greedy, or temperature with top-k and top-p.
 //
-// The same seed, parameters, draw number and logits give the same token on every platform and compiler: random bits come from a
-// counter-based splitmix64 (Steele, Lea, Flood 2014), exp is computed here with plain IEEE double operations, and ties are broken by the
-// lower token id. Draw n depends only on (seed, n), so that another node can continue a generation where this one stopped.
+// The same seed, parameters, draw number and logits give the same token on every platform and compiler: random bits
+// come from a counter-based splitmix64 (Steele, Lea, Flood 2014), exp is computed here with plain IEEE double
+// operations, and ties are broken by the lower token id. Draw n depends only on (seed, n), so that another node can
+// continue a generation where this one stopped.
 #ifndef PERIGEE_MODEL_SAMPLER_H_
 #define PERIGEE_MODEL_SAMPLER_H_
 
@@ -32,8 +33,8 @@ class Sampler {
   // `first_draw`: how many tokens were sampled before, when continuing.
   static absl::StatusOr<Sampler> Create(const SamplingParams& params, uint64_t first_draw = 0);
 
-  // logits[vocab]. -infinity forbids a token. INTERNAL if a logit is NaN or +infinity or all are -infinity: a broken model must not speak.
-  // A failed call does not count as a draw.
+  // logits[vocab]. -infinity forbids a token. INTERNAL if a logit is NaN or +infinity or all are -infinity: a broken
+  // model must not speak. A failed call does not count as a draw.
   absl::StatusOr<int32_t> Sample(std::span<const float> logits);
 
   uint64_t draws() const { return draws_; }
@@ -42,7 +43,7 @@ class Sampler {
   Sampler(const SamplingParams& params, uint64_t first_draw) : params_(params), draws_(first_draw) {}
   SamplingParams params_;
   uint64_t draws_;
-  std::vector<double> weights_;   // scratch
+  std::vector<double> weights_;      // scratch
   std::vector<int32_t> candidates_;  // scratch
 };
 

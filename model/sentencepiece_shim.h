@@ -1,5 +1,5 @@
-// sentencepiece behind standard types: its header puts std::string_view into namespace absl, where Abseil has a type of that name, so that
-// the two cannot be included together. Internal to model/.
+// sentencepiece behind standard types: its header puts std::string_view into namespace absl, where Abseil has a type of
+// that name, so that the two cannot be included together. Internal to model/.
 #ifndef PERIGEE_MODEL_SENTENCEPIECE_SHIM_H_
 #define PERIGEE_MODEL_SENTENCEPIECE_SHIM_H_
 

@@ -23,7 +23,8 @@ void Tokenizer::SetAddedTokens(std::vector<AddedToken> tokens) {
   }
   for (std::vector<int>& list : added_by_first_byte_) {
     std::sort(list.begin(), list.end(), [&](int a, int b) {
-      const size_t a_size = added_[static_cast<size_t>(a)].text.size(), b_size = added_[static_cast<size_t>(b)].text.size();
+      const size_t a_size = added_[static_cast<size_t>(a)].text.size(),
+                   b_size = added_[static_cast<size_t>(b)].text.size();
       return a_size != b_size ? a_size > b_size : a < b;
     });
   }
@@ -40,7 +41,8 @@ const Tokenizer::AddedToken* Tokenizer::AddedTokenAt(absl::string_view text, boo
 
 absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(absl::string_view text, bool add_bos, bool parse_special) const {
   if (text.size() > kMaxTextBytes) {
-    return absl::InvalidArgumentError(absl::StrCat("the text has ", text.size(), " bytes; at most ", kMaxTextBytes, " can be tokenised at once"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("the text has ", text.size(), " bytes; at most ", kMaxTextBytes, " can be tokenised at once"));
   }
   std::vector<int32_t> ids;
   if (add_bos) {
@@ -65,7 +67,8 @@ absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(absl::string_view text, b
 
 absl::StatusOr<absl::string_view> Tokenizer::TokenBytes(int32_t id) const {
   if (id < 0 || static_cast<size_t>(id) >= tokens_.size() || !tokens_[static_cast<size_t>(id)].used) {
-    return absl::InvalidArgumentError(absl::StrCat("token id ", id, " is not in the tokenizer's vocabulary of ", tokens_.size()));
+    return absl::InvalidArgumentError(
+        absl::StrCat("token id ", id, " is not in the tokenizer's vocabulary of ", tokens_.size()));
   }
   return tokens_[static_cast<size_t>(id)].bytes;
 }
@@ -82,7 +85,8 @@ std::optional<int32_t> Tokenizer::FindAddedToken(absl::string_view text) const {
   return std::nullopt;
 }
 
-absl::StatusOr<std::string> Tokenizer::Decode(std::span<const int32_t> ids, bool skip_special, bool at_text_start) const {
+absl::StatusOr<std::string> Tokenizer::Decode(std::span<const int32_t> ids, bool skip_special,
+                                              bool at_text_start) const {
   std::string text;
   bool strip_space = has_dummy_prefix_ && at_text_start;
   for (const int32_t id : ids) {
@@ -110,12 +114,13 @@ absl::Status Tokenizer::ApplyTokenizerConfig(absl::string_view tokenizer_config,
       if (value != nullptr && value->is_object()) value = FindValue(*value, "content");  // a serialised AddedToken
       if (value == nullptr) return std::optional<int32_t>();
       if (!value->is_string()) {
-        return absl::InvalidArgumentError(absl::StrCat("tokenizer_config.json: \"", key, "\" is ", Shown(*value), "; a string is needed"));
+        return absl::InvalidArgumentError(
+            absl::StrCat("tokenizer_config.json: \"", key, "\" is ", Shown(*value), "; a string is needed"));
       }
       const std::string& text = value->get_ref<const std::string&>();
       if (std::optional<int32_t> id = FindAddedToken(text)) return id;
-      return absl::InvalidArgumentError(
-          absl::StrCat("tokenizer_config.json: \"", key, "\" is ", Shown(*value), ", which is not among the tokenizer's added tokens"));
+      return absl::InvalidArgumentError(absl::StrCat("tokenizer_config.json: \"", key, "\" is ", Shown(*value),
+                                                     ", which is not among the tokenizer's added tokens"));
     };
     PERIGEE_ASSIGN_OR_RETURN(const std::optional<int32_t> bos, find("bos_token"));
     PERIGEE_ASSIGN_OR_RETURN(const std::optional<int32_t> eos, find("eos_token"));

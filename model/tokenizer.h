@@ -1,12 +1,13 @@
 // Text to token ids and back, from a Hugging Face tokenizer.json (byte-level BPE) or a sentencepiece tokenizer.model.
 //
-// Encode never turns a special token's text ("<|eot_id|>") into the special token unless asked: a user must not be able to write one.
-// Byte-level BPE takes any bytes and Decode(Encode(x)) == x, except that an NFC normaliser, where the model has one, normalises the
-// valid parts, and add_prefix_space adds its space. Sentencepiece takes valid UTF-8 only and normalises as its model says.
+// Encode never turns a special token's text ("<|eot_id|>") into the special token unless asked: a user must not be able
+// to write one. Byte-level BPE takes any bytes and Decode(Encode(x)) == x, except that an NFC normaliser, where the
+// model has one, normalises the valid parts, and add_prefix_space adds its space. Sentencepiece takes valid UTF-8 only
+// and normalises as its model says.
 //
-// Anything in tokenizer.json that would change the ids and is not implemented is refused (UNIMPLEMENTED) by name. A tokenizer.model is
-// parsed by the sentencepiece library, which trusts it further than this room trusts files; take those from where you take the weights.
-// Tokenizers are immutable: any thread may call.
+// Anything in tokenizer.json that would change the ids and is not implemented is refused (UNIMPLEMENTED) by name. A
+// tokenizer.model is parsed by the sentencepiece library, which trusts it further than this room trusts files; take
+// those from where you take the weights. Tokenizers are immutable: any thread may call.
 #ifndef PERIGEE_MODEL_TOKENIZER_H_
 #define PERIGEE_MODEL_TOKENIZER_H_
 
@@ -28,13 +29,16 @@ class Tokenizer {
   Tokenizer(const Tokenizer&) = delete;
   Tokenizer& operator=(const Tokenizer&) = delete;
 
-  // At most 32 MiB of text. parse_special: the text of special tokens becomes those tokens (chat templates; never for users' text).
-  // FAILED_PRECONDITION if add_bos and the model has no BOS; INVALID_ARGUMENT for text that the tokenizer cannot take.
+  // At most 32 MiB of text. parse_special: the text of special tokens becomes those tokens (chat templates; never for
+  // users' text). FAILED_PRECONDITION if add_bos and the model has no BOS; INVALID_ARGUMENT for text that the tokenizer
+  // cannot take.
   absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text, bool add_bos, bool parse_special = false) const;
 
-  // Bytes, not necessarily valid UTF-8 (see StreamDecoder). Special tokens give nothing unless skip_special is false. at_text_start: the
-  // ids begin a text, so that sentencepiece's added first space is dropped; false for a continuation. INVALID_ARGUMENT on unknown ids.
-  absl::StatusOr<std::string> Decode(std::span<const int32_t> ids, bool skip_special = true, bool at_text_start = true) const;
+  // Bytes, not necessarily valid UTF-8 (see StreamDecoder). Special tokens give nothing unless skip_special is false.
+  // at_text_start: the ids begin a text, so that sentencepiece's added first space is dropped; false for a
+  // continuation. INVALID_ARGUMENT on unknown ids.
+  absl::StatusOr<std::string> Decode(std::span<const int32_t> ids, bool skip_special = true,
+                                     bool at_text_start = true) const;
 
   // The bytes that this token stands for; a special token's own text. The view lives as long as the tokenizer.
   absl::StatusOr<absl::string_view> TokenBytes(int32_t id) const;
@@ -68,8 +72,10 @@ class Tokenizer {
   };
   // Registers tokens to be found in the text before EncodePlain sees it. Texts must not be empty.
   void SetAddedTokens(std::vector<AddedToken> tokens);
-  // From tokenizer_config.json ("" where there is none): bos_token, eos_token, add_bos_token. `template_bos`: BOS by the post-processor.
-  absl::Status ApplyTokenizerConfig(absl::string_view tokenizer_config, std::optional<int32_t> template_bos, bool default_adds_bos);
+  // From tokenizer_config.json ("" where there is none): bos_token, eos_token, add_bos_token. `template_bos`: BOS by
+  // the post-processor.
+  absl::Status ApplyTokenizerConfig(absl::string_view tokenizer_config, std::optional<int32_t> template_bos,
+                                    bool default_adds_bos);
 
   std::vector<Token> tokens_;
   std::optional<int32_t> bos_id_;
@@ -84,14 +90,18 @@ class Tokenizer {
 };
 
 // Both texts as in the files; tokenizer_config may be empty.
-absl::StatusOr<std::unique_ptr<Tokenizer>> ParseTokenizerJson(absl::string_view tokenizer_json, absl::string_view tokenizer_config);
-absl::StatusOr<std::unique_ptr<Tokenizer>> ParseSentencePiece(absl::string_view tokenizer_model, absl::string_view tokenizer_config);
+absl::StatusOr<std::unique_ptr<Tokenizer>> ParseTokenizerJson(absl::string_view tokenizer_json,
+                                                              absl::string_view tokenizer_config);
+absl::StatusOr<std::unique_ptr<Tokenizer>> ParseSentencePiece(absl::string_view tokenizer_model,
+                                                              absl::string_view tokenizer_config);
 
-// From a model folder: tokenizer.json where it can be used, else tokenizer.model; with tokenizer_config.json where it exists.
+// From a model folder: tokenizer.json where it can be used, else tokenizer.model; with tokenizer_config.json where it
+// exists.
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& folder);
 
-// Turns tokens into text as they come, never emitting a part of a UTF-8 character. The emitted pieces joined are Decode's bytes with each
-// invalid part replaced by U+FFFD: always valid UTF-8. One per stream; not thread-safe; the tokenizer must outlive it.
+// Turns tokens into text as they come, never emitting a part of a UTF-8 character. The emitted pieces joined are
+// Decode's bytes with each invalid part replaced by U+FFFD: always valid UTF-8. One per stream; not thread-safe; the
+// tokenizer must outlive it.
 class StreamDecoder {
  public:
   // at_text_start as in Decode: false where the stream continues a prompt.

@@ -32,7 +32,8 @@ void BpeModel::Encode(absl::string_view word, std::vector<int32_t>& ids) const {
   nodes.resize(word.size());
   heap.clear();
   for (int32_t i = 0; i < n; ++i) {
-    nodes[static_cast<size_t>(i)] = {byte_ids_[static_cast<uint8_t>(word[static_cast<size_t>(i)])], i - 1, i + 1 < n ? i + 1 : -1};
+    nodes[static_cast<size_t>(i)] = {byte_ids_[static_cast<uint8_t>(word[static_cast<size_t>(i)])], i - 1,
+                                     i + 1 < n ? i + 1 : -1};
   }
   const auto offer = [&](int32_t left) {
     const Node& node = nodes[static_cast<size_t>(left)];

@@ -1,5 +1,5 @@
-// Byte-pair encoding of one word: repeatedly join the neighbouring pair of lowest rank (leftmost first), O(n log n) in the word's bytes.
-// Internal to model/.
+// Byte-pair encoding of one word: repeatedly join the neighbouring pair of lowest rank (leftmost first), O(n log n) in
+// the word's bytes. Internal to model/.
 #ifndef PERIGEE_MODEL_TOKENIZER_BPE_H_
 #define PERIGEE_MODEL_TOKENIZER_BPE_H_
 
@@ -18,7 +18,9 @@ class BpeModel {
   // ids of the 256 single bytes.
   void SetByteIds(const std::array<int32_t, 256>& ids) { byte_ids_ = ids; }
   // A pair given again takes the later rank, as in Hugging Face's tokenizers.
-  void AddMerge(int32_t left, int32_t right, int32_t rank, int32_t joined) { merges_[Key(left, right)] = {rank, joined}; }
+  void AddMerge(int32_t left, int32_t right, int32_t rank, int32_t joined) {
+    merges_[Key(left, right)] = {rank, joined};
+  }
   // Words that are tokens as they stand, whatever the merges say (ignore_merges).
   void SetWholeWords(absl::flat_hash_map<std::string, int32_t> words) { whole_words_ = std::move(words); }
 

@@ -22,15 +22,16 @@ namespace {
 constexpr int kMaxDepth = 32;
 constexpr int64_t kMaxTokenId = (1 << 22) - 1;
 
-// GPT-2's alphabet: every byte as a printable character, so that a token can be written in JSON. Printable Latin-1 bytes stand for
-// themselves, the other 68 for U+0100 onward in byte order.
+// GPT-2's alphabet: every byte as a printable character, so that a token can be written in JSON. Printable Latin-1
+// bytes stand for themselves, the other 68 for U+0100 onward in byte order.
 class ByteAlphabet {
  public:
   ByteAlphabet() {
     byte_of_.fill(-1);
     int next = 256;
     for (int byte = 0; byte < 256; ++byte) {
-      const bool printable = (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) || (byte >= 0xAE && byte <= 0xFF);
+      const bool printable =
+          (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) || (byte >= 0xAE && byte <= 0xFF);
       byte_of_[static_cast<size_t>(printable ? byte : next++)] = byte;
     }
   }
@@ -72,7 +73,8 @@ class ByteLevelBpe : public Tokenizer {
     PERIGEE_ASSIGN_OR_RETURN(const Json json, ParseJsonObject(tokenizer_json, "tokenizer.json", kMaxDepth));
     // The kinds first: a tokenizer that cannot be used is refused for that, not for a detail.
     const Json* model = FindValue(json, "model");
-    if (model == nullptr || !model->is_object()) return absl::InvalidArgumentError("\"model\" is missing or not an object");
+    if (model == nullptr || !model->is_object())
+      return absl::InvalidArgumentError("\"model\" is missing or not an object");
     PERIGEE_RETURN_IF_ERROR(CheckModelKind(*model));
     PERIGEE_RETURN_IF_ERROR(ParseNormalizer(FindValue(json, "normalizer")));
     bool byte_level = false;
@@ -80,7 +82,8 @@ class ByteLevelBpe : public Tokenizer {
       PERIGEE_RETURN_IF_ERROR(ParsePreTokenizer(*pre_tokenizer, 0, byte_level));
     }
     if (!byte_level) {
-      return absl::UnimplementedError("the pre-tokenizer has no ByteLevel step; only byte-level BPE is supported in tokenizer.json");
+      return absl::UnimplementedError(
+          "the pre-tokenizer has no ByteLevel step; only byte-level BPE is supported in tokenizer.json");
     }
     PERIGEE_RETURN_IF_ERROR(ParseAddedTokens(json));
     PERIGEE_RETURN_IF_ERROR(ParseVocab(*model));
@@ -100,7 +103,8 @@ class ByteLevelBpe : public Tokenizer {
       const size_t valid = ValidUtf8Prefix(text);
       if (valid > 0) PERIGEE_RETURN_IF_ERROR(EncodeValid(text.substr(0, valid), ids));
       text.remove_prefix(valid);
-      // Bytes that are no text go to BPE as they are, past the normaliser and the pattern, which could only fail on them.
+      // Bytes that are no text go to BPE as they are, past the normaliser and the pattern, which could only fail on
+      // them.
       size_t invalid = 0;
       while (invalid < text.size()) {
         const Utf8Step step = NextUtf8(text.substr(invalid));
@@ -115,7 +119,8 @@ class ByteLevelBpe : public Tokenizer {
 
   absl::Status EncodeValid(absl::string_view text, std::vector<int32_t>& ids) const {
     std::string normalized;
-    if (nfc_ != nullptr && std::any_of(text.begin(), text.end(), [](char c) { return static_cast<uint8_t>(c) >= 0x80; })) {
+    if (nfc_ != nullptr &&
+        std::any_of(text.begin(), text.end(), [](char c) { return static_cast<uint8_t>(c) >= 0x80; })) {
       UErrorCode error = U_ZERO_ERROR;
       icu::StringByteSink<std::string> sink(&normalized);
       nfc_->normalizeUTF8(0, icu::StringPiece(text.data(), static_cast<int32_t>(text.size())), sink, nullptr, error);
@@ -134,14 +139,17 @@ class ByteLevelBpe : public Tokenizer {
       return absl::UnimplementedError(absl::StrCat("model type ", TypeOf(model), " is not supported; supported: BPE"));
     }
     PERIGEE_ASSIGN_OR_RETURN(const double dropout, NumberOr(model, "dropout", 0.0));
-    if (dropout != 0) return absl::UnimplementedError(absl::StrCat("model: \"dropout\" is ", dropout, "; only null or 0 is supported"));
+    if (dropout != 0)
+      return absl::UnimplementedError(absl::StrCat("model: \"dropout\" is ", dropout, "; only null or 0 is supported"));
     PERIGEE_ASSIGN_OR_RETURN(const bool byte_fallback, BoolOr(model, "byte_fallback", false));
     if (byte_fallback) {
-      return absl::UnimplementedError("model: \"byte_fallback\" is true (a converted sentencepiece model); use its tokenizer.model");
+      return absl::UnimplementedError(
+          "model: \"byte_fallback\" is true (a converted sentencepiece model); use its tokenizer.model");
     }
     for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
       PERIGEE_ASSIGN_OR_RETURN(const std::string affix, StringOr(model, key, ""));
-      if (!affix.empty()) return absl::UnimplementedError(absl::StrCat("model: \"", key, "\" is \"", affix, "\"; it must be empty"));
+      if (!affix.empty())
+        return absl::UnimplementedError(absl::StrCat("model: \"", key, "\" is \"", affix, "\"; it must be empty"));
     }
     return absl::OkStatus();
   }
@@ -151,7 +159,8 @@ class ByteLevelBpe : public Tokenizer {
     const std::string type = TypeOf(*normalizer);
     if (type == "Sequence") {
       const Json* list = FindValue(*normalizer, "normalizers");
-      if (list == nullptr || !list->is_array()) return absl::InvalidArgumentError("normalizer: \"normalizers\" is missing or not a list");
+      if (list == nullptr || !list->is_array())
+        return absl::InvalidArgumentError("normalizer: \"normalizers\" is missing or not a list");
       for (const Json& item : *list) {
         // Nested sequences do not occur; NFC twice is NFC.
         if (TypeOf(item) != "NFC") return Unsupported("normalizer", item, "null, NFC");
@@ -186,8 +195,10 @@ class ByteLevelBpe : public Tokenizer {
       const Json* regex = pattern == nullptr ? nullptr : FindValue(*pattern, "Regex");
       const Json* literal = pattern == nullptr ? nullptr : FindValue(*pattern, "String");
       const Json* text = regex != nullptr ? regex : literal;
-      if (text == nullptr || !text->is_string()) return absl::InvalidArgumentError("pre_tokenizer: Split has no \"pattern\"");
-      PERIGEE_ASSIGN_OR_RETURN(RegexSplitter splitter, RegexSplitter::Compile(text->get_ref<const std::string&>(), regex == nullptr));
+      if (text == nullptr || !text->is_string())
+        return absl::InvalidArgumentError("pre_tokenizer: Split has no \"pattern\"");
+      PERIGEE_ASSIGN_OR_RETURN(RegexSplitter splitter,
+                               RegexSplitter::Compile(text->get_ref<const std::string&>(), regex == nullptr));
       pre_tokenizer_.AddSplit(std::move(splitter));
       return absl::OkStatus();
     }
@@ -207,11 +218,14 @@ class ByteLevelBpe : public Tokenizer {
 
   absl::Status SetToken(int64_t id, std::string bytes, bool special, const std::string& shown) {
     if (id < 0 || id > kMaxTokenId) {
-      return absl::InvalidArgumentError(absl::StrCat("token \"", shown, "\" has id ", id, "; ids are in [0, ", kMaxTokenId, "]"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("token \"", shown, "\" has id ", id, "; ids are in [0, ", kMaxTokenId, "]"));
     }
     if (static_cast<size_t>(id) >= tokens_.size()) tokens_.resize(static_cast<size_t>(id) + 1);
     Token& token = tokens_[static_cast<size_t>(id)];
-    if (token.used) return absl::InvalidArgumentError(absl::StrCat("token \"", shown, "\" has id ", id, ", which another token has too"));
+    if (token.used)
+      return absl::InvalidArgumentError(
+          absl::StrCat("token \"", shown, "\" has id ", id, ", which another token has too"));
     token = {std::move(bytes), true, special};
     return absl::OkStatus();
   }
@@ -225,10 +239,13 @@ class ByteLevelBpe : public Tokenizer {
       PERIGEE_ASSIGN_OR_RETURN(const int64_t id, IntOr(item, "id", -1));
       PERIGEE_ASSIGN_OR_RETURN(const std::string content, StringOr(item, "content", ""));
       PERIGEE_ASSIGN_OR_RETURN(const bool special, BoolOr(item, "special", false));
-      if (content.empty()) return absl::InvalidArgumentError(absl::StrCat("added token ", Shown(item), " has no content"));
+      if (content.empty())
+        return absl::InvalidArgumentError(absl::StrCat("added token ", Shown(item), " has no content"));
       for (const char* key : {"single_word", "lstrip", "rstrip"}) {
         PERIGEE_ASSIGN_OR_RETURN(const bool set, BoolOr(item, key, false));
-        if (set) return absl::UnimplementedError(absl::StrCat("added token \"", content, "\": \"", key, "\" is not supported"));
+        if (set)
+          return absl::UnimplementedError(
+              absl::StrCat("added token \"", content, "\": \"", key, "\" is not supported"));
       }
       PERIGEE_RETURN_IF_ERROR(SetToken(id, content, special, content));
       if (!added_ids_.emplace(content, static_cast<int32_t>(id)).second) {
@@ -242,21 +259,23 @@ class ByteLevelBpe : public Tokenizer {
 
   absl::Status ParseVocab(const Json& model) {
     const Json* vocab = FindValue(model, "vocab");
-    if (vocab == nullptr || !vocab->is_object()) return absl::InvalidArgumentError("model: \"vocab\" is missing or not an object");
+    if (vocab == nullptr || !vocab->is_object())
+      return absl::InvalidArgumentError("model: \"vocab\" is missing or not an object");
     PERIGEE_ASSIGN_OR_RETURN(const bool ignore_merges, BoolOr(model, "ignore_merges", false));
     absl::flat_hash_map<std::string, int32_t> whole_words;
     std::array<int32_t, 256> byte_ids;
     byte_ids.fill(-1);
     for (const auto& [text, value] : vocab->items()) {
       if (!value.is_number_unsigned() || value.get<uint64_t>() > static_cast<uint64_t>(kMaxTokenId)) {
-        return absl::InvalidArgumentError(absl::StrCat("model: vocab \"", text, "\" has id ", Shown(value), "; ids are in [0, ", kMaxTokenId, "]"));
+        return absl::InvalidArgumentError(
+            absl::StrCat("model: vocab \"", text, "\" has id ", Shown(value), "; ids are in [0, ", kMaxTokenId, "]"));
       }
       const auto id = static_cast<int32_t>(value.get<uint64_t>());
       words_by_text_.emplace(text, id);
       if (const auto added = added_ids_.find(text); added != added_ids_.end()) {  // listed in both: one token
         if (added->second != id) {
-          return absl::InvalidArgumentError(
-              absl::StrCat("token \"", text, "\" has id ", id, " in the vocab and ", added->second, " among the added tokens"));
+          return absl::InvalidArgumentError(absl::StrCat("token \"", text, "\" has id ", id, " in the vocab and ",
+                                                         added->second, " among the added tokens"));
         }
         continue;
       }
@@ -267,7 +286,8 @@ class ByteLevelBpe : public Tokenizer {
     }
     for (int byte = 0; byte < 256; ++byte) {
       if (byte_ids[static_cast<size_t>(byte)] < 0) {
-        return absl::InvalidArgumentError(absl::StrCat("model: the vocab has no token for the byte ", byte, "; byte-level BPE needs all 256"));
+        return absl::InvalidArgumentError(
+            absl::StrCat("model: the vocab has no token for the byte ", byte, "; byte-level BPE needs all 256"));
       }
     }
     bpe_.SetByteIds(byte_ids);
@@ -277,7 +297,8 @@ class ByteLevelBpe : public Tokenizer {
 
   absl::Status ParseMerges(const Json& model) {
     const Json* merges = FindValue(model, "merges");
-    if (merges == nullptr || !merges->is_array()) return absl::InvalidArgumentError("model: \"merges\" is missing or not a list");
+    if (merges == nullptr || !merges->is_array())
+      return absl::InvalidArgumentError("model: \"merges\" is missing or not a list");
     int32_t rank = 0;
     for (const Json& merge : *merges) {
       std::string left, right;
@@ -293,14 +314,18 @@ class ByteLevelBpe : public Tokenizer {
         right = merge[1].get<std::string>();
       }
       if (left.empty() || right.empty()) {
-        return absl::InvalidArgumentError(absl::StrCat("model: merge ", rank, " is ", Shown(merge), "; \"a b\" or [\"a\", \"b\"] is needed"));
+        return absl::InvalidArgumentError(
+            absl::StrCat("model: merge ", rank, " is ", Shown(merge), "; \"a b\" or [\"a\", \"b\"] is needed"));
       }
-      const auto left_id = words_by_text_.find(left), right_id = words_by_text_.find(right), joined = words_by_text_.find(left + right);
+      const auto left_id = words_by_text_.find(left), right_id = words_by_text_.find(right),
+                 joined = words_by_text_.find(left + right);
       if (left_id == words_by_text_.end() || right_id == words_by_text_.end() || joined == words_by_text_.end()) {
-        return absl::InvalidArgumentError(absl::StrCat("model: merge ", rank, " ", Shown(merge), " needs tokens that the vocab lacks"));
+        return absl::InvalidArgumentError(
+            absl::StrCat("model: merge ", rank, " ", Shown(merge), " needs tokens that the vocab lacks"));
       }
       if (IsSpecial(joined->second)) {
-        return absl::InvalidArgumentError(absl::StrCat("model: merge ", rank, " ", Shown(merge), " makes a special token"));
+        return absl::InvalidArgumentError(
+            absl::StrCat("model: merge ", rank, " ", Shown(merge), " makes a special token"));
       }
       bpe_.AddMerge(left_id->second, right_id->second, rank++, joined->second);
     }
@@ -313,23 +338,28 @@ class ByteLevelBpe : public Tokenizer {
     if (type == "ByteLevel") return absl::OkStatus();  // offsets only
     if (type == "Sequence" && depth == 0) {
       const Json* list = FindValue(step, "processors");
-      if (list == nullptr || !list->is_array()) return absl::InvalidArgumentError("post_processor: \"processors\" is missing or not a list");
+      if (list == nullptr || !list->is_array())
+        return absl::InvalidArgumentError("post_processor: \"processors\" is missing or not a list");
       for (const Json& item : *list) PERIGEE_RETURN_IF_ERROR(ParsePostProcessor(item, depth + 1, template_bos));
       return absl::OkStatus();
     }
-    if (type != "TemplateProcessing") return Unsupported("post-processor", step, "null, ByteLevel, TemplateProcessing, Sequence");
+    if (type != "TemplateProcessing")
+      return Unsupported("post-processor", step, "null, ByteLevel, TemplateProcessing, Sequence");
     const Json* single = FindValue(step, "single");
     if (single == nullptr || !single->is_array() || single->empty() || single->size() > 2) {
       return Unsupported("post-processor template", single == nullptr ? step : *single, "[BOS, text] and [text]");
     }
-    if (FindValue(single->back(), "Sequence") == nullptr) return Unsupported("post-processor template", *single, "[BOS, text] and [text]");
+    if (FindValue(single->back(), "Sequence") == nullptr)
+      return Unsupported("post-processor template", *single, "[BOS, text] and [text]");
     if (single->size() == 1) return absl::OkStatus();
     const Json* special = FindValue(single->front(), "SpecialToken");
     const Json* name = special == nullptr ? nullptr : FindValue(*special, "id");
-    if (name == nullptr || !name->is_string()) return Unsupported("post-processor template", *single, "[BOS, text] and [text]");
+    if (name == nullptr || !name->is_string())
+      return Unsupported("post-processor template", *single, "[BOS, text] and [text]");
     template_bos = FindAddedToken(name->get_ref<const std::string&>());
     if (!template_bos) {
-      return absl::InvalidArgumentError(absl::StrCat("post_processor: the template's token ", Shown(*name), " is not among the added tokens"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("post_processor: the template's token ", Shown(*name), " is not among the added tokens"));
     }
     return absl::OkStatus();
   }
@@ -344,7 +374,8 @@ class ByteLevelBpe : public Tokenizer {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Tokenizer>> ParseTokenizerJson(absl::string_view tokenizer_json, absl::string_view tokenizer_config) {
+absl::StatusOr<std::unique_ptr<Tokenizer>> ParseTokenizerJson(absl::string_view tokenizer_json,
+                                                              absl::string_view tokenizer_config) {
   auto tokenizer = std::make_unique<ByteLevelBpe>();
   PERIGEE_RETURN_IF_ERROR(tokenizer->Parse(tokenizer_json, tokenizer_config));
   return std::unique_ptr<Tokenizer>(std::move(tokenizer));

@@ -11,7 +11,8 @@ namespace perigee::model {
 namespace {
 
 constexpr size_t kMaxPatternBytes = 16 << 10;
-constexpr uint32_t kMatchLimit = 10'000'000;  // of PCRE2's internal steps, from one starting point: a fraction of a second
+constexpr uint32_t kMatchLimit =
+    10'000'000;  // of PCRE2's internal steps, from one starting point: a fraction of a second
 constexpr uint32_t kHeapLimitKib = 256 << 10;
 
 struct MatchDataDeleter {
@@ -46,7 +47,8 @@ RegexSplitter::~RegexSplitter() = default;
 
 absl::StatusOr<RegexSplitter> RegexSplitter::Compile(absl::string_view pattern, bool literal) {
   if (pattern.empty() || pattern.size() > kMaxPatternBytes) {
-    return absl::InvalidArgumentError(absl::StrCat("a pre-tokenizer pattern has 1 to ", kMaxPatternBytes, " bytes, not ", pattern.size()));
+    return absl::InvalidArgumentError(
+        absl::StrCat("a pre-tokenizer pattern has 1 to ", kMaxPatternBytes, " bytes, not ", pattern.size()));
   }
   const uint32_t options =
       literal ? (PCRE2_LITERAL | PCRE2_UTF) : (PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C | PCRE2_DUPNAMES);
@@ -56,10 +58,11 @@ absl::StatusOr<RegexSplitter> RegexSplitter::Compile(absl::string_view pattern, 
   int error = 0;
   PCRE2_SIZE offset = 0;
   auto code = std::make_unique<Code>();
-  code->compiled = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(), options, &error, &offset, context.get());
+  code->compiled = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(), options, &error, &offset,
+                                 context.get());
   if (code->compiled == nullptr) {
-    return absl::InvalidArgumentError(absl::StrCat("the pre-tokenizer pattern \"", pattern.substr(0, 200), "\" does not compile at byte ",
-                                                   offset, ": ", ErrorText(error)));
+    return absl::InvalidArgumentError(absl::StrCat("the pre-tokenizer pattern \"", pattern.substr(0, 200),
+                                                   "\" does not compile at byte ", offset, ": ", ErrorText(error)));
   }
   // Where there is no JIT, matching is interpreted: slower, the same words.
   (void)pcre2_jit_compile(code->compiled, PCRE2_JIT_COMPLETE);
@@ -78,12 +81,13 @@ absl::Status RegexSplitter::Split(absl::string_view text, std::vector<absl::stri
     constexpr uint32_t kOptions = PCRE2_NOTEMPTY | PCRE2_NO_UTF_CHECK;
     int result = pcre2_match(code_->compiled, subject, text.size(), at, kOptions, data.get(), context.get());
     if (result == PCRE2_ERROR_JIT_STACKLIMIT) {  // the interpreter keeps its stack on the heap
-      result = pcre2_match(code_->compiled, subject, text.size(), at, kOptions | PCRE2_NO_JIT, data.get(), context.get());
+      result =
+          pcre2_match(code_->compiled, subject, text.size(), at, kOptions | PCRE2_NO_JIT, data.get(), context.get());
     }
     if (result == PCRE2_ERROR_NOMATCH) break;
     if (result < 0) {
-      return absl::ResourceExhaustedError(absl::StrCat("the pre-tokenizer's pattern failed at byte ", at, " of a piece of ", text.size(),
-                                                       " bytes: ", ErrorText(result)));
+      return absl::ResourceExhaustedError(absl::StrCat("the pre-tokenizer's pattern failed at byte ", at,
+                                                       " of a piece of ", text.size(), " bytes: ", ErrorText(result)));
     }
     const PCRE2_SIZE* range = pcre2_get_ovector_pointer(data.get());
     const size_t begin = range[0], end = range[1];
@@ -98,7 +102,8 @@ absl::Status RegexSplitter::Split(absl::string_view text, std::vector<absl::stri
   return absl::OkStatus();
 }
 
-absl::Status PreTokenizer::Split(absl::string_view text, std::vector<absl::string_view>& words, std::deque<std::string>& owned) const {
+absl::Status PreTokenizer::Split(absl::string_view text, std::vector<absl::string_view>& words,
+                                 std::deque<std::string>& owned) const {
   words = {text};
   std::vector<absl::string_view> next;
   for (const Step& step : steps_) {

@@ -16,8 +16,8 @@ namespace perigee::model {
 // GPT-2's pattern, which the ByteLevel pre-tokenizer applies with use_regex.
 extern const char kGpt2Pattern[];
 
-// A regular expression whose matches, and the stretches between them, become words (behaviour "Isolated"). PCRE2 with Unicode
-// properties. Immutable; any thread may Split.
+// A regular expression whose matches, and the stretches between them, become words (behaviour "Isolated"). PCRE2 with
+// Unicode properties. Immutable; any thread may Split.
 class RegexSplitter {
  public:
   // literal: the pattern is plain text. INVALID_ARGUMENT for a pattern that does not compile.
@@ -26,8 +26,8 @@ class RegexSplitter {
   RegexSplitter& operator=(RegexSplitter&&) noexcept;
   ~RegexSplitter();
 
-  // Appends the words of `text`, which must be valid UTF-8; together they are `text`. RESOURCE_EXHAUSTED if the pattern backtracks beyond
-  // PCRE2's limit.
+  // Appends the words of `text`, which must be valid UTF-8; together they are `text`. RESOURCE_EXHAUSTED if the pattern
+  // backtracks beyond PCRE2's limit.
   absl::Status Split(absl::string_view text, std::vector<absl::string_view>& words) const;
 
  private:
@@ -39,11 +39,14 @@ class RegexSplitter {
 class PreTokenizer {
  public:
   // The steps in order.
-  void AddSplit(RegexSplitter splitter) { steps_.push_back({std::make_unique<RegexSplitter>(std::move(splitter)), false}); }
+  void AddSplit(RegexSplitter splitter) {
+    steps_.push_back({std::make_unique<RegexSplitter>(std::move(splitter)), false});
+  }
   void AddPrefixSpace() { steps_.push_back({nullptr, true}); }
 
   // Words of `text` (valid UTF-8) in order; views into `text` or into `owned`.
-  absl::Status Split(absl::string_view text, std::vector<absl::string_view>& words, std::deque<std::string>& owned) const;
+  absl::Status Split(absl::string_view text, std::vector<absl::string_view>& words,
+                     std::deque<std::string>& owned) const;
 
  private:
   struct Step {

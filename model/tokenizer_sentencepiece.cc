@@ -1,4 +1,5 @@
-// tokenizer.model: the sentencepiece library encodes; decoding is done here, token by token, so that a stream and a whole text agree.
+// tokenizer.model: the sentencepiece library encodes; decoding is done here, token by token, so that a stream and a
+// whole text agree.
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -24,7 +25,8 @@ class SentencePieceTokenizer : public Tokenizer {
     }
     const int size = shim_.size();
     if (size < 1 || size > kMaxPieces) {
-      return absl::InvalidArgumentError(absl::StrCat("the sentencepiece model has ", size, " pieces; 1 to ", kMaxPieces, " are supported"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("the sentencepiece model has ", size, " pieces; 1 to ", kMaxPieces, " are supported"));
     }
     std::vector<AddedToken> added;
     tokens_.resize(static_cast<size_t>(size));
@@ -41,8 +43,10 @@ class SentencePieceTokenizer : public Tokenizer {
           token.bytes = " \xE2\x81\x87 ";  // U+2047, as sentencepiece decodes it
           break;
         case SentencePieceShim::Kind::kByte: {  // <0xAB>
-          const absl::StatusOr<std::string> byte = piece.size() == 6 ? FromHex(piece.substr(3, 2)) : absl::StatusOr<std::string>("");
-          if (!byte.ok() || byte->size() != 1) return absl::InvalidArgumentError(absl::StrCat("byte piece ", id, " is \"", piece, "\""));
+          const absl::StatusOr<std::string> byte =
+              piece.size() == 6 ? FromHex(piece.substr(3, 2)) : absl::StatusOr<std::string>("");
+          if (!byte.ok() || byte->size() != 1)
+            return absl::InvalidArgumentError(absl::StrCat("byte piece ", id, " is \"", piece, "\""));
           token.bytes = *byte;
           break;
         }
@@ -67,14 +71,16 @@ class SentencePieceTokenizer : public Tokenizer {
   absl::Status EncodePlain(absl::string_view text, std::vector<int32_t>& ids) const override {
     const size_t valid = ValidUtf8Prefix(text);
     if (valid != text.size()) {
-      return absl::InvalidArgumentError(absl::StrCat("the text is not valid UTF-8 at byte ", valid, "; a sentencepiece tokenizer takes only UTF-8"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("the text is not valid UTF-8 at byte ", valid, "; a sentencepiece tokenizer takes only UTF-8"));
     }
     std::vector<int> pieces;
     if (const std::string error = shim_.Encode(text.data(), text.size(), pieces); !error.empty()) {
       return absl::InternalError(absl::StrCat("sentencepiece: ", error));
     }
     for (const int id : pieces) {
-      if (id < 0 || static_cast<size_t>(id) >= tokens_.size()) return absl::InternalError(absl::StrCat("sentencepiece gave the id ", id));
+      if (id < 0 || static_cast<size_t>(id) >= tokens_.size())
+        return absl::InternalError(absl::StrCat("sentencepiece gave the id ", id));
       ids.push_back(id);
     }
     return absl::OkStatus();
@@ -85,7 +91,8 @@ class SentencePieceTokenizer : public Tokenizer {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Tokenizer>> ParseSentencePiece(absl::string_view tokenizer_model, absl::string_view tokenizer_config) {
+absl::StatusOr<std::unique_ptr<Tokenizer>> ParseSentencePiece(absl::string_view tokenizer_model,
+                                                              absl::string_view tokenizer_config) {
   auto tokenizer = std::make_unique<SentencePieceTokenizer>();
   PERIGEE_RETURN_IF_ERROR(tokenizer->Parse(tokenizer_model, tokenizer_config));
   return std::unique_ptr<Tokenizer>(std::move(tokenizer));

@@ -1,4 +1,5 @@
-// UTF-8, one character at a time, by the Unicode standard's rules (no overlong forms, no surrogates, nothing above U+10FFFF).
+// UTF-8, one character at a time, by the Unicode standard's rules (no overlong forms, no surrogates, nothing above
+// U+10FFFF).
 #ifndef PERIGEE_MODEL_UTF8_H_
 #define PERIGEE_MODEL_UTF8_H_
 
@@ -9,7 +10,11 @@
 
 namespace perigee::model {
 
-enum class Utf8Kind { kCharacter, kInvalid, kIncomplete };  // kIncomplete: the text ends inside what may become a character
+enum class Utf8Kind {
+  kCharacter,
+  kInvalid,
+  kIncomplete
+};  // kIncomplete: the text ends inside what may become a character
 
 struct Utf8Step {
   Utf8Kind kind;

@@ -22,7 +22,8 @@ struct Wanted {
 std::vector<Wanted> WantedTensors(const ModelConfig& config, LlamaWeights& weights) {
   std::vector<Wanted> wanted;
   const int64_t hidden = config.hidden, ffn = config.ffn, vocab = config.vocab;
-  const int64_t q_rows = int64_t{config.q_heads} * config.head_dim, kv_rows = int64_t{config.kv_heads} * config.head_dim;
+  const int64_t q_rows = int64_t{config.q_heads} * config.head_dim,
+                kv_rows = int64_t{config.kv_heads} * config.head_dim;
   wanted.push_back({"model.embed_tokens.weight", {vocab, hidden}, &weights.embed});
   wanted.push_back({"model.norm.weight", {hidden}, &weights.final_norm});
   if (!config.tied_embeddings) wanted.push_back({"lm_head.weight", {vocab, hidden}, &weights.lm_head});
@@ -74,22 +75,25 @@ absl::StatusOr<LlamaWeights> LoadWeights(const ModelConfig& config, const Checkp
     if (view == nullptr) {
       missing.push_back(tensor.name);
     } else if (view->shape != tensor.shape) {
-      return absl::InvalidArgumentError(absl::StrCat(checkpoint.folder(), ": tensor \"", tensor.name, "\" has shape ", ShapeText(view->shape),
-                                                     "; by config.json it must be ", ShapeText(tensor.shape)));
+      return absl::InvalidArgumentError(absl::StrCat(checkpoint.folder(), ": tensor \"", tensor.name, "\" has shape ",
+                                                     ShapeText(view->shape), "; by config.json it must be ",
+                                                     ShapeText(tensor.shape)));
     }
   }
   if (!missing.empty()) {
     const size_t count = missing.size();
     if (count > 8) missing.resize(8);
-    return absl::InvalidArgumentError(absl::StrCat(checkpoint.folder(), " lacks ", count, " tensor(s) that config.json asks for: ",
-                                                   absl::StrJoin(missing, ", "), count > missing.size() ? ", ..." : ""));
+    return absl::InvalidArgumentError(absl::StrCat(
+        checkpoint.folder(), " lacks ", count, " tensor(s) that config.json asks for: ", absl::StrJoin(missing, ", "),
+        count > missing.size() ? ", ..." : ""));
   }
   for (const auto& [name, view] : checkpoint.tensors()) {
     // Old exports carry rope's frequencies; tied models may carry the head once more.
     if (known.contains(name) || absl::EndsWith(name, "rotary_emb.inv_freq")) continue;
     if (config.tied_embeddings && name == "lm_head.weight") continue;
-    return absl::InvalidArgumentError(
-        absl::StrCat(checkpoint.folder(), ": tensor \"", name, "\" ", ShapeText(view.shape), " has no place in the model that config.json describes"));
+    return absl::InvalidArgumentError(absl::StrCat(checkpoint.folder(), ": tensor \"", name, "\" ",
+                                                   ShapeText(view.shape),
+                                                   " has no place in the model that config.json describes"));
   }
 
   std::vector<int64_t> bad_index(wanted.size(), -1);
@@ -108,7 +112,8 @@ absl::StatusOr<LlamaWeights> LoadWeights(const ModelConfig& config, const Checkp
   for (size_t i = 0; i < wanted.size(); ++i) {
     if (bad_index[i] >= 0) {
       return absl::InvalidArgumentError(absl::StrCat(checkpoint.folder(), ": tensor \"", wanted[i].name, "\" holds ",
-                                                     (*wanted[i].out)[static_cast<size_t>(bad_index[i])], " at element ", bad_index[i]));
+                                                     (*wanted[i].out)[static_cast<size_t>(bad_index[i])],
+                                                     " at element ", bad_index[i]));
     }
   }
   return weights;

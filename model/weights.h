@@ -1,6 +1,7 @@
 // A Llama-family checkpoint's weights as row-major f32 vectors, checked against the config.
 //
-// Matrices are as in the checkpoint, [out][in]: y[o] = sum_i w[o][i] * x[i]. Owned by the struct; read-only use from any thread.
+// Matrices are as in the checkpoint, [out][in]: y[o] = sum_i w[o][i] * x[i]. Owned by the struct; read-only use from
+// any thread.
 #ifndef PERIGEE_MODEL_WEIGHTS_H_
 #define PERIGEE_MODEL_WEIGHTS_H_
 
@@ -34,8 +35,8 @@ struct LlamaWeights {
   std::span<const float> head() const { return lm_head.empty() ? embed : lm_head; }
 };
 
-// INVALID_ARGUMENT naming every missing tensor (up to 8), a tensor of another shape, a tensor that the config does not know (the model
-// would compute something else than its authors'), or a NaN or infinite weight. Uses all cores.
+// INVALID_ARGUMENT naming every missing tensor (up to 8), a tensor of another shape, a tensor that the config does not
+// know (the model would compute something else than its authors'), or a NaN or infinite weight. Uses all cores.
 absl::StatusOr<LlamaWeights> LoadWeights(const ModelConfig& config, const Checkpoint& checkpoint);
 
 }  // namespace perigee::model

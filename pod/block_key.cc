@@ -9,7 +9,8 @@ namespace perigee::pod {
 absl::StatusOr<BlockKey> BlockKeyFromBytes(absl::string_view raw) {
   BlockKey key;
   if (raw.size() != key.digest.size()) {
-    return absl::InvalidArgumentError(absl::StrCat("a block key has ", key.digest.size(), " bytes, this has ", raw.size()));
+    return absl::InvalidArgumentError(
+        absl::StrCat("a block key has ", key.digest.size(), " bytes, this has ", raw.size()));
   }
   std::copy(raw.begin(), raw.end(), key.digest.begin());
   return key;

@@ -1,8 +1,9 @@
 // Block keys: what a block is called, everywhere and forever.
 //
-// A key is SHA-256 over a canonical encoding (docs/formats.md section 2) of tenant, salt, model fingerprint, plan id, block size, shard,
-// the parent block's key or "root", and the block's token ids. Two blocks with the same key hold the same meaning; anything that changes
-// the meaning changes the key. A block with fewer tokens than the block size (the end of a prompt) has a key of its own.
+// A key is SHA-256 over a canonical encoding (docs/formats.md section 2) of tenant, salt, model fingerprint, plan id,
+// block size, shard, the parent block's key or "root", and the block's token ids. Two blocks with the same key hold the
+// same meaning; anything that changes the meaning changes the key. A block with fewer tokens than the block size (the
+// end of a prompt) has a key of its own.
 #ifndef PERIGEE_POD_BLOCK_KEY_H_
 #define PERIGEE_POD_BLOCK_KEY_H_
 
@@ -46,7 +47,8 @@ absl::Status ValidateIdentity(const Identity& identity);
 // parent: nullptr for the first block. The identity is valid (ValidateIdentity); so too for DeriveChain.
 BlockKey DeriveBlockKey(const Identity& identity, const BlockKey* parent, std::span<const int32_t> tokens);
 
-// Keys of the blocks of tokens[0..n), each the next one's parent. The last one covers n % block_tokens tokens where that is not 0.
+// Keys of the blocks of tokens[0..n), each the next one's parent. The last one covers n % block_tokens tokens where
+// that is not 0.
 std::vector<BlockKey> DeriveChain(const Identity& identity, std::span<const int32_t> tokens);
 
 }  // namespace perigee::pod

@@ -9,21 +9,25 @@
 
 namespace perigee::pod {
 
-// The values are part of the file formats and of plan ids: never renumber. docs/formats.md reserves 3..5 for fp8_e4m3, int8 and int4.
+// The values are part of the file formats and of plan ids: never renumber. docs/formats.md reserves 3..5 for fp8_e4m3,
+// int8 and int4.
 enum class Codec : uint8_t { kBf16 = 1, kFp16 = 2 };
 
 constexpr int CodecBits(Codec codec) {
   switch (codec) {
     case Codec::kBf16:
-    case Codec::kFp16: return 16;
+    case Codec::kFp16:
+      return 16;
   }
   return 0;
 }
 
 constexpr const char* CodecName(Codec codec) {
   switch (codec) {
-    case Codec::kBf16: return "bf16";
-    case Codec::kFp16: return "fp16";
+    case Codec::kBf16:
+      return "bf16";
+    case Codec::kFp16:
+      return "fp16";
   }
   return "unknown";
 }

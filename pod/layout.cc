@@ -56,9 +56,12 @@ class PlaneBuilder {
 
 const char* PlaneKindName(PlaneKind kind) {
   switch (kind) {
-    case PlaneKind::kDistant: return "distant";
-    case PlaneKind::kProximal: return "proximal";
-    case PlaneKind::kSummary: return "summary";
+    case PlaneKind::kDistant:
+      return "distant";
+    case PlaneKind::kProximal:
+      return "proximal";
+    case PlaneKind::kSummary:
+      return "summary";
   }
   return "unknown";
 }
@@ -74,7 +77,8 @@ absl::StatusOr<Layout> Layout::Create(const Plan& plan, int block_tokens) {
   layout.summary_offsets_.assign(static_cast<size_t>(shape.slots()), -1);
   const auto index = [&](int l, int h) { return static_cast<size_t>(l * shape.kv_heads + h); };
   const auto tile_bytes = [&](Codec codec) {
-    return static_cast<size_t>(block_tokens) * static_cast<size_t>(shape.head_dim) * static_cast<size_t>(CodecBits(codec)) / 8;
+    return static_cast<size_t>(block_tokens) * static_cast<size_t>(shape.head_dim) *
+           static_cast<size_t>(CodecBits(codec)) / 8;
   };
   const size_t near_bytes = tile_bytes(plan.near_codec());
 
@@ -117,7 +121,8 @@ absl::StatusOr<Layout> Layout::Create(const Plan& plan, int block_tokens) {
         add_near(id, !own_keys, lossy_values);
       }
       const size_t bounds_bytes = size_t{2} * static_cast<size_t>(shape.head_dim) * sizeof(uint16_t);
-      layout.summary_offsets_[index(l, h)] = builder.Add(PlaneKind::kSummary, Codec::kBf16, bounds_bytes, l).offset_bytes;
+      layout.summary_offsets_[index(l, h)] =
+          builder.Add(PlaneKind::kSummary, Codec::kBf16, bounds_bytes, l).offset_bytes;
       builder.EndSection();
     }
   }
@@ -129,9 +134,9 @@ absl::StatusOr<Layout> Layout::Create(const Plan& plan, int block_tokens) {
   for (PlaneKind kind : kPlaneKinds) {
     for (const Section& section : builder.planes()[Index(kind)].sections) {
       if (section.bytes > UINT32_MAX) {
-        return absl::InvalidArgumentError(absl::StrCat("a section of the ", PlaneKindName(kind), " plane would have ", section.bytes,
-                                                       " bytes; at most ", UINT32_MAX,
-                                                       " can be written: share among fewer slots or take smaller blocks"));
+        return absl::InvalidArgumentError(absl::StrCat(
+            "a section of the ", PlaneKindName(kind), " plane would have ", section.bytes, " bytes; at most ",
+            UINT32_MAX, " can be written: share among fewer slots or take smaller blocks"));
       }
     }
     PlaneBuilder::Plane& plane = builder.planes()[Index(kind)];
@@ -154,8 +159,9 @@ double Layout::PredictedSaving(int64_t tokens) const {
   const int64_t sink_blocks = SinkEnd(window, block_tokens_) / block_tokens_;
   const int64_t recent_begin = RecentBegin(window, block_tokens_, tokens - 1) / block_tokens_;
   const int64_t far_blocks = std::max<int64_t>(0, recent_begin - sink_blocks);
-  const double stored = static_cast<double>(blocks) * static_cast<double>(plane_bytes(PlaneKind::kDistant)) +
-                        static_cast<double>(blocks - far_blocks) * static_cast<double>(plane_bytes(PlaneKind::kProximal));
+  const double stored =
+      static_cast<double>(blocks) * static_cast<double>(plane_bytes(PlaneKind::kDistant)) +
+      static_cast<double>(blocks - far_blocks) * static_cast<double>(plane_bytes(PlaneKind::kProximal));
   return 1 - stored / (static_cast<double>(blocks) * block_tokens_ * static_cast<double>(dense_bytes_per_token()));
 }
 

@@ -72,8 +72,8 @@ absl::StatusOr<Plan> Plan::Create(const KvShape& shape, const Window& window, Sh
                                                        ": a lead lies in the same or a lower layer of this model"));
       }
       if (slots[static_cast<size_t>(lead.layer * shape.kv_heads + lead.kv_head)].role != Role::kLead) {
-        return absl::InvalidArgumentError(absl::StrCat(SlotName(l, h), " follows ", SlotName(lead.layer, lead.kv_head),
-                                                       ", which is not a lead"));
+        return absl::InvalidArgumentError(
+            absl::StrCat(SlotName(l, h), " follows ", SlotName(lead.layer, lead.kv_head), ", which is not a lead"));
       }
     }
   }
@@ -98,15 +98,15 @@ absl::StatusOr<Plan> Plan::Identity(const KvShape& shape, const Window& window, 
 
 absl::Status Plan::CheckModel(const KvShape& shape, const Digest& model_fingerprint) const {
   if (shape != shape_) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("the plan is for ", shape_.layers, " layers x ", shape_.kv_heads, " kv heads x ", shape_.head_dim,
-                     " dims, the model has ", shape.layers, " x ", shape.kv_heads, " x ", shape.head_dim,
-                     ": make a plan for this model with 'perigee calibrate'"));
+    return absl::FailedPreconditionError(absl::StrCat("the plan is for ", shape_.layers, " layers x ", shape_.kv_heads,
+                                                      " kv heads x ", shape_.head_dim, " dims, the model has ",
+                                                      shape.layers, " x ", shape.kv_heads, " x ", shape.head_dim,
+                                                      ": make a plan for this model with 'perigee calibrate'"));
   }
   if (model_fingerprint != model_fingerprint_) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "the plan is for model ", ToHex(model_fingerprint_).substr(0, 16), "..., this model is ",
-        ToHex(model_fingerprint).substr(0, 16), "...: make a plan for this model with 'perigee calibrate'"));
+    return absl::FailedPreconditionError(absl::StrCat("the plan is for model ", ToHex(model_fingerprint_).substr(0, 16),
+                                                      "..., this model is ", ToHex(model_fingerprint).substr(0, 16),
+                                                      "...: make a plan for this model with 'perigee calibrate'"));
   }
   return absl::OkStatus();
 }

@@ -44,7 +44,7 @@ enum class Role : uint8_t { kLead = 0, kFollower = 1, kNearOnly = 2 };
 
 struct Slot {
   Role role = Role::kLead;
-  SlotId lead;                      // Whose far keys score this slot: the slot itself unless it is a follower.
+  SlotId lead;                     // Whose far keys score this slot: the slot itself unless it is a follower.
   Codec far_codec = Codec::kBf16;  // Of this slot's distant keys (lead) and values (lead, follower).
   friend bool operator==(const Slot&, const Slot&) = default;
 };
@@ -76,8 +76,8 @@ class Plan {
   const Slot& slot(int layer, int kv_head) const { return slot(SlotId{layer, kv_head}); }
   const Digest& model_fingerprint() const { return model_fingerprint_; }
 
-  // SHA-256 over everything that the meaning of stored bytes depends on: shape, roles, codecs, window, rounding rule, sharing form.
-  // Not the fingerprint: it stands beside the plan id wherever blocks are named.
+  // SHA-256 over everything that the meaning of stored bytes depends on: shape, roles, codecs, window, rounding rule,
+  // sharing form. Not the fingerprint: it stands beside the plan id wherever blocks are named.
   const Digest& id() const { return id_; }
 
   // FAILED_PRECONDITION, naming both, unless the plan was made for this model.

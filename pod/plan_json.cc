@@ -52,13 +52,17 @@ absl::StatusOr<Json> ParseJson(absl::string_view text) {
   const auto watch = [&](int depth, Json::parse_event_t event, Json& parsed) {
     if (event == Json::parse_event_t::object_start) open_objects.emplace_back();
     if (event == Json::parse_event_t::object_end) open_objects.pop_back();
-    if (event == Json::parse_event_t::key && !open_objects.back().insert(parsed.get<std::string>()).second && repeated.empty()) {
+    if (event == Json::parse_event_t::key && !open_objects.back().insert(parsed.get<std::string>()).second &&
+        repeated.empty()) {
       repeated = Clip(parsed.get<std::string>());
       return false;
     }
     return true;
   };
-  if (text.size() > kMaxPlanFileBytes) return Bad(absl::StrCat("it has ", text.size(), " bytes; no plan is that large"));
+  if (text.size() > kMaxPlanFileBytes)
+    return Bad(absl::StrCat("it has ", text.size(), " bytes; no plan is that large"));
+  // The parser would take a zero byte as the text's end and ignore what follows.
+  if (text.find('\0') != absl::string_view::npos) return Bad("it has a zero byte");
   if (IsTooDeep(text)) return Bad("it is nested more deeply than any plan");
   Json json = Json::parse(text.begin(), text.end(), watch, /*allow_exceptions=*/false);
   if (!repeated.empty()) return Bad(absl::StrCat("field '", repeated, "' stands twice in one object"));
@@ -76,7 +80,8 @@ absl::Status CheckFields(const Json& object, const std::set<std::string>& known,
 
 absl::StatusOr<int> Int(const Json& object, const char* field) {
   const auto it = object.find(field);
-  if (it == object.end() || !it->is_number_integer()) return Bad(absl::StrCat("'", field, "' is missing or not an integer"));
+  if (it == object.end() || !it->is_number_integer())
+    return Bad(absl::StrCat("'", field, "' is missing or not an integer"));
   const bool fits = it->is_number_unsigned() ? it->get<uint64_t>() <= INT32_MAX
                                              : it->get<int64_t>() >= INT32_MIN && it->get<int64_t>() <= INT32_MAX;
   if (!fits) return Bad(absl::StrCat("'", field, "' is out of range: ", it->dump()));
@@ -148,7 +153,8 @@ absl::StatusOr<Plan> Plan::Parse(absl::string_view text) {
   PERIGEE_ASSIGN_OR_RETURN(window.sink_tokens, Int(json, "sink_tokens"));
   PERIGEE_ASSIGN_OR_RETURN(window.recent_tokens, Int(json, "recent_tokens"));
   PERIGEE_ASSIGN_OR_RETURN(const std::string sharing, Text(json, "sharing"));
-  if (sharing != "key" && sharing != "score") return Bad(absl::StrCat("'sharing' is '", Clip(sharing), "', not key or score"));
+  if (sharing != "key" && sharing != "score")
+    return Bad(absl::StrCat("'sharing' is '", Clip(sharing), "', not key or score"));
   PERIGEE_ASSIGN_OR_RETURN(const Codec near_codec, CodecField(json, "near_codec"));
 
   const auto layers = json.find("slots");
@@ -163,8 +169,8 @@ absl::StatusOr<Plan> Plan::Parse(absl::string_view text) {
     for (const Json& entry : layer) {
       absl::StatusOr<Slot> slot = ParseSlot(entry);
       if (!slot.ok()) {
-        return Annotate(slot.status(), absl::StrCat("slot ", slots.size() % static_cast<size_t>(shape.kv_heads), " of layer ",
-                                                    slots.size() / static_cast<size_t>(shape.kv_heads)));
+        return Annotate(slot.status(), absl::StrCat("slot ", slots.size() % static_cast<size_t>(shape.kv_heads),
+                                                    " of layer ", slots.size() / static_cast<size_t>(shape.kv_heads)));
       }
       slots.push_back(*slot);
     }

@@ -149,7 +149,8 @@ absl::Status CheckPlaneHeader(const PlaneHeader& h, const Layout& layout, const 
     return Mismatch("shape", absl::StrCat(h.shape.layers, "x", h.shape.kv_heads, "x", h.shape.head_dim),
                     absl::StrCat(plan.shape().layers, "x", plan.shape().kv_heads, "x", plan.shape().head_dim));
   }
-  if (h.near_codec != plan.near_codec()) return Mismatch("codec", CodecName(h.near_codec), CodecName(plan.near_codec()));
+  if (h.near_codec != plan.near_codec())
+    return Mismatch("codec", CodecName(h.near_codec), CodecName(plan.near_codec()));
   if (h.block_tokens != layout.block_tokens()) {
     return Mismatch("block_tokens", absl::StrCat(h.block_tokens), absl::StrCat(layout.block_tokens()));
   }
@@ -161,7 +162,8 @@ absl::Status CheckPlaneHeader(const PlaneHeader& h, const Layout& layout, const 
   }
   for (size_t i = 0; i < sections.size(); ++i) {
     if (h.sections[i].bytes != sections[i].bytes) {
-      return Mismatch(absl::StrCat("section ", i), absl::StrCat(h.sections[i].bytes, " bytes"), absl::StrCat(sections[i].bytes));
+      return Mismatch(absl::StrCat("section ", i), absl::StrCat(h.sections[i].bytes, " bytes"),
+                      absl::StrCat(sections[i].bytes));
     }
   }
   return absl::OkStatus();
@@ -177,12 +179,13 @@ std::vector<SectionSum> SumSections(const Layout& layout, PlaneKind kind, std::s
 
 absl::Status VerifyPayload(const PlaneHeader& h, std::span<const std::byte> payload) {
   if (payload.size() != h.payload_bytes) {
-    return absl::DataLossError(absl::StrCat("plane ", h.key.ToString(), "/", PlaneKindName(h.kind), ": ", payload.size(),
-                                            " bytes arrived, the header says ", h.payload_bytes));
+    return absl::DataLossError(absl::StrCat("plane ", h.key.ToString(), "/", PlaneKindName(h.kind), ": ",
+                                            payload.size(), " bytes arrived, the header says ", h.payload_bytes));
   }
   size_t offset = 0;
   for (size_t i = 0; i < h.sections.size(); ++i) {
-    if (h.sections[i].bytes > payload.size() - offset) break;  // Only in a header that did not come from DecodePlaneHeader.
+    if (h.sections[i].bytes > payload.size() - offset)
+      break;  // Only in a header that did not come from DecodePlaneHeader.
     const uint32_t crc = Crc32c(payload.subspan(offset, h.sections[i].bytes));
     if (crc != h.sections[i].crc32c) {
       return absl::DataLossError(absl::StrCat("plane ", h.key.ToString(), "/", PlaneKindName(h.kind), ": section ", i,
@@ -191,8 +194,8 @@ absl::Status VerifyPayload(const PlaneHeader& h, std::span<const std::byte> payl
     offset += h.sections[i].bytes;
   }
   if (offset != payload.size()) {
-    return absl::DataLossError(absl::StrCat("plane ", h.key.ToString(), "/", PlaneKindName(h.kind), ": its sections cover ", offset,
-                                            " of ", payload.size(), " bytes"));
+    return absl::DataLossError(absl::StrCat("plane ", h.key.ToString(), "/", PlaneKindName(h.kind),
+                                            ": its sections cover ", offset, " of ", payload.size(), " bytes"));
   }
   return absl::OkStatus();
 }

@@ -1,6 +1,8 @@
-// The header of one stored plane: what it is, how to read it, and checksums of every section (docs/formats.md section 4).
+// The header of one stored plane: what it is, how to read it, and checksums of every section (docs/formats.md section
+// 4).
 //
-// It repeats the fields that the block key hashes, so that a reader can refuse a plane that is not what it asked for, and can say why.
+// It repeats the fields that the block key hashes, so that a reader can refuse a plane that is not what it asked for,
+// and can say why.
 #ifndef PERIGEE_POD_PLANE_HEADER_H_
 #define PERIGEE_POD_PLANE_HEADER_H_
 
@@ -32,9 +34,9 @@ struct PlaneHeader {
   KvShape shape;
   Codec near_codec = Codec::kBf16;
   int32_t block_tokens = 0;
-  int32_t tokens = 0;           // 1..block_tokens: how many token places are filled.
+  int32_t tokens = 0;  // 1..block_tokens: how many token places are filled.
   uint32_t shard = 0;
-  int64_t base_position = 0;    // RoPE position of the first token's keys.
+  int64_t base_position = 0;  // RoPE position of the first token's keys.
   uint64_t payload_bytes = 0;
   std::vector<SectionSum> sections;  // In order, without gaps: their bytes add up to payload_bytes.
 
@@ -44,17 +46,19 @@ struct PlaneHeader {
 std::string EncodePlaneHeader(const PlaneHeader& header);
 
 // Refuses other magic or version (FAILED_PRECONDITION), truncation, impossible values and a wrong checksum (DATA_LOSS).
-// Trailing bytes after the header are allowed (a record pads it to 4 KiB); *encoded_bytes, where not null, is the header's own length.
+// Trailing bytes after the header are allowed (a record pads it to 4 KiB); *encoded_bytes, where not null, is the
+// header's own length.
 absl::StatusOr<PlaneHeader> DecodePlaneHeader(absl::string_view bytes, size_t* encoded_bytes = nullptr);
 
 // FAILED_PRECONDITION, naming the field, unless the header is of `key`'s plane under this layout and identity.
-absl::Status CheckPlaneHeader(const PlaneHeader& header, const Layout& layout, const Identity& identity, const BlockKey& key,
-                              PlaneKind kind);
+absl::Status CheckPlaneHeader(const PlaneHeader& header, const Layout& layout, const Identity& identity,
+                              const BlockKey& key, PlaneKind kind);
 
 // Length and CRC32C of every section of a plane's payload, in order. The payload has layout.plane_bytes(kind) bytes.
 std::vector<SectionSum> SumSections(const Layout& layout, PlaneKind kind, std::span<const std::byte> payload);
 
-// DATA_LOSS, naming the first wrong section, unless the payload matches the header's sums. Needs no layout, so a store can check too.
+// DATA_LOSS, naming the first wrong section, unless the payload matches the header's sums. Needs no layout, so a store
+// can check too.
 absl::Status VerifyPayload(const PlaneHeader& header, std::span<const std::byte> payload);
 
 }  // namespace perigee::pod

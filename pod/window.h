@@ -1,8 +1,9 @@
 // The proximal window: which blocks a query attends with their own keys ("near") and which with their lead's ("far").
 //
-// The window of a query at position i is the first sink_tokens and the last recent_tokens, counting the query's own token
-// (arXiv 2412.02252, section 2.2 and figure 2), both rounded outward to block borders: a block that holds one near token is wholly near.
-// Everything is a pure function of i, so that prefill, decode and the reference draw the same line.
+// The window of a query at position i is the first sink_tokens and the last recent_tokens, counting the query's own
+// token (arXiv 2412.02252, section 2.2 and figure 2), both rounded outward to block borders: a block that holds one
+// near token is wholly near. Everything is a pure function of i, so that prefill, decode and the reference draw the
+// same line.
 #ifndef PERIGEE_POD_WINDOW_H_
 #define PERIGEE_POD_WINDOW_H_
 
@@ -28,8 +29,8 @@ int64_t SinkEnd(const Window& window, int block_tokens);
 // Positions [RecentBegin, position] are near to the query at `position`. Grows with the position.
 int64_t RecentBegin(const Window& window, int block_tokens, int64_t position);
 
-// Whether the block that starts at `block_begin` (a multiple of block_tokens, at most `position`: no query sees a later block) is near
-// to the query at `position`.
+// Whether the block that starts at `block_begin` (a multiple of block_tokens, at most `position`: no query sees a later
+// block) is near to the query at `position`.
 bool IsNear(const Window& window, int block_tokens, int64_t block_begin, int64_t position);
 
 }  // namespace perigee::pod

@@ -292,6 +292,7 @@ void Core::Stop() {
   handlers_.clear();
 }
 
+static uint64_t dbg;
 absl::Status Core::Map(Region* region, bool allocate) {
   ucp_mem_map_params_t params{};
   params.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH | UCP_MEM_MAP_PARAM_FIELD_FLAGS;
@@ -320,7 +321,7 @@ absl::Status Core::Map(Region* region, bool allocate) {
   key.size_bytes = region->size;
   key.ucx_key.assign(static_cast<const char*>(packed), packed_bytes);
   ucp_rkey_buffer_release(packed);
-  region->remote_key = EncodeRemoteKey(key);
+  dbg = key.base; region->remote_key = EncodeRemoteKey(key);
   return absl::OkStatus();
 }
 
@@ -347,6 +348,7 @@ absl::StatusOr<ucp_rkey_h> Core::UnpackKey(Endpoint* endpoint, const void* bytes
   const ucs_status_t status = ucp_ep_rkey_unpack(endpoint->handle, bytes, &key);
   if (status != UCS_OK) return UcxError(absl::StrCat("unpack a remote key from ", endpoint->peer_name), status);
   keys_.insert(key);
+  { void* p = nullptr; ucs_status_t s = ucp_rkey_ptr(key, dbg, &p); fprintf(stderr, "RKEYPTR %s %p\n", ucs_status_string(s), p); }
   return key;
 }
 

@@ -122,7 +122,10 @@ absl::StatusOr<Listener> Engine::Listen(const std::string& host, uint16_t port) 
     return absl::AlreadyExistsError(
         absl::StrCat("port ", port, " on ", host, " is in use; stop the other program or choose another port (0: any)"));
   }
-  PERIGEE_RETURN_IF_ERROR(Annotate(status, absl::StrCat("listen on ", host, ":", port)));
+  if (!status.ok()) {
+    state->Close();
+    return Annotate(status, absl::StrCat("listen on ", host, ":", port));
+  }
   return Listener(std::move(state));
 }
 

@@ -289,6 +289,16 @@ void AttendTileTarget(const Call& call, int kv_head, int64_t first_row, int rows
 
 // ---------------------------------------------------------------- dot path
 
+#if HWY_TARGET == HWY_SCALAR
+
+// One lane has nothing to sum across.
+void AttendDotTarget(const Call& call, int kv_head, int64_t first_row, int rows, size_t begin, size_t end,
+                     const PartialState& out) {
+  AttendTileTarget(call, kv_head, first_row, rows, begin, end, out);
+}
+
+#else
+
 // 2N elements as two vectors. bf16: the even and the odd elements, one instruction each; fp16: the first N and the last N. The other
 // factor of a dot product is arranged to match by ArrangePair.
 template <bool kIsBf16, class D, class V = hn::Vec<D>>
@@ -348,7 +358,7 @@ HWY_INLINE void DotRows(D d, const uint16_t* HWY_RESTRICT stored, size_t width, 
   const size_t lanes = hn::Lanes(d);
   for (size_t row = 0; row < rows; row += 4) {
     if (next != nullptr) {
-      for (size_t e = 0; e < 4 * width; e += 32) hwy::Prefetch(next + row * width + e);
+      for (size_t e = 0; e < 4 * width; e += 32) __builtin_prefetch(next + row * width + e);
     }
     hn::Vec<D> sum[4][R];
     for (int i = 0; i < 4; ++i) {
@@ -546,6 +556,8 @@ void AttendDotTarget(const Call& call, int kv_head, int64_t first_row, int rows,
     }
   }
 }
+
+#endif  // HWY_TARGET == HWY_SCALAR
 
 }  // namespace HWY_NAMESPACE
 }  // namespace perigee::kernels

@@ -1,4 +1,5 @@
 // RmsNorm, SwiGlu, AddInPlace and the matrix-vector product of decoding.
+#include <algorithm>
 #include <cmath>
 
 #include "base/parallel.h"
@@ -17,28 +18,47 @@ namespace HWY_NAMESPACE {
 
 using DF = hn::ScalableTag<float>;
 
-// sum_i a[i] * b[i], in four partial sums.
-HWY_INLINE float DotProduct(const float* HWY_RESTRICT a, const float* HWY_RESTRICT b, size_t n) {
+// result[r] = sum_i a[r * stride + i] * b[i] for R rows. A row's order of summation does not depend on R.
+template <int R>
+HWY_INLINE void DotProducts(const float* HWY_RESTRICT a, size_t stride, const float* HWY_RESTRICT b, size_t n,
+                            float* HWY_RESTRICT result) {
   const DF d;
   const size_t lanes = hn::Lanes(d);
-  auto s0 = hn::Zero(d), s1 = s0, s2 = s0, s3 = s0;
-  size_t i = 0;
-  for (; i + 4 * lanes <= n; i += 4 * lanes) {
-    s0 = hn::MulAdd(hn::LoadU(d, a + i), hn::LoadU(d, b + i), s0);
-    s1 = hn::MulAdd(hn::LoadU(d, a + i + lanes), hn::LoadU(d, b + i + lanes), s1);
-    s2 = hn::MulAdd(hn::LoadU(d, a + i + 2 * lanes), hn::LoadU(d, b + i + 2 * lanes), s2);
-    s3 = hn::MulAdd(hn::LoadU(d, a + i + 3 * lanes), hn::LoadU(d, b + i + 3 * lanes), s3);
+  constexpr int kSums = HWY_TARGET <= HWY_AVX3 ? 4 : 2;  // What fits in the registers beside R = 4.
+  hn::Vec<DF> sum[R][kSums];
+  for (int r = 0; r < R; ++r) {
+    for (int s = 0; s < kSums; ++s) sum[r][s] = hn::Zero(d);
   }
-  for (; i + lanes <= n; i += lanes) s0 = hn::MulAdd(hn::LoadU(d, a + i), hn::LoadU(d, b + i), s0);
-  float sum = hn::GetLane(hn::SumOfLanes(d, hn::Add(hn::Add(s0, s1), hn::Add(s2, s3))));
-  for (; i < n; ++i) sum += a[i] * b[i];
-  return sum;
+  size_t i = 0;
+  for (; i + kSums * lanes <= n; i += kSums * lanes) {
+    for (int s = 0; s < kSums; ++s) {
+      const size_t at = i + static_cast<size_t>(s) * lanes;
+      const auto right = hn::LoadU(d, b + at);
+      for (int r = 0; r < R; ++r) {
+        sum[r][s] = hn::MulAdd(hn::LoadU(d, a + static_cast<size_t>(r) * stride + at), right, sum[r][s]);
+      }
+    }
+  }
+  for (; i + lanes <= n; i += lanes) {
+    const auto right = hn::LoadU(d, b + i);
+    for (int r = 0; r < R; ++r) {
+      sum[r][0] = hn::MulAdd(hn::LoadU(d, a + static_cast<size_t>(r) * stride + i), right, sum[r][0]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    auto total = sum[r][0];
+    for (int s = 1; s < kSums; ++s) total = hn::Add(total, sum[r][s]);
+    result[r] = hn::GetLane(hn::SumOfLanes(d, total));
+    for (size_t j = i; j < n; ++j) result[r] += a[static_cast<size_t>(r) * stride + j] * b[j];
+  }
 }
 
 void RmsNormRow(const float* x, const float* weight, float epsilon, size_t columns, float* out) {
   const DF d;
   const size_t lanes = hn::Lanes(d);
-  const float scale = 1.0f / std::sqrt(DotProduct(x, x, columns) / static_cast<float>(columns) + epsilon);
+  float squares;
+  DotProducts<1>(x, columns, x, columns, &squares);
+  const float scale = 1.0f / std::sqrt(squares / static_cast<float>(columns) + epsilon);
   size_t i = 0;
   for (; i + lanes <= columns; i += lanes) {
     hn::StoreU(hn::Mul(hn::Mul(hn::LoadU(d, x + i), hn::Set(d, scale)), hn::LoadU(d, weight + i)), d, out + i);
@@ -71,13 +91,22 @@ void AddPart(float* x, const float* y, size_t n) {
   for (; i < n; ++i) x[i] += y[i];
 }
 
-// out[row * out_stride + j] for weight rows j in [begin, end). A weight row is read from memory once: for the second row of x it is in
-// the cache. Every row is summed in the same order whatever their number.
+// out[row * out_stride + j] for weight rows j in [begin, end). A weight row comes from memory once: for the second four rows of x it is
+// in the cache.
 void MatVecPart(const float* x, size_t rows, size_t k, const float* weight, size_t begin, size_t end, const float* bias,
                 float* out, size_t out_stride) {
   for (size_t j = begin; j < end; ++j) {
-    for (size_t r = 0; r < rows; ++r) {
-      out[r * out_stride + j] = DotProduct(x + r * k, weight + j * k, k) + (bias == nullptr ? 0.0f : bias[j]);
+    const float* w = weight + j * k;
+    for (size_t r = 0; r < rows; r += 4) {
+      float result[4];
+      const size_t count = std::min<size_t>(4, rows - r);
+      switch (count) {
+        case 1: DotProducts<1>(x + r * k, k, w, k, result); break;
+        case 2: DotProducts<2>(x + r * k, k, w, k, result); break;
+        case 3: DotProducts<3>(x + r * k, k, w, k, result); break;
+        default: DotProducts<4>(x + r * k, k, w, k, result); break;
+      }
+      for (size_t i = 0; i < count; ++i) out[(r + i) * out_stride + j] = result[i] + (bias == nullptr ? 0.0f : bias[j]);
     }
   }
 }

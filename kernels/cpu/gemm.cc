@@ -108,7 +108,7 @@ void OneDnnGemm(const float* x, size_t rows, size_t k, const float* weight, size
 
 void Gemm(const float* x, size_t rows, size_t k, const float* weight, size_t n, const float* bias, float* out) {
   // Measured (tests/kernels, bench/attention_bench): up to 4 rows the plain product reads the weight at memory speed, oneDNN repacks it.
-  if (rows <= 4) return internal::MatVec(x, rows, k, weight, n, bias, out);
+  if (rows <= 16) return internal::MatVec(x, rows, k, weight, n, bias, out);
   internal::OneDnnGemm(x, rows, k, weight, n, bias, out);
 }
 

@@ -34,7 +34,8 @@ bool Same(const Plan& a, const Plan& b) {
       if (a.slot(l, h) != b.slot(l, h)) return false;
     }
   }
-  return a.shape() == b.shape() && a.window() == b.window() && a.sharing() == b.sharing() && a.near_codec() == b.near_codec();
+  return a.shape() == b.shape() && a.window() == b.window() && a.sharing() == b.sharing() &&
+         a.near_codec() == b.near_codec();
 }
 
 TEST(PlanJson, WhatIsWrittenIsReadBack) {
@@ -72,7 +73,8 @@ TEST(PlanJson, TheTextIsOneLayerALine) {
 TEST(PlanJson, OrderAndSpaceDoNotMatter) {
   const std::string json = MixedPlan().ToJson();
   const size_t slots = json.find("\"slots\"");
-  const std::string turned = "{" + json.substr(slots, json.rfind('}') - slots) + "," + json.substr(1, json.rfind(',', slots) - 1) + "}";
+  const std::string turned =
+      "{" + json.substr(slots, json.rfind('}') - slots) + "," + json.substr(1, json.rfind(',', slots) - 1) + "}";
   const absl::StatusOr<Plan> plan = Plan::Parse(absl::StrReplaceAll(turned, {{"\n", "\t \r\n"}}));
   ASSERT_TRUE(plan.ok()) << plan.status() << turned;
   EXPECT_TRUE(Same(*plan, MixedPlan()));
@@ -80,7 +82,8 @@ TEST(PlanJson, OrderAndSpaceDoNotMatter) {
 
 TEST(PlanJson, RefusesWhatItDoesNotKnow) {
   EXPECT_THAT(Refusal(Edited("\"layers\"", "\"note\": 1, \"layers\"")), HasSubstr("unknown field 'note'"));
-  EXPECT_THAT(Refusal(Edited("{\"role\":\"lead\"", "{\"x\":1,\"role\":\"lead\"")), AllOf(HasSubstr("'x'"), HasSubstr("layer 0")));
+  EXPECT_THAT(Refusal(Edited("{\"role\":\"lead\"", "{\"x\":1,\"role\":\"lead\"")),
+              AllOf(HasSubstr("'x'"), HasSubstr("layer 0")));
   EXPECT_THAT(Refusal(Edited("\"version\": 1", "\"version\": 2")), HasSubstr("version 2"));
   EXPECT_THAT(Refusal(Edited("\"version\": 1", "\"version\": 0")), HasSubstr("version 0"));
   EXPECT_THAT(Refusal(Edited("\"version\": 1", "\"version\": \"1\"")), HasSubstr("'version'"));
@@ -98,8 +101,8 @@ TEST(PlanJson, RefusesAFieldThatStandsTwice) {
 }
 
 TEST(PlanJson, RefusesMissingFields) {
-  for (const char* field : {"format", "version", "model_fingerprint", "layers", "kv_heads", "head_dim", "sink_tokens", "recent_tokens",
-                            "sharing", "near_codec", "slots"}) {
+  for (const char* field : {"format", "version", "model_fingerprint", "layers", "kv_heads", "head_dim", "sink_tokens",
+                            "recent_tokens", "sharing", "near_codec", "slots"}) {
     std::string json = MixedPlan().ToJson();
     const size_t begin = json.find(absl::StrCat("\"", field, "\""));
     const size_t end = std::string(field) == "slots" ? json.rfind('}') : json.find(",\n", begin) + 2;
@@ -110,9 +113,11 @@ TEST(PlanJson, RefusesMissingFields) {
 }
 
 TEST(PlanJson, RefusesSlotsThatContradictThemselves) {
-  EXPECT_THAT(Refusal(Edited("{\"role\":\"near-only\"", "{\"far_codec\":\"bf16\",\"role\":\"near-only\"")), HasSubstr("near-only"));
+  EXPECT_THAT(Refusal(Edited("{\"role\":\"near-only\"", "{\"far_codec\":\"bf16\",\"role\":\"near-only\"")),
+              HasSubstr("near-only"));
   EXPECT_THAT(Refusal(Edited("{\"role\":\"lead\"", "{\"lead\":[0,0],\"role\":\"lead\"")), HasSubstr("no other lead"));
-  for (const char* lead : {"[0]", "[0,0,0]", "[0,-1]", "[0,0.5]", "[0,1024]", "[0,99999999999999999999]", "0", "null", "{}", "\"00\""}) {
+  for (const char* lead :
+       {"[0]", "[0,0,0]", "[0,-1]", "[0,0.5]", "[0,1024]", "[0,99999999999999999999]", "0", "null", "{}", "\"00\""}) {
     EXPECT_THAT(Refusal(Edited("[0,0]", lead)), HasSubstr("[layer, kv head]"));
   }
   EXPECT_THAT(Refusal(Edited("[0,0]", "[2,1]")), HasSubstr("lower layer"));
@@ -123,8 +128,9 @@ TEST(PlanJson, RefusesSlotsThatContradictThemselves) {
 }
 
 TEST(PlanJson, RefusesNumbersThatAreNone) {
-  for (const char* number : {"0", "-1", "1e3", "3.0", "1e400", "-1e400", "9223372036854775808", "-9223372036854775809", "4294967299",
-                             "123456789012345678901234567890", "true", "null", "[]", "{}", "03", "0x3", "NaN", "+3"}) {
+  for (const char* number :
+       {"0", "-1", "1e3", "3.0", "1e400", "-1e400", "9223372036854775808", "-9223372036854775809", "4294967299",
+        "123456789012345678901234567890", "true", "null", "[]", "{}", "03", "0x3", "NaN", "+3"}) {
     Refusal(Edited("\"layers\": 3", absl::StrCat("\"layers\": ", number)));
     // 0 sinks are none, which is allowed.
     if (std::string(number) != "0") Refusal(Edited("\"sink_tokens\": 16", absl::StrCat("\"sink_tokens\": ", number)));
@@ -149,6 +155,7 @@ TEST(PlanJson, RefusesWhatFollowsThePlan) {
   Refusal(MixedPlan().ToJson() + "{}");
   Refusal(MixedPlan().ToJson() + MixedPlan().ToJson());
   Refusal(MixedPlan().ToJson() + std::string(1, '\0'));
+  Refusal(MixedPlan().ToJson() + std::string(1, '\0') + "{}");
 }
 
 TEST(PlanJson, ABitFlipGivesAnErrorOrAValidPlan) {
@@ -168,20 +175,29 @@ TEST(PlanJson, ABitFlipGivesAnErrorOrAValidPlan) {
 TEST(PlanJson, RandomDamageGivesAnErrorOrAValidPlan) {
   std::mt19937 rng(7);
   const std::string json = MixedPlan().ToJson();
-  const std::vector<std::string> pieces = {"{", "}", "[", "]", ",", ":", "\"", "\\", "0", "-", "1e9", "null", "\"lead\"", "[0,0]", "\x80"};
+  const std::vector<std::string> pieces = {"{", "}", "[",   "]",    ",",        ":",     "\"",  "\\",
+                                           "0", "-", "1e9", "null", "\"lead\"", "[0,0]", "\x80"};
   for (int round = 0; round < 5000; ++round) {
     std::string damaged = json;
     for (unsigned edits = 1 + rng() % 4; edits > 0; --edits) {
       const size_t at = rng() % damaged.size();
       switch (rng() % 3) {
-        case 0: damaged[at] = static_cast<char>(rng()); break;
-        case 1: damaged.erase(at, 1 + rng() % 20); break;
-        case 2: damaged.insert(at, pieces[rng() % pieces.size()]); break;
+        case 0:
+          damaged[at] = static_cast<char>(rng());
+          break;
+        case 1:
+          damaged.erase(at, 1 + rng() % 20);
+          break;
+        case 2:
+          damaged.insert(at, pieces[rng() % pieces.size()]);
+          break;
       }
       if (damaged.empty()) damaged = "x";
     }
     const absl::StatusOr<Plan> plan = Plan::Parse(damaged);
-    if (plan.ok()) EXPECT_TRUE(Same(*Plan::Parse(plan->ToJson()), *plan));
+    if (plan.ok()) {
+      EXPECT_TRUE(Same(*Plan::Parse(plan->ToJson()), *plan));
+    }
   }
 }
 

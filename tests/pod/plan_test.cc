@@ -38,8 +38,15 @@ TEST(Plan, ALeadLeadsItself) {
 }
 
 TEST(Plan, RefusesShapesThatNoModelHas) {
-  for (const KvShape& shape : {KvShape{0, 1, 2}, {1025, 1, 2}, {1, 0, 2}, {1, 1025, 2}, {1, 1, 0}, {1, 1, 3}, {1, 1, 1026},
-                               {-1, -1, 2}, {INT32_MAX, INT32_MAX, INT32_MAX}}) {
+  for (const KvShape& shape : {KvShape{0, 1, 2},
+                               {1025, 1, 2},
+                               {1, 0, 2},
+                               {1, 1025, 2},
+                               {1, 1, 0},
+                               {1, 1, 3},
+                               {1, 1, 1026},
+                               {-1, -1, 2},
+                               {INT32_MAX, INT32_MAX, INT32_MAX}}) {
     EXPECT_FALSE(ValidateShape(shape).ok());
     EXPECT_FALSE(Plan::Identity(shape, {}, {}).ok());
     EXPECT_FALSE(TryPlan(shape, {}).ok());
@@ -47,12 +54,11 @@ TEST(Plan, RefusesShapesThatNoModelHas) {
   EXPECT_TRUE(ValidateShape({1024, 1024, 1024}).ok());
 }
 
-TEST(Plan, RefusesAWindowThatSeesNothing) {
-  EXPECT_FALSE(Plan::Identity({1, 1, 2}, {16, 0}, {}).ok());
-}
+TEST(Plan, RefusesAWindowThatSeesNothing) { EXPECT_FALSE(Plan::Identity({1, 1, 2}, {16, 0}, {}).ok()); }
 
 TEST(Plan, RefusesAWrongSlotCountAndNamesBoth) {
-  EXPECT_THAT(ErrorOf(TryPlan({2, 2, 4}, {Lead(), Lead(), Lead()})), AllOf(HasSubstr("has 4 slots"), HasSubstr("this has 3")));
+  EXPECT_THAT(ErrorOf(TryPlan({2, 2, 4}, {Lead(), Lead(), Lead()})),
+              AllOf(HasSubstr("has 4 slots"), HasSubstr("this has 3")));
   EXPECT_FALSE(TryPlan({2, 2, 4}, std::vector<Slot>(5, Lead())).ok());
 }
 
@@ -61,7 +67,8 @@ TEST(Plan, RefusesALeadAboveItsFollower) {
 }
 
 TEST(Plan, RefusesALeadOutsideTheModel) {
-  for (const SlotId lead : {SlotId{-1, 0}, {0, -1}, {0, 2}, {2, 0}, {INT32_MAX, 0}, {0, INT32_MAX}, {INT32_MIN, INT32_MIN}}) {
+  for (const SlotId lead :
+       {SlotId{-1, 0}, {0, -1}, {0, 2}, {2, 0}, {INT32_MAX, 0}, {0, INT32_MAX}, {INT32_MIN, INT32_MIN}}) {
     EXPECT_FALSE(TryPlan({2, 2, 4}, {Lead(), Lead(), Lead(), Follows(lead.layer, lead.kv_head)}).ok())
         << lead.layer << "," << lead.kv_head;
   }

@@ -22,7 +22,9 @@ inline Digest TestFingerprint() {
 }
 
 inline Slot Lead(Codec codec = Codec::kBf16) { return {Role::kLead, {}, codec}; }
-inline Slot Follows(int layer, int kv_head, Codec codec = Codec::kBf16) { return {Role::kFollower, {layer, kv_head}, codec}; }
+inline Slot Follows(int layer, int kv_head, Codec codec = Codec::kBf16) {
+  return {Role::kFollower, {layer, kv_head}, codec};
+}
 inline Slot NearOnly() { return {Role::kNearOnly, {}, Codec::kBf16}; }
 
 inline absl::StatusOr<Plan> TryPlan(const KvShape& shape, std::vector<Slot> slots, Codec near_codec = Codec::kBf16) {

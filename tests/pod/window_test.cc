@@ -43,9 +43,9 @@ TEST(Window, SinksAreRoundedUpToABlock) {
 TEST(Window, RecentTokensCountTheQuerysOwnAndAreRoundedDownToABlock) {
   const Window window{16, 128};
   EXPECT_EQ(RecentBegin(window, 64, 0), 0);
-  EXPECT_EQ(RecentBegin(window, 64, 127), 0);  // Tokens 0..127 are the last 128.
-  EXPECT_EQ(RecentBegin(window, 64, 128), 0);  // 1..128: token 1 lies in block 0.
-  EXPECT_EQ(RecentBegin(window, 64, 190), 0);  // 63..190.
+  EXPECT_EQ(RecentBegin(window, 64, 127), 0);   // Tokens 0..127 are the last 128.
+  EXPECT_EQ(RecentBegin(window, 64, 128), 0);   // 1..128: token 1 lies in block 0.
+  EXPECT_EQ(RecentBegin(window, 64, 190), 0);   // 63..190.
   EXPECT_EQ(RecentBegin(window, 64, 191), 64);  // 64..191: block 0 has just left.
   EXPECT_EQ(RecentBegin(window, 64, 254), 64);
   EXPECT_EQ(RecentBegin(window, 64, 255), 128);
@@ -62,7 +62,8 @@ TEST(Window, HugeValuesDoNotOverflow) {
 
 TEST(Window, ABlockIsNearIfAndOnlyIfItHoldsANearToken) {
   for (const int block_tokens : {16, 32, 64, 128}) {
-    for (const Window& window : {Window{0, 1}, Window{1, 1}, Window{16, 17}, Window{17, 64}, Window{130, 200}, Window{300, 300}}) {
+    for (const Window& window :
+         {Window{0, 1}, Window{1, 1}, Window{16, 17}, Window{17, 64}, Window{130, 200}, Window{300, 300}}) {
       for (int64_t position = 0; position < 700; ++position) {
         int64_t previous_begin = position == 0 ? 0 : RecentBegin(window, block_tokens, position - 1);
         EXPECT_GE(RecentBegin(window, block_tokens, position), previous_begin);

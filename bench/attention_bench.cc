@@ -1,0 +1,269 @@
+// Attention against the limits of the machine.
+//
+//   kernels/decode_attention/<plan>/32K   one layer, one query, 32K tokens of context, 8 kv heads, 32 query heads, head_dim 128, blocks of
+//                                         64: bytes of keys and values read per second, beside the read bandwidth measured in the same
+//                                         process, in turns. Contexts rotate so that none is found in the last-level cache.
+//   kernels/prefill_attention/3000        causal attention of 3,000 tokens, 8 layers, 4 query heads of 32: seconds, beside the time that
+//                                         its multiply-adds take at the rate of oneDNN's float matrix product,
+//                                         measured in the same process
+//   kernels/gemm/<rows>x4096x4096         the weight's bytes read per second, beside the read bandwidth
+//
+// --json FILE writes the rows; --quick makes one short pass of everything (for smoke tests: its figures mean nothing).
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include <unistd.h>
+
+#include "base/parallel.h"
+#include "bench/report.h"
+#include "kernels/attention.h"
+#include "kernels/gemm.h"
+#include "pod/layout.h"
+
+namespace perigee {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double Seconds(const std::function<void()>& body) {
+  const auto begin = Clock::now();
+  body();
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+double Median(std::vector<double> x) {
+  std::nth_element(x.begin(), x.begin() + static_cast<std::ptrdiff_t>(x.size() / 2), x.end());
+  return x[x.size() / 2];
+}
+
+struct Buffer {
+  explicit Buffer(size_t n)
+      : bytes((n + 4095) / 4096 * 4096),
+        data(static_cast<std::byte*>(std::aligned_alloc(4096, bytes)), &std::free) {
+    if (data == nullptr) {
+      std::fprintf(stderr, "attention_bench: no memory for %zu bytes\n", bytes);
+      std::exit(1);
+    }
+  }
+  size_t bytes;
+  std::unique_ptr<std::byte, void (*)(void*)> data;
+};
+
+// bf16 numbers of size about 1, from a cheap generator: only their being ordinary numbers matters.
+void FillBf16(Buffer& buffer, uint32_t seed) {
+  auto* out = reinterpret_cast<uint16_t*>(buffer.data.get());
+  uint32_t state = seed * 2654435761u + 1;
+  for (size_t i = 0; i < buffer.bytes / 2; ++i) {
+    state = state * 1664525u + 1013904223u;
+    out[i] = static_cast<uint16_t>((state >> 16 & 0x807F) | (0x3E80 + (state >> 9 & 0x80)));
+  }
+}
+
+size_t LastLevelCacheBytes() {
+  const long l3 = sysconf(_SC_LEVEL3_CACHE_SIZE), l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  return static_cast<size_t>(std::max({l3, l2, 0L}));
+}
+
+__attribute__((target_clones("avx512f", "avx2", "default"))) uint64_t SumWords(const uint64_t* p, size_t n) {
+  uint64_t sum[32] = {};
+  for (size_t i = 0; i + 32 <= n; i += 32) {
+    for (size_t j = 0; j < 32; ++j) sum[j] += p[i + j];
+  }
+  return std::accumulate(std::begin(sum), std::end(sum), uint64_t{0});
+}
+
+// Reads the whole buffer once on all threads.
+void ReadAll(const Buffer& buffer, std::vector<uint64_t>& sink) {
+  constexpr size_t kChunk = size_t{4} << 20;
+  ParallelFor(buffer.bytes / kChunk, [&](size_t i) {
+    sink[i] += SumWords(reinterpret_cast<const uint64_t*>(buffer.data.get() + i * kChunk), kChunk / 8);
+  });
+}
+
+struct Context {
+  std::vector<Buffer> distant, proximal;
+  std::vector<kernels::BlockRef> blocks;
+};
+
+Context MakeContext(const pod::Layout& layout, int tokens, uint32_t seed) {
+  Context context;
+  for (int begin = 0; begin < tokens; begin += layout.block_tokens()) {
+    kernels::BlockRef block;
+    block.position = block.base_position = begin;
+    block.tokens = std::min(layout.block_tokens(), tokens - begin);
+    for (pod::PlaneKind kind : {pod::PlaneKind::kDistant, pod::PlaneKind::kProximal}) {
+      auto& planes = kind == pod::PlaneKind::kDistant ? context.distant : context.proximal;
+      Buffer& plane = planes.emplace_back(std::max<size_t>(64, layout.plane_bytes(kind)));
+      FillBf16(plane, seed++);
+      (kind == pod::PlaneKind::kDistant ? block.distant : block.proximal) = plane.data.get();
+    }
+    context.blocks.push_back(block);
+  }
+  return context;
+}
+
+std::vector<float> RandomFloats(size_t n, uint32_t seed) {
+  std::vector<float> x(n);
+  for (float& v : x) {
+    seed = seed * 1664525u + 1013904223u;
+    v = static_cast<float>(static_cast<int32_t>(seed)) * 0x1p-31f;
+  }
+  return x;
+}
+
+struct Settings {
+  bool quick = false;
+  int repetitions = 15;
+  size_t probe_bytes = 0;  // Four times the last-level cache, at least 256 MiB.
+};
+
+void BenchDecode(bench::Report& report, const Settings& settings, const Buffer& probe, const char* name,
+                 const pod::Plan& plan, int layer) {
+  const int tokens = settings.quick ? 2048 : 32768;
+  const pod::Layout layout = *pod::Layout::Create(plan, 64);
+  const pod::KvShape& shape = plan.shape();
+  const int q_heads = 4 * shape.kv_heads;
+  const size_t read_bytes = size_t{4} * static_cast<size_t>(tokens) * static_cast<size_t>(shape.kv_heads * shape.head_dim);
+  std::vector<Context> contexts;
+  for (size_t total = 0; total < settings.probe_bytes; total += read_bytes) {
+    contexts.push_back(MakeContext(layout, tokens, static_cast<uint32_t>(1 + contexts.size() * 10000)));
+  }
+  const std::vector<float> query = RandomFloats(static_cast<size_t>(q_heads * shape.head_dim), 7);
+  const std::vector<const float*> queries(static_cast<size_t>(shape.layers), query.data());
+  std::vector<float> out(query.size());
+  kernels::AttentionInput input;
+  input.layout = &layout;
+  input.layer = layer;
+  input.q_heads = q_heads;
+  input.first_position = tokens - 1;
+  input.query_count = 1;
+  input.queries = queries;
+
+  std::vector<uint64_t> sink(probe.bytes);
+  std::vector<double> read_rate, attend_rate;
+  for (int r = -1; r < settings.repetitions; ++r) {  // The first round warms up.
+    const double read_s = Seconds([&] { ReadAll(probe, sink); });
+    const double attend_s = Seconds([&] {
+      for (const Context& context : contexts) {
+        input.blocks = context.blocks;
+        const absl::Status status = kernels::Attend(input, out.data());
+        if (!status.ok()) {
+          std::fprintf(stderr, "attention_bench: %s\n", status.ToString().c_str());
+          std::exit(1);
+        }
+      }
+    });
+    if (r < 0) continue;
+    read_rate.push_back(static_cast<double>(probe.bytes) / read_s / 1e9);
+    attend_rate.push_back(static_cast<double>(read_bytes * contexts.size()) / attend_s / 1e9);
+  }
+  report.Add({std::string("kernels/decode_attention/") + name + "/32K", Median(attend_rate), "GB/s", Median(read_rate),
+              Median(attend_rate) / Median(read_rate), ">=0.70"});
+}
+
+void BenchPrefill(bench::Report& report, const Settings& settings) {
+  const int tokens = settings.quick ? 300 : 3000, layers = 8, heads = 4, kv_heads = 2, dim = 32;
+  const pod::Plan plan = *pod::Plan::Identity({layers, kv_heads, dim}, {}, Digest{});
+  const pod::Layout layout = *pod::Layout::Create(plan, 64);
+  const Context context = MakeContext(layout, tokens, 3);
+  const std::vector<float> query = RandomFloats(static_cast<size_t>(tokens * heads * dim), 9);
+  const std::vector<const float*> queries(layers, query.data());
+  std::vector<float> out(query.size());
+  kernels::AttentionInput input;
+  input.layout = &layout;
+  input.q_heads = heads;
+  input.query_count = tokens;
+  input.queries = queries;
+  input.blocks = context.blocks;
+  const double flops = 4.0 * dim * heads * layers * (0.5 * tokens * (tokens + 1.0));
+  // The rate of oneDNN's own matrix product of 1,024 x 1,024 x 1,024.
+  const size_t n = settings.quick ? 128 : 1024;
+  const std::vector<float> x = RandomFloats(n * n, 11), weight = RandomFloats(n * n, 12);
+  std::vector<float> product(n * n);
+  std::vector<double> gemm_flops, attend_s;
+  for (int r = -1; r < settings.repetitions; ++r) {
+    const double gemm_s =
+        Seconds([&] { kernels::Gemm(x.data(), n, n, weight.data(), n, nullptr, product.data()); });
+    const double s = Seconds([&] {
+      for (input.layer = 0; input.layer < layers; ++input.layer) {
+        if (!kernels::Attend(input, out.data()).ok()) std::exit(1);
+      }
+    });
+    if (r < 0) continue;
+    gemm_flops.push_back(2.0 * static_cast<double>(n * n * n) / gemm_s);
+    attend_s.push_back(s);
+  }
+  const double limit_s = flops / Median(gemm_flops);
+  report.Add({"kernels/prefill_attention/3000", Median(attend_s), "s", limit_s, limit_s / Median(attend_s), "value<=1.5"});
+}
+
+void BenchGemm(bench::Report& report, const Settings& settings, const Buffer& probe) {
+  const size_t k = settings.quick ? 256 : 4096, n = k;
+  const size_t copies = std::max<size_t>(1, settings.probe_bytes / (4 * n * k));
+  std::vector<std::vector<float>> weights;
+  for (size_t i = 0; i < copies; ++i) weights.push_back(RandomFloats(n * k, static_cast<uint32_t>(i)));
+  std::vector<uint64_t> sink(probe.bytes);
+  for (size_t rows : {1, 4, 8, 16, 32, 64}) {
+    const std::vector<float> x = RandomFloats(rows * k, 5);
+    std::vector<float> out(rows * n);
+    std::vector<double> read_rate, gemm_rate;
+    for (int r = -1; r < settings.repetitions; ++r) {
+      const double read_s = Seconds([&] { ReadAll(probe, sink); });
+      const double gemm_s = Seconds([&] {
+        for (const auto& weight : weights) kernels::Gemm(x.data(), rows, k, weight.data(), n, nullptr, out.data());
+      });
+      if (r < 0) continue;
+      read_rate.push_back(static_cast<double>(probe.bytes) / read_s / 1e9);
+      gemm_rate.push_back(static_cast<double>(4 * n * k * copies) / gemm_s / 1e9);
+    }
+    report.Add({"kernels/gemm/" + std::to_string(rows) + "x4096x4096", Median(gemm_rate), "GB/s", Median(read_rate),
+                Median(gemm_rate) / Median(read_rate), ""});
+  }
+}
+
+int Main(int argc, char** argv) {
+  Settings settings;
+  std::string only;
+  bench::Report report("attention_bench", argc, argv);
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--quick") == 0) settings.quick = true;
+    if (std::strcmp(argv[i], "--only") == 0 && i + 1 < argc) only = argv[++i];
+  }
+  settings.probe_bytes = std::max(4 * LastLevelCacheBytes(), size_t{256} << 20);
+  if (settings.quick) {
+    settings.repetitions = 1;
+    settings.probe_bytes = size_t{16} << 20;
+  }
+  Buffer probe(settings.probe_bytes);
+  FillBf16(probe, 1);
+  const auto wanted = [&](const char* name) { return only.empty() || only == name; };
+  if (wanted("decode")) {
+    const pod::Plan identity = *pod::Plan::Identity({1, 8, 128}, {}, Digest{});
+    BenchDecode(report, settings, probe, "identity", identity, 0);
+    std::vector<pod::Slot> slots(16);
+    for (int h = 0; h < 8; ++h) {
+      slots[static_cast<size_t>(h)] = {pod::Role::kLead, {0, h}, pod::Codec::kBf16};
+      slots[static_cast<size_t>(8 + h)] = {pod::Role::kFollower, {0, h}, pod::Codec::kBf16};
+    }
+    const pod::Plan sharing =
+        *pod::Plan::Create({2, 8, 128}, {}, pod::Sharing::kKey, pod::Codec::kBf16, slots, Digest{});
+    BenchDecode(report, settings, probe, "key_sharing", sharing, 1);
+  }
+  if (wanted("prefill")) BenchPrefill(report, settings);
+  if (wanted("gemm")) BenchGemm(report, settings, probe);
+  return report.Finish();
+}
+
+}  // namespace
+}  // namespace perigee
+
+int main(int argc, char** argv) { return perigee::Main(argc, argv); }

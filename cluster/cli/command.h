@@ -1,0 +1,34 @@
+// The command line: one function per verb adds its options and its action to the program.
+//
+// Exit codes: 0 done; 1 failed, with one line on standard error saying why; 2 the command line itself was wrong.
+#ifndef PERIGEE_CLUSTER_CLI_COMMAND_H_
+#define PERIGEE_CLUSTER_CLI_COMMAND_H_
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <string>
+
+#include "absl/status/status.h"
+
+namespace perigee::cli {
+
+// What was chosen on the command line; main runs it after parsing.
+using Action = std::function<absl::Status()>;
+
+void AddServe(CLI::App& app, Action& action);
+void AddUp(CLI::App& app, Action& action);
+void AddGenerate(CLI::App& app, Action& action);
+void AddStore(CLI::App& app, Action& action);
+void AddModel(CLI::App& app, Action& action);
+void AddCalibrate(CLI::App& app, Action& action);
+void AddDemo(CLI::App& app, Action& action);
+
+// $PERIGEE_HOME, else ~/.perigee: where `up` keeps its state and the other verbs look for it.
+std::string DefaultStateFolder();
+
+// The model that comes with the project: models/podling beside the sources or beside the installed program.
+std::string DefaultModelFolder();
+
+}  // namespace perigee::cli
+
+#endif  // PERIGEE_CLUSTER_CLI_COMMAND_H_

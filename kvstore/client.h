@@ -1,0 +1,163 @@
+// The store's client: control calls over gRPC, payload one-sided over the transport.
+//
+//   auto store = StoreClient::Connect("host:7100", &engine, {});
+//   auto batch = (*store)->Reserve(planes);           batch->Put(0, offset, bytes) ...;   batch->Commit(headers);
+//   auto lease = (*store)->Acquire(ids);              lease->Fetch(requests);             // verified
+//
+// Errors. UNAVAILABLE: no store answers at the address, or the one that did is gone or was restarted; batches and leases of before are
+// lost, the next call of the client connects again by itself. DEADLINE_EXCEEDED: the store is too slow; nothing ever waits longer than
+// its deadline. DATA_LOSS: fetched bytes do not match their checksums; the store has been told.
+#ifndef PERIGEE_KVSTORE_CLIENT_H_
+#define PERIGEE_KVSTORE_CLIENT_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "kvstore/plane_id.h"
+#include "kvstore/store.h"
+#include "pod/plane_header.h"
+#include "transport/engine.h"
+
+namespace perigee::kvstore {
+
+struct ClientOptions {
+  absl::Duration connect_deadline = absl::Seconds(5);
+  absl::Duration call_deadline = absl::Seconds(10);      // of one control call
+  absl::Duration transfer_deadline = absl::Seconds(30);  // of one Put or Fetch; never past the reservation's or lease's end
+  absl::Duration reservation_ttl = absl::Seconds(60);
+  absl::Duration lease_ttl = absl::Seconds(60);
+  std::string tenant;  // Planes of others are misses; empty: not checked.
+};
+
+// Since Connect.
+struct ClientStats {
+  uint64_t put_bytes = 0;
+  uint64_t fetched_bytes = 0;
+  uint64_t grpc_bytes = 0;  // Messages sent and received.
+  uint64_t connects = 0;
+  uint64_t checksum_failures = 0;
+};
+
+namespace internal {
+struct ClientCore;
+struct WriteState;
+struct LeaseState;
+}  // namespace internal
+
+// Reserved planes on their way into the store. Any thread may Put, several at once; Commit once, after the last Put was called.
+// Destruction without Commit waits for the puts under way (at the latest until their deadline) and gives the reservations back.
+class WriteBatch {
+ public:
+  WriteBatch() = default;
+  WriteBatch(WriteBatch&&) noexcept = default;
+  WriteBatch& operator=(WriteBatch&& other) noexcept;
+  ~WriteBatch();
+
+  size_t size() const;
+  // The store has this plane: nothing to put, its header is ignored.
+  bool already_committed(size_t plane) const;
+
+  // Starts writing bytes at offset_bytes of the plane's payload. The caller keeps them alive and unchanged until Commit has returned or
+  // this object is gone. OUT_OF_RANGE past the plane's end.
+  absl::Status Put(size_t plane, uint64_t offset_bytes, std::span<const std::byte> bytes);
+
+  // Waits until all puts are in the store's memory, then makes the planes visible: one status per plane. headers: one per plane.
+  absl::StatusOr<std::vector<absl::Status>> Commit(std::span<const pod::PlaneHeader> headers,
+                                                   Durability durability = Durability::kBest);
+
+ private:
+  friend class StoreClient;
+  explicit WriteBatch(std::unique_ptr<internal::WriteState> state);
+  void Abort();
+  std::unique_ptr<internal::WriteState> state_;
+};
+
+// One plane of a lease, as the client sees it.
+struct HeldPlane {
+  PlaneId id;
+  bool found = false;
+  Miss miss;               // Where not found.
+  pod::PlaneHeader header;  // Decoded, and of this id.
+  Tier tier = Tier::kDram;
+  uint64_t estimated_fetch_us = 0;
+};
+
+struct FetchRequest {
+  size_t plane = 0;
+  std::span<std::byte> destination;  // Exactly the sections' bytes. In any memory.
+  size_t first_section = 0;
+  size_t sections = SIZE_MAX;  // Cut to what the plane has.
+};
+
+// Planes that stay where they are. Any thread may fetch, several at once. Destruction releases (one short call; errors are ignored: the
+// lease's ttl ends it anyway).
+class ReadLease {
+ public:
+  ReadLease() = default;
+  ReadLease(ReadLease&&) noexcept = default;
+  ReadLease& operator=(ReadLease&& other) noexcept;
+  ~ReadLease();
+
+  const std::vector<HeldPlane>& planes() const;
+  absl::Time expiry() const;
+
+  // One batch of one-sided reads; then every section is checked against its checksum. One status per request: NOT_FOUND for a plane that
+  // the lease does not have, INVALID_ARGUMENT for a destination of another size, DATA_LOSS for wrong bytes (do not use them).
+  std::vector<absl::Status> Fetch(std::span<const FetchRequest> requests);
+
+  absl::Status Renew(absl::Duration ttl);
+
+ private:
+  friend class StoreClient;
+  explicit ReadLease(std::unique_ptr<internal::LeaseState> state);
+  void Release();
+  std::unique_ptr<internal::LeaseState> state_;
+};
+
+struct LookupResult {
+  std::vector<BlockInfo> blocks;  // In the keys' order.
+  uint64_t estimated_fetch_us = 0;
+};
+
+// Any thread may call. Batches and leases may outlive the client object; all of them must go before the engine.
+class StoreClient {
+ public:
+  // address: "host:port" of the store's control plane. engine: outlives everything made here.
+  static absl::StatusOr<std::unique_ptr<StoreClient>> Connect(const std::string& address, transport::Engine* engine,
+                                                              const ClientOptions& options);
+  ~StoreClient();
+
+  absl::StatusOr<WriteBatch> Reserve(std::span<const PlaneRequest> planes);
+  absl::StatusOr<ReadLease> Acquire(std::span<const PlaneId> planes);
+  absl::StatusOr<LookupResult> Lookup(std::span<const pod::BlockKey> keys);
+  absl::StatusOr<uint32_t> Delete(std::span<const pod::BlockKey> keys);
+  absl::StatusOr<ListPage> List(const std::string& page_token, uint32_t limit, const std::string& tenant);
+  // Also the store's epoch and the bytes of its control messages, which the core does not know.
+  struct Stat {
+    StoreStats store;
+    uint64_t epoch = 0;
+    uint64_t grpc_message_bytes = 0;
+  };
+  absl::StatusOr<Stat> GetStat();
+  absl::StatusOr<CorruptReport> ReportCorrupt(const PlaneId& id);
+
+  const std::string& address() const;
+  // Of the store that was reached last.
+  uint64_t epoch() const;
+  ClientStats stats() const;
+
+ private:
+  explicit StoreClient(std::shared_ptr<internal::ClientCore> core);
+  std::shared_ptr<internal::ClientCore> core_;
+};
+
+}  // namespace perigee::kvstore
+
+#endif  // PERIGEE_KVSTORE_CLIENT_H_

@@ -1,0 +1,288 @@
+#include "kvstore/service.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+
+#include "base/status.h"
+#include "kvstore/wire.h"
+#include "perigee/v1/kvstore.grpc.pb.h"
+#include "proto/grpc_status.h"
+
+namespace perigee::kvstore {
+namespace {
+
+absl::Duration TtlFromWire(uint64_t ttl_ms) {
+  // A hostile ttl must not overflow; the store cuts it further.
+  return absl::Milliseconds(std::min<uint64_t>(ttl_ms, std::numeric_limits<int32_t>::max()));
+}
+
+template <typename Range>
+absl::StatusOr<std::vector<pod::BlockKey>> KeysFromWire(const Range& wire) {
+  std::vector<pod::BlockKey> keys;
+  keys.reserve(static_cast<size_t>(wire.size()));
+  for (const std::string& raw : wire) {
+    PERIGEE_ASSIGN_OR_RETURN(pod::BlockKey key, pod::BlockKeyFromBytes(raw));
+    keys.push_back(key);
+  }
+  return keys;
+}
+
+void MissToWire(pod::PlaneKind kind, const Miss& miss, v1::Miss* wire) {
+  wire->set_kind(static_cast<v1::PlaneKind>(kind));
+  wire->set_reason(static_cast<v1::MissReason>(miss.reason));
+  wire->set_when_unix_us(miss.when_unix_us);
+}
+
+class Service final : public v1::KvStore::Service {
+ public:
+  Service(Store* store, const DataPlane& data_plane) : store_(store), data_(data_plane) {}
+
+  grpc::Status Hello(grpc::ServerContext*, const v1::HelloRequest* request, v1::HelloResponse* response) override {
+    return Counted(*request, *response, [&]() -> absl::Status {
+      if (request->protocol_version() != kProtocolVersion) {
+        return absl::FailedPreconditionError(absl::StrCat("protocol version ", request->protocol_version(),
+                                                          "; this store speaks ", kProtocolVersion, ": run the same release"));
+      }
+      response->set_protocol_version(kProtocolVersion);
+      response->set_epoch(data_.epoch);
+      response->set_data_host(data_.host);
+      response->set_data_port(data_.port);
+      response->set_remote_key(data_.remote_key);
+      response->set_slab_address(data_.slab_address);
+      response->set_slab_bytes(data_.slab_bytes);
+      response->set_has_ssd(store_->has_ssd());
+      return absl::OkStatus();
+    });
+  }
+
+  grpc::Status Reserve(grpc::ServerContext*, const v1::ReserveRequest* request, v1::ReserveResponse* response) override {
+    return Counted(*request, *response, [&]() -> absl::Status {
+      std::vector<PlaneRequest> planes;
+      for (const auto& wire : request->planes()) {
+        PERIGEE_ASSIGN_OR_RETURN(const PlaneId id, PlaneIdFromWire(wire.id()));
+        planes.push_back({id, wire.payload_bytes()});
+      }
+      PERIGEE_ASSIGN_OR_RETURN(const std::vector<Reservation> reserved,
+                               store_->Reserve(planes, TtlFromWire(request->ttl_ms())));
+      response->set_epoch(data_.epoch);
+      for (const Reservation& r : reserved) {
+        auto* wire = response->add_planes();
+        wire->set_already_committed(r.already_committed);
+        wire->set_reservation_id(r.id);
+        wire->set_remote_address(r.address);
+      }
+      return absl::OkStatus();
+    });
+  }
+
+  grpc::Status Commit(grpc::ServerContext*, const v1::CommitRequest* request, v1::CommitResponse* response) override {
+    return Counted(*request, *response, [&]() -> absl::Status {
+      std::vector<CommitItem> items;
+      for (const auto& wire : request->planes()) items.push_back({wire.reservation_id(), wire.header()});
+      Durability durability;
+      switch (request->durability()) {
+        case v1::DURABILITY_UNSPECIFIED:
+          durability = Durability::kBest;
+          break;
+        case v1::DURABILITY_SYNCED:
+          durability = Durability::kSynced;
+          break;
+        case v1::DURABILITY_DRAM:
+          durability = Durability::kDram;
+          break;
+        default:
+          return absl::InvalidArgumentError(
+              absl::StrCat("durability ", static_cast<int>(request->durability()), " is not known"));
+      }
+      PERIGEE_ASSIGN_OR_RETURN(const std::vector<absl::Status> statuses, store_->Commit(items, durability));
+      for (const absl::Status& status : statuses) {
+        auto* wire = response->add_planes();
+        wire->set_code(status.raw_code());
+        wire->set_message(std::string(status.message()));
+      }
+      return absl::OkStatus();
+    });
+  }
+
+  grpc::Status Abort(grpc::ServerContext*, const v1::AbortRequest* request, v1::AbortResponse* response) override {
+    return Counted(*request, *response, [&]() -> absl::Status {
+      response->set_aborted(store_->Abort({request->reservation_ids().data(),
+                                           static_cast<size_t>(request->reservation_ids_size())},
+                                          request->writes_may_arrive()));
+      return absl::OkStatus();
+    });
+  }
+
+  grpc::Status Lookup(grpc::ServerContext*, const v1::LookupRequest* request, v1::LookupResponse* response) override {
+    return Counted(*request, *response, [&]() -> absl::Status {
+      PERIGEE_ASSIGN_OR_RETURN(const std::vector<pod::BlockKey> keys, KeysFromWire(request->keys()));
+      PERIGEE_ASSIGN_OR_RETURN(const std::vector<BlockInfo> blocks, store_->Lookup(keys, request->tenant()));
+      uint64_t total_us = 0;
+      for (const BlockInfo& block : blocks) {
+        auto* wire = response->add_blocks();
+        for (const FoundPlane& plane : block.planes) {
+          auto* found = wire->add_planes();
+          found->set_kind(static_cast<v1::PlaneKind>(plane.kind));
+          found->set_tier(static_cast<v1::Tier>(plane.tier));
+          found->set_payload_bytes(plane.payload_bytes);
+          found->set_estimated_fetch_us(plane.estimated_fetch_us);
+          total_us += plane.estimated_fetch_us;
+        }
+        for (const MissedPlane& missed : block.misses) MissToWire(missed.kind, missed.miss, wire->add_misses());
+      }
+      response->set_estimated_fetch_us(total_us);
+      return absl::OkStatus();
+    });
+  }
+
+  grpc::Status Acquire(grpc::ServerContext*, const v1::AcquireRequest* request, v1::AcquireResponse* response) override {
+    return Counted(*request, *response, [&]() -> absl::Status {
+      std::vector<PlaneId> ids;
+      for (const auto& wire : request->planes()) {
+        PERIGEE_ASSIGN_OR_RETURN(const PlaneId id, PlaneIdFromWire(wire));
+        ids.push_back(id);
+      }
+      PERIGEE_ASSIGN_OR_RETURN(Lease lease, store_->Acquire(ids, TtlFromWire(request->ttl_ms()), request->tenant()));
+      response->set_epoch(data_.epoch);
+      response->set_lease_id(lease.id);
+      for (size_t i = 0; i < ids.size(); ++i) {
+        LeasedPlane& plane = lease.planes[i];
+        auto* wire = response->add_planes();
+        wire->set_found(plane.found);
+        if (!plane.found) {
+          MissToWire(ids[i].kind, plane.miss, wire->mutable_miss());
+          continue;
+        }
+        wire->set_remote_address(plane.address);
+        wire->set_payload_bytes(plane.payload_bytes);
+        wire->set_header(std::move(plane.header));
+        wire->set_tier(static_cast<v1::Tier>(plane.tier));
+        wire->set_estimated_fetch_us(plane.estimated_fetch_us);
+      }
+      return absl::OkStatus();
+    });
+  }
+
+  grpc::Status Renew(grpc::ServerContext*, const v1::RenewRequest* request, v1::RenewResponse* response) override {
+    return Counted(*request, *response, [&] { return store_->Renew(request->lease_id(), TtlFromWire(request->ttl_ms())); });
+  }
+
+  grpc::Status Release(grpc::ServerContext*, const v1::ReleaseRequest* request, v1::ReleaseResponse* response) override {
+    return Counted(*request, *response, [&] {
+      return store_->Release(request->lease_id(), request->fetched_bytes(), request->fetch_us());
+    });
+  }
+
+  grpc::Status ReportCorrupt(grpc::ServerContext*, const v1::ReportCorruptRequest* request,
+                             v1::ReportCorruptResponse* response) override {
+    return Counted(*request, *response, [&]() -> absl::Status {
+      PERIGEE_ASSIGN_OR_RETURN(const PlaneId id, PlaneIdFromWire(request->id()));
+      const CorruptReport report = store_->ReportCorrupt(id);
+      response->set_dram_copy_dropped(report.dram_copy_dropped);
+      response->set_ssd_copy_dropped(report.ssd_copy_dropped);
+      response->set_still_stored(report.still_stored);
+      return absl::OkStatus();
+    });
+  }
+
+  grpc::Status Delete(grpc::ServerContext*, const v1::DeleteRequest* request, v1::DeleteResponse* response) override {
+    return Counted(*request, *response, [&]() -> absl::Status {
+      PERIGEE_ASSIGN_OR_RETURN(const std::vector<pod::BlockKey> keys, KeysFromWire(request->keys()));
+      PERIGEE_ASSIGN_OR_RETURN(const uint32_t deleted, store_->Delete(keys));
+      response->set_deleted_planes(deleted);
+      return absl::OkStatus();
+    });
+  }
+
+  grpc::Status List(grpc::ServerContext*, const v1::ListRequest* request, v1::ListResponse* response) override {
+    return Counted(*request, *response, [&]() -> absl::Status {
+      PERIGEE_ASSIGN_OR_RETURN(const ListPage page, store_->List(request->page_token(), request->limit(), request->tenant()));
+      for (const ListedPlane& plane : page.planes) {
+        auto* wire = response->add_planes();
+        PlaneIdToWire(plane.id, wire->mutable_id());
+        wire->set_tenant(plane.meta.tenant);
+        wire->set_tokens(plane.meta.tokens);
+        wire->set_base_position(plane.meta.base_position);
+        wire->set_payload_bytes(plane.meta.payload_bytes);
+        wire->set_tier(static_cast<v1::Tier>(plane.tier));
+        wire->set_on_ssd(plane.on_ssd);
+        wire->set_created_unix_us(plane.meta.created_unix_us);
+        wire->set_last_used_unix_us(plane.last_used_unix_us);
+      }
+      response->set_next_page_token(page.next_page_token);
+      return absl::OkStatus();
+    });
+  }
+
+  grpc::Status Stat(grpc::ServerContext*, const v1::StatRequest* request, v1::StatResponse* response) override {
+    return Counted(*request, *response, [&]() -> absl::Status {
+      const StoreStats s = store_->Stats();
+      response->set_epoch(data_.epoch);
+      response->set_slab_bytes(s.slab_bytes);
+      response->set_slab_used_bytes(s.slab_used_bytes);
+      response->set_slab_fragmentation(s.slab_fragmentation);
+      response->set_reserved_bytes(s.reserved_bytes);
+      response->set_leased_bytes(s.leased_bytes);
+      response->set_ssd_capacity_bytes(s.ssd_capacity_bytes);
+      response->set_ssd_used_bytes(s.ssd.used_bytes);
+      response->set_ssd_live_bytes(s.ssd.live_bytes);
+      response->set_ssd_segments(s.ssd.segments);
+      for (int tier = 1; tier <= 2; ++tier) {
+        for (int kind = 1; kind <= 3; ++kind) {
+          const TierCount& count = s.counts[tier - 1][kind - 1];
+          if (count.planes == 0) continue;
+          auto* wire = response->add_counts();
+          wire->set_tier(static_cast<v1::Tier>(tier));
+          wire->set_kind(static_cast<v1::PlaneKind>(kind));
+          wire->set_planes(count.planes);
+          wire->set_payload_bytes(count.payload_bytes);
+        }
+      }
+      response->set_reservations(s.reservations);
+      response->set_leases(s.leases);
+      response->set_hits_dram(s.hits_dram);
+      response->set_hits_ssd(s.hits_ssd);
+      response->set_misses(s.misses);
+      response->set_dram_evictions(s.dram_evictions);
+      response->set_dram_only_evictions(s.dram_only_evictions);
+      response->set_ssd_evictions(s.ssd_evictions);
+      response->set_checksum_failures(s.checksum_failures);
+      response->set_refused_commits(s.refused_commits);
+      response->set_expired_reservations(s.expired_reservations);
+      response->set_expired_leases(s.expired_leases);
+      response->set_lost_at_start(s.ssd.lost_at_start);
+      response->set_committed_bytes(s.committed_bytes);
+      response->set_leased_payload_bytes(s.leased_payload_bytes);
+      response->set_fetched_bytes(s.fetched_bytes);
+      response->set_grpc_message_bytes(message_bytes_.load());
+      response->set_dram_bytes_per_s(s.dram_bytes_per_s);
+      response->set_ssd_bytes_per_s(s.ssd_bytes_per_s);
+      return absl::OkStatus();
+    });
+  }
+
+ private:
+  template <typename Request, typename Response, typename Body>
+  grpc::Status Counted(const Request& request, Response& response, Body body) {
+    message_bytes_ += request.ByteSizeLong();
+    const absl::Status status = body();
+    if (!status.ok()) response.Clear();
+    message_bytes_ += response.ByteSizeLong();
+    return ToGrpc(status);
+  }
+
+  Store* const store_;
+  const DataPlane data_;
+  std::atomic<uint64_t> message_bytes_{0};
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> MakeStoreService(Store* store, const DataPlane& data_plane) {
+  return std::make_unique<Service>(store, data_plane);
+}
+
+}  // namespace perigee::kvstore

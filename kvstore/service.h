@@ -1,0 +1,36 @@
+// The gRPC face of a Store: decodes, checks, calls, encodes. Thread-safe, as gRPC's threads call it.
+#ifndef PERIGEE_KVSTORE_SERVICE_H_
+#define PERIGEE_KVSTORE_SERVICE_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "kvstore/store.h"
+
+namespace grpc {
+class Service;
+}
+
+namespace perigee::kvstore {
+
+inline constexpr uint32_t kProtocolVersion = 1;
+// Of one control message. A batch that would not fit must be split.
+inline constexpr int kMaxMessageBytes = 64 << 20;
+
+// What Hello tells.
+struct DataPlane {
+  uint64_t epoch = 0;
+  std::string host;
+  uint16_t port = 0;
+  std::string remote_key;
+  uint64_t slab_address = 0;
+  uint64_t slab_bytes = 0;
+};
+
+// store must outlive the service.
+std::unique_ptr<grpc::Service> MakeStoreService(Store* store, const DataPlane& data_plane);
+
+}  // namespace perigee::kvstore
+
+#endif  // PERIGEE_KVSTORE_SERVICE_H_

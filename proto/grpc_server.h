@@ -1,0 +1,36 @@
+// A gRPC server that says why it could not start, and stops within a deadline.
+#ifndef PERIGEE_PROTO_GRPC_SERVER_H_
+#define PERIGEE_PROTO_GRPC_SERVER_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+
+namespace perigee {
+
+class GrpcServer {
+ public:
+  // listen: "host:port", port 0 for any free one. The service is the caller's and outlives the server. ALREADY_EXISTS when the port is
+  // taken: unlike gRPC's default, two servers never share one.
+  static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const std::string& listen, grpc::Service* service);
+  ~GrpcServer() { Stop(absl::Seconds(1)); }
+
+  // "host:port" with the port in use.
+  const std::string& address() const { return address_; }
+
+  // No new calls; running ones are cancelled after `grace`. Idempotent.
+  void Stop(absl::Duration grace);
+
+ private:
+  GrpcServer() = default;
+  std::unique_ptr<grpc::Server> server_;
+  std::string address_;
+};
+
+}  // namespace perigee
+
+#endif  // PERIGEE_PROTO_GRPC_SERVER_H_

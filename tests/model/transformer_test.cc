@@ -1,0 +1,155 @@
+// The forward pass against independent implementations, on the project's own model.
+#include "model/transformer.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "base/file.h"
+#include "model/dense_cache.h"
+#include "model/plane_cache.h"
+#include "model/served_model.h"
+
+namespace perigee::model {
+namespace {
+
+using Json = nlohmann::json;
+
+const std::string kModel = std::string(PERIGEE_SOURCE_DIR) + "/models/podling";
+const std::string kData = std::string(PERIGEE_SOURCE_DIR) + "/tests/model/testdata/";
+
+Json ReadJson(const std::string& name) { return Json::parse(*ReadFile(kData + name)); }
+
+class TransformerTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    auto served = ServedModel::Load({.folder = kModel, .plan_file = "", .block_tokens = 16});
+    ASSERT_TRUE(served.ok()) << served.status();
+    served_ = served->release();
+    prompt_ = ReadJson("podling_needle.json")["prompt_ids"].get<std::vector<int32_t>>();
+    answer_ = ReadJson("podling_needle.json")["answer_ids"].get<std::vector<int32_t>>();
+  }
+
+  static const Transformer& transformer() { return served_->transformer(); }
+  static int q_heads() { return transformer().config().q_heads; }
+
+  static pod::Plan PlanWith(pod::Sharing sharing) {
+    const pod::Plan& plan = served_->plan();
+    std::vector<pod::Slot> slots;
+    for (int l = 0; l < plan.shape().layers; ++l) {
+      for (int h = 0; h < plan.shape().kv_heads; ++h) slots.push_back(plan.slot(l, h));
+    }
+    return *pod::Plan::Create(plan.shape(), plan.window(), sharing, plan.near_codec(), slots, plan.model_fingerprint());
+  }
+  static pod::Plan IdentityPlan() { return *pod::Plan::Identity(served_->plan().shape(), {16, 128}, served_->fingerprint()); }
+
+  // Runs prompt and answer in chunks; the logits of the last prompt token and the teacher-forced greedy tokens.
+  struct Outcome {
+    std::vector<float> last_prompt_logits;
+    std::vector<int> predicted;
+  };
+  static Outcome Run(KvCache& cache, size_t chunk) {
+    std::vector<int32_t> ids = prompt_;
+    ids.insert(ids.end(), answer_.begin(), answer_.end());
+    Outcome out;
+    std::vector<float> logits;
+    const size_t vocab = static_cast<size_t>(transformer().config().vocab);
+    for (size_t begin = 0; begin < ids.size(); begin += chunk) {
+      const size_t n = std::min(chunk, ids.size() - begin);
+      const absl::Status status = transformer().Forward(std::span(ids).subspan(begin, n), cache, Logits::kAll, &logits);
+      EXPECT_TRUE(status.ok()) << status;
+      for (size_t t = begin; t < begin + n; ++t) {
+        const float* row = &logits[(t - begin) * vocab];
+        if (t + 1 == prompt_.size()) out.last_prompt_logits.assign(row, row + vocab);
+        if (t + 1 >= prompt_.size() && t + 1 < ids.size()) {
+          out.predicted.push_back(static_cast<int>(std::max_element(row, row + vocab) - row));
+        }
+      }
+    }
+    return out;
+  }
+
+  static float MaxDifference(const std::vector<float>& a, const std::vector<float>& b) {
+    EXPECT_EQ(a.size(), b.size());
+    float worst = 0;
+    for (size_t i = 0; i < a.size(); ++i) worst = std::max(worst, std::abs(a[i] - b[i]));
+    return worst;
+  }
+
+  static ServedModel* served_;
+  static std::vector<int32_t> prompt_, answer_;
+};
+ServedModel* TransformerTest::served_ = nullptr;
+std::vector<int32_t> TransformerTest::prompt_, TransformerTest::answer_;
+
+// PyTorch in float64 with unrounded keys and values, on the same bf16 weights: what is left is the cache's bf16 rounding.
+constexpr float kBf16CacheTolerance = 0.08f;
+
+TEST_F(TransformerTest, AgreesWithPyTorchUnderFullAttentionKeySharingAndScoreSharing) {
+  const Json expected = ReadJson("podling_expected.json");
+  const std::pair<const char*, pod::Plan> cases[] = {{"full", IdentityPlan()},
+                                                     {"key_sharing", PlanWith(pod::Sharing::kKey)},
+                                                     {"score_sharing", PlanWith(pod::Sharing::kScore)}};
+  for (const auto& [name, plan] : cases) {
+    SCOPED_TRACE(name);
+    DenseCache cache(plan, /*round_tokens=*/1, q_heads());
+    const Outcome outcome = Run(cache, 4096);
+    EXPECT_EQ(outcome.predicted, expected[name]["predicted"].get<std::vector<int>>());
+    EXPECT_LT(MaxDifference(outcome.last_prompt_logits, expected[name]["last_prompt_logits"].get<std::vector<float>>()),
+              kBf16CacheTolerance);
+  }
+}
+
+// The checkpoint's makers published values of the float32 weights; ours are bf16.
+TEST_F(TransformerTest, AgreesWithTheFloat32CheckpointsPublishedValuesWithinBf16Weights) {
+  const Json expected = ReadJson("reference_sharing.json");
+  DenseCache cache(PlanWith(pod::Sharing::kKey), 1, q_heads());
+  const Outcome outcome = Run(cache, 4096);
+  EXPECT_EQ(outcome.predicted, expected["key_sharing"]["predicted"].get<std::vector<int>>());
+  EXPECT_LT(MaxDifference(outcome.last_prompt_logits, expected["key_sharing"]["last_prompt_logits"].get<std::vector<float>>()), 0.5f);
+}
+
+TEST_F(TransformerTest, PlanesGiveWhatTheDoubleReferenceGivesWhateverTheChunking) {
+  for (const pod::Plan& plan : {IdentityPlan(), PlanWith(pod::Sharing::kKey), PlanWith(pod::Sharing::kScore)}) {
+    DenseCache reference(plan, 16, q_heads());
+    const Outcome expected = Run(reference, 4096);
+    const pod::Layout layout = *pod::Layout::Create(plan, 16);
+    for (size_t chunk : {size_t{4096}, size_t{64}, size_t{7}}) {
+      PlaneCache cache(&layout, &transformer().rope(), q_heads(), HeapPlanes());
+      const Outcome outcome = Run(cache, chunk);
+      EXPECT_EQ(outcome.predicted, expected.predicted);
+      EXPECT_LT(MaxDifference(outcome.last_prompt_logits, expected.last_prompt_logits), 0.01f) << "chunk " << chunk;
+    }
+  }
+}
+
+TEST_F(TransformerTest, RetiringProximalPlanesChangesNothing) {
+  const pod::Layout layout = *pod::Layout::Create(PlanWith(pod::Sharing::kKey), 16);
+  PlaneCache kept(&layout, &transformer().rope(), q_heads(), HeapPlanes());
+  PlaneCache retired(&layout, &transformer().rope(), q_heads(), HeapPlanes());
+  std::vector<float> a, b;
+  for (size_t i = 0; i < 400; ++i) {
+    ASSERT_TRUE(transformer().Forward(std::span(prompt_).subspan(i, 1), kept, Logits::kLast, &a).ok());
+    ASSERT_TRUE(transformer().Forward(std::span(prompt_).subspan(i, 1), retired, Logits::kLast, &b).ok());
+    retired.RetireProximal(retired.tokens());
+    ASSERT_EQ(a, b) << i;
+  }
+  int freed = 0;
+  for (const CachedBlock& block : retired.blocks()) freed += block.proximal == nullptr;
+  EXPECT_GT(freed, 10);
+}
+
+TEST_F(TransformerTest, RefusesForeignTokensAndPositionsPastTheContext) {
+  PlaneCache cache(&served_->layout(), &transformer().rope(), q_heads(), HeapPlanes());
+  const int32_t foreign[] = {5, 1024};
+  const int32_t negative[] = {-1};
+  EXPECT_EQ(transformer().Forward(foreign, cache, Logits::kNone, nullptr).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(transformer().Forward(negative, cache, Logits::kNone, nullptr).code(), absl::StatusCode::kInvalidArgument);
+  const std::vector<int32_t> endless(static_cast<size_t>(transformer().config().max_positions) + 1, 5);
+  EXPECT_EQ(transformer().Forward(endless, cache, Logits::kNone, nullptr).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(transformer().Forward({}, cache, Logits::kNone, nullptr).code(), absl::StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace perigee::model

@@ -1,0 +1,184 @@
+// What happens when the peer, another process, stalls or dies: an error by the deadline, and an engine that goes on working.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "absl/time/clock.h"
+#include "base/bytes.h"
+#include "base/file.h"
+#include "transport/engine.h"
+
+extern char** environ;
+
+namespace perigee::transport {
+namespace {
+
+constexpr size_t kRegionBytes = size_t{64} << 20;
+
+class PeerProcess {
+ public:
+  explicit PeerProcess(const std::string& transports) {
+    int in[2], out[2];
+    if (pipe2(in, O_CLOEXEC) != 0 || pipe2(out, O_CLOEXEC) != 0) std::abort();
+    input_ = UniqueFd(in[1]);
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, in[0], 0);
+    posix_spawn_file_actions_adddup2(&actions, out[1], 1);
+    const std::string bytes = std::to_string(kRegionBytes);
+    const char* argv[] = {TRANSPORT_PEER, transports.c_str(), bytes.c_str(), nullptr};
+    if (posix_spawn(&pid_, TRANSPORT_PEER, &actions, nullptr, const_cast<char**>(argv), environ) != 0) std::abort();
+    posix_spawn_file_actions_destroy(&actions);
+    close(in[0]);
+    close(out[1]);
+    FILE* stream = fdopen(out[0], "r");
+    char hex[8192] = {};
+    if (std::fscanf(stream, "%d %8191s", &port_, hex) != 2) port_ = 0;
+    std::fclose(stream);
+    auto key = FromHex(hex);
+    if (key.ok()) key_ = *key;
+  }
+  ~PeerProcess() {
+    if (pid_ > 0) Kill();
+  }
+  void Stall() { kill(pid_, SIGSTOP); }
+  void Kill() {
+    kill(pid_, SIGKILL);
+    waitpid(pid_, nullptr, 0);
+    pid_ = -1;
+  }
+  uint16_t port() const { return static_cast<uint16_t>(port_); }
+  const std::string& key() const { return key_; }
+
+ private:
+  pid_t pid_ = -1;
+  UniqueFd input_;
+  int port_ = 0;
+  std::string key_;
+};
+
+absl::Time Soon() { return absl::Now() + absl::Seconds(30); }
+
+struct Link {
+  Connection connection;
+  RemoteRegion remote;
+};
+
+class FailureTest : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    auto engine = Engine::Create({.transports = GetParam()});
+    ASSERT_TRUE(engine.ok()) << engine.status();
+    engine_ = *std::move(engine);
+    buffer_.resize(kRegionBytes);
+  }
+  Link LinkTo(const PeerProcess& peer) {
+    auto connection = engine_->Connect("127.0.0.1", peer.port(), Soon());
+    EXPECT_TRUE(connection.ok()) << connection.status();
+    auto remote = connection->UnpackRemoteKey(peer.key());
+    EXPECT_TRUE(remote.ok()) << remote.status();
+    return {*std::move(connection), *std::move(remote)};
+  }
+  std::vector<PutTransfer> Puts(const Link& link, int copies) {
+    return std::vector<PutTransfer>(copies, {buffer_, link.remote.address(), &link.remote});
+  }
+  std::vector<GetTransfer> Gets(const Link& link, int copies) {
+    return std::vector<GetTransfer>(copies, {buffer_, link.remote.address(), &link.remote});
+  }
+  void ExpectWorks(const Link& link) {
+    const absl::Status status = link.connection.Put(Puts(link, 1), Soon());
+    EXPECT_TRUE(status.ok()) << status;
+    EXPECT_TRUE(link.connection.Get(Gets(link, 1), Soon()).ok());
+  }
+
+  std::unique_ptr<Engine> engine_;
+  std::vector<std::byte> buffer_;
+};
+
+TEST_P(FailureTest, APeerKilledDuringAPutIsUnavailableAndOthersGoOn) {
+  PeerProcess victim(GetParam()), other(GetParam());
+  const Link to_victim = LinkTo(victim), to_other = LinkTo(other);
+  ExpectWorks(to_victim);
+  const absl::Time start = absl::Now();
+  // 64 GiB: cannot finish before the kill.
+  auto handle = to_victim.connection.StartPut(Puts(to_victim, 1024), start + absl::Seconds(20));
+  ASSERT_TRUE(handle.ok());
+  victim.Kill();
+  const absl::Status status = handle->Wait();
+  EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+  EXPECT_LT(absl::Now() - start, absl::Seconds(21));
+  EXPECT_FALSE(to_victim.connection.connected());
+  EXPECT_TRUE(absl::IsUnavailable(to_victim.connection.Put(Puts(to_victim, 1), Soon())));
+  EXPECT_TRUE(absl::IsUnavailable(to_victim.connection.Call(1, "", "", Soon()).status()));
+  EXPECT_TRUE(absl::IsUnavailable(to_victim.connection.UnpackRemoteKey(victim.key()).status()));
+  ExpectWorks(to_other);
+  PeerProcess restarted(GetParam());
+  ExpectWorks(LinkTo(restarted));
+  EXPECT_EQ(engine_->Stats().connections_failed, 1u);
+}
+
+TEST_P(FailureTest, APeerKilledDuringAGetIsUnavailableAndOthersGoOn) {
+  PeerProcess victim(GetParam()), other(GetParam());
+  const Link to_victim = LinkTo(victim), to_other = LinkTo(other);
+  auto handle = to_victim.connection.StartGet(Gets(to_victim, 1024), Soon());
+  ASSERT_TRUE(handle.ok());
+  victim.Kill();
+  const absl::Status status = handle->Wait();
+  EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+  ExpectWorks(to_other);
+}
+
+TEST_P(FailureTest, AStalledPeerIsDeadlineExceededAndOthersGoOn) {
+  PeerProcess victim(GetParam()), other(GetParam());
+  const Link to_victim = LinkTo(victim), to_other = LinkTo(other);
+  victim.Stall();
+  const absl::Time start = absl::Now();
+  // A message needs the peer's processor on every transport.
+  const absl::Status call = to_victim.connection.Call(1, "", "", start + absl::Milliseconds(200)).status();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(call)) << call;
+  EXPECT_TRUE(to_victim.connection.connected());
+  const absl::Status put = to_victim.connection.Put(Puts(to_victim, 1024), start + absl::Milliseconds(500));
+  EXPECT_TRUE(absl::IsDeadlineExceeded(put)) << put;
+  EXPECT_LT(absl::Now() - start, absl::Seconds(5));
+  EXPECT_FALSE(to_victim.connection.connected());
+  ExpectWorks(to_other);
+}
+
+TEST_P(FailureTest, AStalledPeerEndsConnect) {
+  PeerProcess victim(GetParam());
+  victim.Stall();
+  const absl::Status status = engine_->Connect("127.0.0.1", victim.port(), absl::Now() + absl::Milliseconds(300)).status();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
+}
+
+TEST_P(FailureTest, AnIdleConnectionNoticesThePeersDeath) {
+  PeerProcess victim(GetParam());
+  const Link link = LinkTo(victim);
+  victim.Kill();
+  const absl::Time limit = Soon();
+  while (link.connection.connected() && absl::Now() < limit) absl::SleepFor(absl::Milliseconds(1));
+  EXPECT_FALSE(link.connection.connected());
+}
+
+TEST_P(FailureTest, AHandleDroppedInMidTransferEndsByItsDeadline) {
+  PeerProcess victim(GetParam());
+  const Link link = LinkTo(victim);
+  victim.Stall();
+  const absl::Time start = absl::Now();
+  { auto handle = link.connection.StartPut(Puts(link, 1024), start + absl::Milliseconds(300)); }
+  EXPECT_LT(absl::Now() - start, absl::Seconds(5));
+  EXPECT_FALSE(link.connection.connected());
+}
+
+INSTANTIATE_TEST_SUITE_P(Transports, FailureTest, testing::Values("tcp", "shm,tcp"),
+                         [](const auto& info) { return info.param == "tcp" ? "Tcp" : "SharedMemory"; });
+
+}  // namespace
+}  // namespace perigee::transport

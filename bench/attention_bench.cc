@@ -1,14 +1,20 @@
-// Attention against the limits of the machine.
+// Attention against the limits of the machine. Rows:
 //
-//   kernels/decode_attention/<plan>/32K   one layer, one query, 32K tokens of context, 8 kv heads, 32 query heads, head_dim 128, blocks of
-//                                         64: bytes of keys and values read per second, beside the read bandwidth measured in the same
-//                                         process, in turns. Contexts rotate so that none is found in the last-level cache.
-//   kernels/prefill_attention/3000        causal attention of 3,000 tokens, 8 layers, 4 query heads of 32: seconds, beside the time that
-//                                         its multiply-adds take at the rate of oneDNN's float matrix product,
-//                                         measured in the same process
-//   kernels/gemm/<rows>x4096x4096         the weight's bytes read per second, beside the read bandwidth
+//   kernels/decode_attention/<plan>/32K
+//       One layer, one query, 32K tokens of context, 8 kv heads, 32 query heads, head_dim 128, blocks of 64: bytes of
+//       keys and values read per second, beside the read bandwidth measured in the same process, in turns. Contexts
+//       rotate, so that none is found in the last-level cache.
+//   kernels/prefill_attention/3000
+//       Causal attention of 3,000 tokens, 8 layers, 4 query heads of 32: seconds, beside the time that its
+//       multiply-adds would take at the rate of oneDNN's float matrix product, measured in the same process.
+//   kernels/gemm/<rows>x4096x4096
+//       The weight's bytes read per second, beside the read bandwidth.
 //
-// --json FILE writes the rows; --quick makes one short pass of everything (for smoke tests: its figures mean nothing).
+// --json FILE writes the rows; --only decode|prefill|gemm runs a part; --quick makes one short pass of everything (for
+// smoke tests: its figures mean nothing).
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -16,15 +22,14 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <functional>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <numeric>
 #include <string>
 #include <vector>
 
-#include <unistd.h>
-
 #include "base/parallel.h"
-#include "bench/report.h"
 #include "kernels/attention.h"
 #include "kernels/gemm.h"
 #include "pod/layout.h"
@@ -45,14 +50,17 @@ double Median(std::vector<double> x) {
   return x[x.size() / 2];
 }
 
+constexpr size_t kHugePage = size_t{2} << 20;
+
 struct Buffer {
   explicit Buffer(size_t n)
-      : bytes((n + 4095) / 4096 * 4096),
-        data(static_cast<std::byte*>(std::aligned_alloc(4096, bytes)), &std::free) {
+      : bytes((n + kHugePage - 1) / kHugePage * kHugePage),
+        data(static_cast<std::byte*>(std::aligned_alloc(kHugePage, bytes)), &std::free) {
     if (data == nullptr) {
       std::fprintf(stderr, "attention_bench: no memory for %zu bytes\n", bytes);
       std::exit(1);
     }
+    madvise(data.get(), bytes, MADV_HUGEPAGE);  // For the probe and the planes alike.
   }
   size_t bytes;
   std::unique_ptr<std::byte, void (*)(void*)> data;
@@ -73,7 +81,8 @@ size_t LastLevelCacheBytes() {
   return static_cast<size_t>(std::max({l3, l2, 0L}));
 }
 
-__attribute__((target_clones("avx512f", "avx2", "default"))) uint64_t SumWords(const uint64_t* p, size_t n) {
+__attribute__((optimize("O3"), target_clones("avx512f", "avx2", "default"))) uint64_t SumWords(const uint64_t* p,
+                                                                                               size_t n) {
   uint64_t sum[32] = {};
   for (size_t i = 0; i + 32 <= n; i += 32) {
     for (size_t j = 0; j < 32; ++j) sum[j] += p[i + j];
@@ -89,23 +98,80 @@ void ReadAll(const Buffer& buffer, std::vector<uint64_t>& sink) {
   });
 }
 
+struct Row {
+  std::string row;
+  double value;
+  std::string unit;
+  double limit;  // In the same unit: what the machine, or the peer, reached in the same process.
+  double ratio;
+  std::string target;
+};
+
+class Report {
+ public:
+  Report(int argc, char** argv) {
+    for (int i = 0; i < argc; ++i) command_ += (i == 0 ? "" : " ") + std::string(argv[i]);
+    std::ifstream cpuinfo("/proc/cpuinfo");
+    for (std::string line; std::getline(cpuinfo, line);) {
+      if (line.rfind("model name", 0) == 0 && line.find(": ") != std::string::npos) {
+        device_ = line.substr(line.find(": ") + 2);
+        break;
+      }
+    }
+    device_ += ", " + std::to_string(ParallelThreads()) + " threads";
+  }
+
+  void Add(const Row& row) {
+    std::printf("%-44s %9.3f %-5s limit %9.3f  ratio %.3f  %s\n", row.row.c_str(), row.value, row.unit.c_str(),
+                row.limit, row.ratio, row.target.c_str());
+    std::fflush(stdout);
+    rows_.push_back({{"row", row.row},
+                     {"value", row.value},
+                     {"unit", row.unit},
+                     {"limit", row.limit},
+                     {"ratio", row.ratio},
+                     {"target", row.target},
+                     {"device", device_},
+                     {"command", command_}});
+  }
+
+  // path empty: nothing to write. Returns the process's exit code.
+  int Finish(const std::string& path) const {
+    if (path.empty()) return 0;
+    std::ofstream file(path);
+    file << rows_.dump(2) << "\n";
+    if (file.flush()) return 0;
+    std::fprintf(stderr, "attention_bench: cannot write %s\n", path.c_str());
+    return 1;
+  }
+
+ private:
+  std::string command_, device_;
+  nlohmann::json rows_ = nlohmann::json::array();
+};
+
 struct Context {
-  std::vector<Buffer> distant, proximal;
+  std::unique_ptr<Buffer> slab;
   std::vector<kernels::BlockRef> blocks;
 };
 
 Context MakeContext(const pod::Layout& layout, int tokens, uint32_t seed) {
+  const auto plane_bytes = [&](pod::PlaneKind kind) {
+    return (layout.plane_bytes(kind) + pod::kPlaneAlignment - 1) / pod::kPlaneAlignment * pod::kPlaneAlignment;
+  };
+  const size_t distant = plane_bytes(pod::PlaneKind::kDistant), proximal = plane_bytes(pod::PlaneKind::kProximal);
+  const int count = (tokens + layout.block_tokens() - 1) / layout.block_tokens();
   Context context;
-  for (int begin = 0; begin < tokens; begin += layout.block_tokens()) {
+  context.slab = std::make_unique<Buffer>(static_cast<size_t>(count) * (distant + proximal));
+  FillBf16(*context.slab, seed);
+  const std::byte* at = context.slab->data.get();
+  for (int i = 0; i < count; ++i) {
     kernels::BlockRef block;
-    block.position = block.base_position = begin;
-    block.tokens = std::min(layout.block_tokens(), tokens - begin);
-    for (pod::PlaneKind kind : {pod::PlaneKind::kDistant, pod::PlaneKind::kProximal}) {
-      auto& planes = kind == pod::PlaneKind::kDistant ? context.distant : context.proximal;
-      Buffer& plane = planes.emplace_back(std::max<size_t>(64, layout.plane_bytes(kind)));
-      FillBf16(plane, seed++);
-      (kind == pod::PlaneKind::kDistant ? block.distant : block.proximal) = plane.data.get();
-    }
+    block.position = block.base_position = int64_t{i} * layout.block_tokens();
+    block.tokens = std::min(layout.block_tokens(), tokens - i * layout.block_tokens());
+    block.distant = at;
+    block.proximal = at + distant;
+    at += distant + proximal;
     context.blocks.push_back(block);
   }
   return context;
@@ -126,13 +192,14 @@ struct Settings {
   size_t probe_bytes = 0;  // Four times the last-level cache, at least 256 MiB.
 };
 
-void BenchDecode(bench::Report& report, const Settings& settings, const Buffer& probe, const char* name,
-                 const pod::Plan& plan, int layer) {
+void BenchDecode(Report& report, const Settings& settings, const Buffer& probe, const char* name, const pod::Plan& plan,
+                 int layer) {
   const int tokens = settings.quick ? 2048 : 32768;
   const pod::Layout layout = *pod::Layout::Create(plan, 64);
   const pod::KvShape& shape = plan.shape();
   const int q_heads = 4 * shape.kv_heads;
-  const size_t read_bytes = size_t{4} * static_cast<size_t>(tokens) * static_cast<size_t>(shape.kv_heads * shape.head_dim);
+  const size_t read_bytes =
+      size_t{4} * static_cast<size_t>(tokens) * static_cast<size_t>(shape.kv_heads * shape.head_dim);
   std::vector<Context> contexts;
   for (size_t total = 0; total < settings.probe_bytes; total += read_bytes) {
     contexts.push_back(MakeContext(layout, tokens, static_cast<uint32_t>(1 + contexts.size() * 10000)));
@@ -170,7 +237,7 @@ void BenchDecode(bench::Report& report, const Settings& settings, const Buffer& 
               Median(attend_rate) / Median(read_rate), ">=0.70"});
 }
 
-void BenchPrefill(bench::Report& report, const Settings& settings) {
+void BenchPrefill(Report& report, const Settings& settings) {
   const int tokens = settings.quick ? 300 : 3000, layers = 8, heads = 4, kv_heads = 2, dim = 32;
   const pod::Plan plan = *pod::Plan::Identity({layers, kv_heads, dim}, {}, Digest{});
   const pod::Layout layout = *pod::Layout::Create(plan, 64);
@@ -191,8 +258,7 @@ void BenchPrefill(bench::Report& report, const Settings& settings) {
   std::vector<float> product(n * n);
   std::vector<double> gemm_flops, attend_s;
   for (int r = -1; r < settings.repetitions; ++r) {
-    const double gemm_s =
-        Seconds([&] { kernels::Gemm(x.data(), n, n, weight.data(), n, nullptr, product.data()); });
+    const double gemm_s = Seconds([&] { kernels::Gemm(x.data(), n, n, weight.data(), n, nullptr, product.data()); });
     const double s = Seconds([&] {
       for (input.layer = 0; input.layer < layers; ++input.layer) {
         if (!kernels::Attend(input, out.data()).ok()) std::exit(1);
@@ -203,10 +269,11 @@ void BenchPrefill(bench::Report& report, const Settings& settings) {
     attend_s.push_back(s);
   }
   const double limit_s = flops / Median(gemm_flops);
-  report.Add({"kernels/prefill_attention/3000", Median(attend_s), "s", limit_s, limit_s / Median(attend_s), "value<=1.5"});
+  report.Add(
+      {"kernels/prefill_attention/3000", Median(attend_s), "s", limit_s, limit_s / Median(attend_s), "value<=1.5"});
 }
 
-void BenchGemm(bench::Report& report, const Settings& settings, const Buffer& probe) {
+void BenchGemm(Report& report, const Settings& settings, const Buffer& probe) {
   const size_t k = settings.quick ? 256 : 4096, n = k;
   const size_t copies = std::max<size_t>(1, settings.probe_bytes / (4 * n * k));
   std::vector<std::vector<float>> weights;
@@ -233,9 +300,11 @@ void BenchGemm(bench::Report& report, const Settings& settings, const Buffer& pr
 int Main(int argc, char** argv) {
   Settings settings;
   std::string only;
-  bench::Report report("attention_bench", argc, argv);
+  Report report(argc, argv);
+  std::string json_path;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--quick") == 0) settings.quick = true;
+    if (std::strcmp(argv[i], "--json") == 0 && i + 1 < argc) json_path = argv[++i];
     if (std::strcmp(argv[i], "--only") == 0 && i + 1 < argc) only = argv[++i];
   }
   settings.probe_bytes = std::max(4 * LastLevelCacheBytes(), size_t{256} << 20);
@@ -260,7 +329,7 @@ int Main(int argc, char** argv) {
   }
   if (wanted("prefill")) BenchPrefill(report, settings);
   if (wanted("gemm")) BenchGemm(report, settings, probe);
-  return report.Finish();
+  return report.Finish(json_path);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Conversions between float and the codecs' 16-bit elements, round to nearest even; fp16 saturates to +-65504 instead of overflowing.
-// NaN stays NaN.
+// Conversions between float and the codecs' 16-bit elements, round to nearest even; fp16 saturates to +-65504 instead
+// of overflowing. NaN stays NaN.
 #ifndef PERIGEE_KERNELS_CODEC_H_
 #define PERIGEE_KERNELS_CODEC_H_
 

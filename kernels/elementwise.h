@@ -1,4 +1,5 @@
-// The small row-wise operations of a Llama layer. All matrices are row-major float; rows are tokens. Any thread; parallel inside.
+// The small row-wise operations of a Llama layer. All matrices are row-major float; rows are tokens. Any thread;
+// parallel inside.
 #ifndef PERIGEE_KERNELS_ELEMENTWISE_H_
 #define PERIGEE_KERNELS_ELEMENTWISE_H_
 

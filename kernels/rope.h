@@ -1,4 +1,5 @@
-// Rotary position embedding (arXiv 2104.09864), in the rotate-half form of Hugging Face's Llama: dimension j is paired with j + d/2.
+// Rotary position embedding (arXiv 2104.09864), in the rotate-half form of Hugging Face's Llama: dimension j is paired
+// with j + d/2.
 #ifndef PERIGEE_KERNELS_ROPE_H_
 #define PERIGEE_KERNELS_ROPE_H_
 
@@ -25,7 +26,8 @@ Rope MakeLlama3Rope(int head_dim, double theta, double factor, double low_freq_f
 // Linear position interpolation (rope_scaling type "linear").
 Rope MakeLinearRope(int head_dim, double theta, double factor);
 
-// Rotates x[heads][head_dim] in place by `position` (any sign: a reused block's query is rotated by a difference of positions).
+// Rotates x[heads][head_dim] in place by `position` (any sign: a reused block's query is rotated by a difference of
+// positions).
 void ApplyRope(const Rope& rope, int64_t position, int heads, float* x);
 
 // The same for x[rows][heads][head_dim], row r at first_position + r. Parallel inside.

@@ -55,8 +55,8 @@ struct LeaseState;
 // Destruction without Commit waits for the puts under way (at the latest until their deadline) and gives the reservations back.
 class WriteBatch {
  public:
-  WriteBatch() = default;
-  WriteBatch(WriteBatch&&) noexcept = default;
+  WriteBatch();
+  WriteBatch(WriteBatch&&) noexcept;
   WriteBatch& operator=(WriteBatch&& other) noexcept;
   ~WriteBatch();
 
@@ -100,8 +100,8 @@ struct FetchRequest {
 // lease's ttl ends it anyway).
 class ReadLease {
  public:
-  ReadLease() = default;
-  ReadLease(ReadLease&&) noexcept = default;
+  ReadLease();
+  ReadLease(ReadLease&&) noexcept;
   ReadLease& operator=(ReadLease&& other) noexcept;
   ~ReadLease();
 

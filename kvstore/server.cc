@@ -1,8 +1,7 @@
 #include "kvstore/server.h"
 
-#include <grpcpp/grpcpp.h>
+#include <grpcpp/impl/service_type.h>
 
-#include <chrono>
 #include <limits>
 #include <thread>
 
@@ -10,6 +9,7 @@
 #include "absl/synchronization/notification.h"
 #include "base/status.h"
 #include "kvstore/service.h"
+#include "proto/grpc_server.h"
 
 namespace perigee::kvstore {
 
@@ -17,13 +17,13 @@ namespace perigee::kvstore {
 struct StoreServer::Parts {
   ServerOptions options;
   uint64_t epoch = 0;
-  int port = 0;
+  std::string address;
   std::unique_ptr<transport::Engine> engine;
   transport::MemoryRegion slab;
   std::unique_ptr<Store> store;
   transport::Listener listener;
   std::unique_ptr<grpc::Service> service;
-  std::unique_ptr<grpc::Server> server;
+  std::unique_ptr<GrpcServer> server;
   absl::Notification stop;
   std::thread reaper;
 };
@@ -52,22 +52,12 @@ absl::StatusOr<std::unique_ptr<StoreServer>> StoreServer::Start(const ServerOpti
                  .slab_bytes = p.slab.size_bytes()};
   p.service = MakeStoreService(p.store.get(), data);
 
-  const std::string address = absl::StrCat(options.host, ":", options.port);
-  grpc::ServerBuilder builder;
-  // gRPC would let two processes share a port, and each client would reach one of them by chance.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
-  builder.SetMaxSendMessageSize(kMaxMessageBytes);
-  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &p.port);
-  builder.RegisterService(p.service.get());
-  p.server = builder.BuildAndStart();
-  if (p.server == nullptr || p.port == 0) {
-    return absl::AlreadyExistsError(
-        absl::StrCat("cannot listen on ", address, ": the port is taken or the host is not this machine's; choose another"));
-  }
+  PERIGEE_ASSIGN_OR_RETURN(p.server, GrpcServer::Start(absl::StrCat(options.host, ":", options.port), p.service.get()));
   p.reaper = std::thread([&p] {
     while (!p.stop.WaitForNotificationWithTimeout(absl::Milliseconds(200))) p.store->ReapExpired();
   });
+  const std::string& bound = p.server->address();
+  p.address = IsWildcard(options.host) ? absl::StrCat("127.0.0.1", bound.substr(bound.rfind(':'))) : bound;
   return std::unique_ptr<StoreServer>(new StoreServer(std::move(parts)));
 }
 
@@ -77,8 +67,7 @@ StoreServer::~StoreServer() { Shutdown(); }
 void StoreServer::Shutdown() {
   Parts& p = *parts_;
   if (p.server == nullptr) return;
-  p.server->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
-  p.server->Wait();
+  p.server->Stop(absl::Seconds(1));
   p.server.reset();
   p.stop.Notify();
   p.reaper.join();
@@ -88,11 +77,7 @@ void StoreServer::Shutdown() {
   p.store.reset();
 }
 
-std::string StoreServer::address() const {
-  const Parts& p = *parts_;
-  return absl::StrCat(IsWildcard(p.options.host) ? "127.0.0.1" : p.options.host, ":", p.port);
-}
-uint16_t StoreServer::port() const { return static_cast<uint16_t>(parts_->port); }
+std::string StoreServer::address() const { return parts_->address; }
 uint64_t StoreServer::epoch() const { return parts_->epoch; }
 Store& StoreServer::store() { return *parts_->store; }
 

@@ -33,10 +33,10 @@ class StoreServer {
   // Ends the control plane (calls under way get a second), then the data plane. What was committed with SYNCED stays.
   void Shutdown();
 
-  std::string address() const;  // "host:port" of the control plane; a wildcard host becomes 127.0.0.1.
-  uint16_t port() const;
+  // "host:port" of the control plane, with the port in use; a wildcard host becomes 127.0.0.1. Stays after Shutdown.
+  std::string address() const;
   uint64_t epoch() const;
-  Store& store();
+  Store& store();  // Not after Shutdown.
 
  private:
   struct Parts;

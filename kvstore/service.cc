@@ -54,6 +54,7 @@ class Service final : public v1::KvStore::Service {
       response->set_slab_address(data_.slab_address);
       response->set_slab_bytes(data_.slab_bytes);
       response->set_has_ssd(store_->has_ssd());
+      response->set_max_ttl_ms(static_cast<uint64_t>(absl::ToInt64Milliseconds(store_->max_ttl())));
       return absl::OkStatus();
     });
   }

@@ -15,7 +15,7 @@ class Service;
 namespace perigee::kvstore {
 
 inline constexpr uint32_t kProtocolVersion = 1;
-// Of one control message. A batch that would not fit must be split.
+// Of one control message, on both sides (proto/grpc_server.h has the same). A batch that would not fit must be split.
 inline constexpr int kMaxMessageBytes = 64 << 20;
 
 // What Hello tells.

@@ -115,6 +115,7 @@ absl::Status SsdTier::OpenSegments() {
 absl::Status SsdTier::LoadIndex(const std::function<void(const IndexEntry&)>& found) {
   rocksdb::WriteBatch drop;
   std::vector<SegmentPtr> unused;
+  std::vector<IndexEntry> entries;  // `found` may take locks of its own, so it is called when ours are free.
   {
     absl::MutexLock allocate(&allocate_mu_);
     absl::MutexLock lock(&mu_);
@@ -133,7 +134,7 @@ absl::Status SsdTier::LoadIndex(const std::function<void(const IndexEntry&)>& fo
       s.live_bytes += entry->location.record_bytes();
       live_bytes_ += entry->location.record_bytes();
       current_.emplace(entry->id, entry->location);
-      found(*entry);
+      entries.push_back(*entry);
     }
     PERIGEE_RETURN_IF_ERROR(FromRocks(it->status(), "read the store's index"));
     if (lost_at_start_ > 0) {
@@ -158,13 +159,17 @@ absl::Status SsdTier::LoadIndex(const std::function<void(const IndexEntry&)>& fo
     }
     for (const auto& [number, segment] : segments_) used_bytes_ += segment->end_bytes;
   }
-  absl::MutexLock journal(&journal_mu_);
-  if (drop.Count() > 0) PERIGEE_RETURN_IF_ERROR(index_->Write(&drop));
+  if (drop.Count() > 0) {
+    absl::MutexLock journal(&journal_mu_);
+    PERIGEE_RETURN_IF_ERROR(index_->Write(&drop));
+  }
   UnlinkAll(unused);
+  for (const IndexEntry& entry : entries) found(entry);
   return absl::OkStatus();
 }
 
 absl::Status SsdTier::CheckDiskSpace(uint64_t bytes) const {
+  if (options_.reserve_bytes == 0) return absl::OkStatus();
   struct statvfs info;
   if (::statvfs(options_.path.c_str(), &info) != 0) return ErrnoStatus("statvfs", options_.path, errno);
   const uint64_t available = uint64_t{info.f_bavail} * info.f_frsize;

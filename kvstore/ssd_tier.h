@@ -34,7 +34,7 @@ struct SsdOptions {
   std::string path;
   uint64_t segment_bytes = uint64_t{256} << 20;  // A new segment is begun when this would be passed.
   uint64_t capacity_bytes = 0;                   // Of all segment files; 0: whatever the file system holds.
-  uint64_t reserve_bytes = uint64_t{64} << 20;   // Never used for payload: the index must be able to grow on a full disk.
+  uint64_t reserve_bytes = uint64_t{64} << 20;   // Never used for payload: the index must be able to grow on a full disk. 0: no check.
 };
 
 struct SsdStats {

@@ -161,6 +161,7 @@ class Store {
   // Ends what has outlived its ttl. Every call above does it too, so it only has to be called now and then.
   void ReapExpired();
   bool has_ssd() const;
+  absl::Duration max_ttl() const;
 
  private:
   class Core;

@@ -77,6 +77,7 @@ absl::StatusOr<std::unique_ptr<Store>> Store::Open(StoreOptions options, std::sp
 }
 
 bool Store::has_ssd() const { return core_->ssd != nullptr; }
+absl::Duration Store::max_ttl() const { return core_->options.max_ttl; }
 
 void Store::ReapExpired() {
   absl::MutexLock lock(&core_->mu);

@@ -3,8 +3,11 @@
 #ifndef PERIGEE_NODE_NODE_H_
 #define PERIGEE_NODE_NODE_H_
 
+#include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -25,10 +28,19 @@ struct NodeOptions {
   absl::Duration store_timeout = absl::Seconds(20);  // For one batch of control calls or transfers.
 };
 
+// A plane brought into this node's memory, checked against its header and checksums.
+struct FetchedPlane {
+  absl::Status status;        // NOT_FOUND with the store's reason; DATA_LOSS for wrong bytes; else bytes are here.
+  model::PlaneBuffer bytes;
+  size_t size_bytes = 0;
+  int64_t base_position = 0;
+  kvstore::Tier from = kvstore::Tier::kDram;
+};
+
 // Immutable after Create; any thread.
 class Node {
  public:
-  // The store need not be there yet: requests answer UNAVAILABLE until it is.
+  // UNAVAILABLE when no store answers at the address. A store that goes away later and comes back is found again.
   static absl::StatusOr<std::unique_ptr<Node>> Create(const NodeOptions& options);
 
   const model::ServedModel& model() const { return *model_; }
@@ -36,7 +48,14 @@ class Node {
 
   // An empty cache whose planes lie in registered memory.
   model::PlaneCache NewCache() const;
-  absl::StatusOr<model::PlaneBuffer> AllocatePlane(size_t bytes) const { return pool_->Allocate(bytes); }
+
+  // Refuses what this model cannot run: nothing, foreign token ids, more than its context (with `more` tokens to come).
+  absl::Status CheckPrompt(std::span<const int32_t> tokens, int64_t more) const;
+  absl::StatusOr<pod::Identity> IdentityFor(const v1::Scope& scope) const;
+
+  // One lease, one batch of one-sided reads. The Status is the whole batch's: UNAVAILABLE, RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED.
+  absl::StatusOr<std::vector<FetchedPlane>> FetchPlanes(const pod::Identity& identity,
+                                                        std::span<const kvstore::PlaneId> planes) const;
 
   v1::NodeInfo Info() const;
 

@@ -4,18 +4,14 @@
 #define PERIGEE_PREFILL_NODE_PREFILL_NODE_H_
 
 #include <cstdint>
-#include <memory>
-#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "kvstore/client.h"
-#include "kvstore/registered_pool.h"
-#include "model/plane_cache.h"
-#include "model/served_model.h"
+#include "node/node.h"
 #include "perigee/v1/prefill.pb.h"
+#include "prefill_node/reuse.h"
 
 namespace perigee::prefill_node {
 
@@ -23,27 +19,36 @@ struct PrefillOptions {
   int chunk_tokens = 512;  // Computed and committed together; rounded up to whole blocks.
 };
 
-// Any thread may call. All arguments of the constructor outlive the node.
+// Any thread may call, several at once.
 class PrefillNode {
  public:
-  PrefillNode(const model::ServedModel* model, kvstore::StoreClient* store, kvstore::RegisteredPool* pool, PrefillOptions options);
+  // `node` outlives this object.
+  PrefillNode(const node::Node* node, const PrefillOptions& options);
 
   // INVALID_ARGUMENT for prompts that are empty, too long or not tokens of this model; UNAVAILABLE when the store is not there;
   // RESOURCE_EXHAUSTED when the store or this node has no room. What was committed before an error stays and is found by a retry.
-  // Ends with DEADLINE_EXCEEDED between two layers once `deadline` has passed.
-  absl::Status Prefill(const v1::PrefillRequest& request, absl::Time deadline, v1::PrefillResponse* response);
+  // DEADLINE_EXCEEDED between two layers once `deadline` has passed.
+  absl::Status Prefill(const v1::PrefillRequest& request, absl::Time deadline, v1::PrefillResponse* response) const;
 
  private:
-  struct Prompt;
+  struct Prompt {
+    pod::Identity identity;
+    std::vector<int32_t> ids;
+    int64_t cached = 0;                  // Tokens whose planes are to be stored: all but the last.
+    std::vector<pod::BlockKey> keys;     // Of the blocks of the cached tokens.
+    std::vector<int64_t> branch_points;  // Segment borders, and the end.
+  };
   absl::StatusOr<Prompt> Read(const v1::PrefillRequest& request) const;
-  absl::Status FetchPrefix(const Prompt& prompt, absl::Time deadline, model::PlaneCache& cache, v1::PrefillResponse* response);
-  absl::Status ComputeChunk(const Prompt& prompt, int64_t begin, int64_t end, absl::Time deadline, model::PlaneCache& cache,
-                            v1::PrefillResponse* response);
+  // How many tokens the store has, and, unless it has all, their planes in `cache`.
+  absl::StatusOr<int64_t> ReusePrefix(const Prompt& prompt, model::PlaneCache& cache, v1::PrefillResponse* response) const;
+  // Fetches the blocks before `end` into `cache`. False when planes are missing or wrong: they are marked so in `stored`.
+  absl::StatusOr<bool> FetchBlocks(const Prompt& prompt, int64_t end, std::vector<StoredBlock>& stored, model::PlaneCache& cache,
+                                   v1::PrefillResponse* response) const;
+  absl::Status ComputeChunk(const Prompt& prompt, int64_t end, absl::Time deadline, model::PlaneCache& cache,
+                            v1::PrefillResponse* response) const;
 
-  const model::ServedModel* const model_;
-  kvstore::StoreClient* const store_;
-  kvstore::RegisteredPool* const pool_;
-  const PrefillOptions options_;
+  const node::Node* const node_;
+  const int64_t chunk_tokens_;
 };
 
 }  // namespace perigee::prefill_node

@@ -13,7 +13,7 @@ packages=(
   libdnnl-dev libhwy-dev libisal-dev
   # Everything else a library does better
   libssl-dev libzstd-dev libxxhash-dev libcli11-dev libspdlog-dev nlohmann-json3-dev libtomlplusplus-dev
-  libsentencepiece-dev libpcre2-dev prometheus-cpp-dev libcpp-httplib-dev
+  libsentencepiece-dev libpcre2-dev libicu-dev prometheus-cpp-dev libcpp-httplib-dev
   # Tests and benchmarks
   libgtest-dev libgmock-dev libbenchmark-dev
   # The demo's prose: the King James Bible, public domain

@@ -1,7 +1,5 @@
 #include "transport/connection.h"
 
-#include <cstdio>
-#include <cstdlib>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -32,15 +30,15 @@ TransferHandle& TransferHandle::operator=(TransferHandle&& other) noexcept {
 TransferHandle::~TransferHandle() { Finish(); }
 
 void TransferHandle::Finish() {
-  if (batch_ != nullptr) batch_->done.WaitForNotification();
+  if (batch_ != nullptr) batch_->done.Wait();
   batch_ = nullptr;
 }
 
-bool TransferHandle::done() const { return batch_ == nullptr || batch_->done.HasBeenNotified(); }
+bool TransferHandle::done() const { return batch_ == nullptr || batch_->done.Happened(); }
 
 absl::Status TransferHandle::Wait(absl::Time until) {
   if (batch_ == nullptr) return absl::FailedPreconditionError("this TransferHandle is empty");
-  if (!batch_->done.WaitForNotificationWithDeadline(until)) {
+  if (!batch_->done.Wait(until)) {
     return absl::DeadlineExceededError("the transfer is still under way");
   }
   return batch_->result;
@@ -71,15 +69,7 @@ absl::StatusOr<std::string> Connection::Describe() const {
   if (endpoint_ == nullptr) return NotOpen();
   std::string text;
   PERIGEE_RETURN_IF_ERROR(endpoint_->core->Run([&]() -> absl::Status {
-    if (endpoint_->failed) return endpoint_->failure;
-    char* buffer = nullptr;
-    size_t size = 0;
-    FILE* stream = open_memstream(&buffer, &size);
-    if (stream == nullptr) return absl::ResourceExhaustedError("no memory to describe the connection");
-    ucp_ep_print_info(endpoint_->handle, stream);
-    std::fclose(stream);
-    text.assign(buffer, size);
-    std::free(buffer);
+    PERIGEE_ASSIGN_OR_RETURN(text, endpoint_->core->Describe(endpoint_.get()));
     return absl::OkStatus();
   }));
   return text;
@@ -96,10 +86,9 @@ absl::StatusOr<RemoteRegion> Connection::UnpackRemoteKey(absl::string_view bytes
   key->endpoint = endpoint_;
   key->base = packed.base;
   key->size = packed.size_bytes;
-  PERIGEE_RETURN_IF_ERROR(endpoint_->core->Run([&]() -> absl::Status {
-    PERIGEE_ASSIGN_OR_RETURN(key->handle, endpoint_->core->UnpackKey(endpoint_.get(), packed.ucx_key.data()));
-    return absl::OkStatus();
-  }));
+  key->region_id = packed.region_id;
+  PERIGEE_RETURN_IF_ERROR(
+      endpoint_->core->Run([&] { return endpoint_->core->UnpackKey(key.get(), packed.ucx_key.data()); }));
   return RemoteRegion(std::move(key));
 }
 
@@ -133,7 +122,7 @@ absl::StatusOr<std::shared_ptr<Batch>> MakeBatch(BatchKind kind, const std::shar
                                      absl::StrCat("transfer ", i, " of ", transfers.size())));
     if (transfer.local.empty()) continue;
     if (batch->keys.empty() || batch->keys.back() != key) batch->keys.push_back(key);
-    batch->pieces.push_back({Local(transfer), transfer.local.size(), transfer.remote_address, key->handle});
+    batch->pieces.push_back({Local(transfer), transfer.local.size(), transfer.remote_address, key.get()});
     batch->bytes += transfer.local.size();
   }
   return batch;

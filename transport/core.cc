@@ -8,10 +8,11 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 #include <utility>
 
-#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/status.h"
@@ -26,17 +27,24 @@ constexpr absl::Duration kLongestSleep = absl::Milliseconds(100);
 
 // UCX reads its environment when it is loaded, so a default set from here has to go through its table of options. Peers that die are
 // reported by status; UCX's own lines about them would only be noise.
-void QuietUcx() {
+void SetUcxDefaults() {
   static const bool once = [] {
     if (std::getenv("UCX_LOG_LEVEL") == nullptr) ucs_global_opts_set_value("LOG_LEVEL", "fatal");
+    // A restarted server takes its port back although old connections linger in TIME_WAIT. This option is out of ucp_config_modify's
+    // reach in UCX 1.13; it is read when a context is made, so the environment still does.
+    setenv("UCX_TCP_CM_REUSEADDR", "y", /*overwrite=*/0);
     return true;
   }();
   (void)once;
 }
 
-// A default of ours that the user's environment may override. Options that this UCX does not know are no error.
-void ModifyUnlessSet(ucp_config_t* config, const char* name, const char* value) {
-  if (std::getenv(absl::StrCat("UCX_", name).c_str()) == nullptr) ucp_config_modify(config, name, value);
+// Two processes whose identities are equal run under one kernel and see the same shared memory. Empty when it cannot be told.
+std::string MachineIdentity() {
+  const absl::StatusOr<std::string> boot = ReadFile("/proc/sys/kernel/random/boot_id", 4096);
+  char ipc_namespace[64];
+  const ssize_t length = readlink("/proc/self/ns/ipc", ipc_namespace, sizeof(ipc_namespace));
+  if (!boot.ok() || length <= 0) return "";
+  return absl::StrCat(*boot, absl::string_view(ipc_namespace, length));
 }
 
 }  // namespace
@@ -72,10 +80,11 @@ absl::StatusOr<std::shared_ptr<Core>> Core::Create(const Options& options) {
 }
 
 absl::Status Core::Init() {
-  QuietUcx();
+  SetUcxDefaults();
   if (getrandom(id_.data(), id_.size(), 0) != static_cast<ssize_t>(id_.size())) {
     return ErrnoStatus("getrandom", "engine id", errno);
   }
+  machine_ = MachineIdentity();
   wake_fd_ = UniqueFd(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   if (!wake_fd_) return ErrnoStatus("eventfd", "progress thread", errno);
 
@@ -84,11 +93,6 @@ absl::Status Core::Init() {
   if (status != UCS_OK) return Annotate(UcxError("ucp_config_read", status), "check the UCX_* environment variables");
   if (!options_.transports.empty()) status = ucp_config_modify(config, "TLS", options_.transports.c_str());
   if (status == UCS_OK) {
-    // Without these, endpoints that report a peer's death could not use shared memory.
-    ModifyUnlessSet(config, "POSIX_ERROR_HANDLING", "y");
-    ModifyUnlessSet(config, "SYSV_ERROR_HANDLING", "y");
-    // A restarted server takes its port back although old connections linger in TIME_WAIT.
-    ModifyUnlessSet(config, "TCP_CM_REUSEADDR", "y");
     ucp_params_t params{};
     params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_NAME;
     params.features = UCP_FEATURE_RMA | UCP_FEATURE_AM | UCP_FEATURE_WAKEUP;
@@ -111,18 +115,9 @@ absl::Status Core::Init() {
   }
   status = ucp_worker_get_efd(worker_, &ucx_fd_);
   if (status != UCS_OK) return UcxError("ucp_worker_get_efd", status);
-  ucp_am_handler_param_t handler{};
-  handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS | UCP_AM_HANDLER_PARAM_FIELD_CB |
-                       UCP_AM_HANDLER_PARAM_FIELD_ARG;
-  handler.id = kMessageId;
-  handler.flags = UCP_AM_FLAG_WHOLE_MSG;
-  handler.cb = &Core::OnMessage;
-  handler.arg = this;
-  status = ucp_worker_set_am_recv_handler(worker_, &handler);
-  if (status != UCS_OK) return UcxError("ucp_worker_set_am_recv_handler", status);
-
+  PERIGEE_RETURN_IF_ERROR(SetAmHandlers());
   handlers_[kHelloId] = [this](absl::string_view, absl::string_view) -> absl::StatusOr<std::string> {
-    return std::string(reinterpret_cast<const char*>(id_.data()), id_.size());
+    return std::string(reinterpret_cast<const char*>(id_.data()), id_.size()) + machine_;
   };
   // The thread waits for the lock, so that thread_id_ is set before anything runs on it.
   std::lock_guard<std::mutex> lock(mutex_);
@@ -161,14 +156,14 @@ bool Core::Post(std::function<void()> fn) {
 absl::Status Core::Run(absl::FunctionRef<absl::Status()> fn) {
   if (OnThread()) return fn();
   absl::Status result;
-  absl::Notification done;
+  Event done;
   if (!Post([&] {
         result = fn();
         done.Notify();
       })) {
     return absl::FailedPreconditionError("the transport engine has been destroyed");
   }
-  done.WaitForNotification();
+  done.Wait();
   return result;
 }
 
@@ -188,7 +183,7 @@ absl::Status Core::Start(std::shared_ptr<Batch> batch) {
 
 absl::Status Core::StartAndWait(std::shared_ptr<Batch> batch) {
   PERIGEE_RETURN_IF_ERROR(Start(batch));
-  batch->done.WaitForNotification();
+  batch->done.Wait();
   return batch->result;
 }
 
@@ -280,6 +275,8 @@ void Core::Stop() {
   keys_.clear();
   ucp_worker_destroy(worker_);
   worker_ = nullptr;
+  ops_.clear();
+  while (!unmapping_.empty()) FinishUnmap(*unmapping_.begin());
   for (auto& batch : active_) {
     if (batch->error.ok()) batch->error = absl::CancelledError("the transport engine was destroyed");
     End(batch.get());
@@ -292,7 +289,6 @@ void Core::Stop() {
   handlers_.clear();
 }
 
-static uint64_t dbg;
 absl::Status Core::Map(Region* region, bool allocate) {
   ucp_mem_map_params_t params{};
   params.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH | UCP_MEM_MAP_PARAM_FIELD_FLAGS;
@@ -315,13 +311,16 @@ absl::Status Core::Map(Region* region, bool allocate) {
   size_t packed_bytes = 0;
   status = ucp_rkey_pack(context_, region->handle, &packed, &packed_bytes);
   if (status != UCS_OK) return UcxError("pack the remote key", status);
+  if (getrandom(&region->id, sizeof(region->id), 0) != sizeof(region->id)) return ErrnoStatus("getrandom", "region id", errno);
+  regions_[region->id] = region;
   PackedKey key;
   key.engine_id = id_;
+  key.region_id = region->id;
   key.base = reinterpret_cast<uint64_t>(region->base);
   key.size_bytes = region->size;
   key.ucx_key.assign(static_cast<const char*>(packed), packed_bytes);
   ucp_rkey_buffer_release(packed);
-  dbg = key.base; region->remote_key = EncodeRemoteKey(key);
+  region->remote_key = EncodeRemoteKey(key);
   return absl::OkStatus();
 }
 
@@ -333,23 +332,48 @@ void Core::SetHandler(uint16_t id, MessageHandler handler) {
   }
 }
 
-void Core::Unmap(ucp_mem_h handle) {
-  auto unmap = [&] {
-    std::lock_guard<std::mutex> lock(unmap_mutex_);
-    ucp_mem_unmap(context_, handle);
-    return absl::OkStatus();
-  };
-  if (!Run(unmap).ok()) (void)unmap();
+absl::Status Core::LearnPeer(Endpoint* endpoint, absl::string_view hello) {
+  if (hello.size() < endpoint->peer_id.size()) {
+    return absl::UnavailableError(absl::StrCat("the peer at ", endpoint->peer_name, " answers in another protocol"));
+  }
+  std::copy(hello.begin(), hello.begin() + endpoint->peer_id.size(), endpoint->peer_id.begin());
+  endpoint->same_machine = !machine_.empty() && hello.substr(endpoint->peer_id.size()) == machine_;
+  PERIGEE_ASSIGN_OR_RETURN(const std::string lanes, Describe(endpoint));
+  endpoint->one_sided = absl::StrContains(lanes, ":rc_") || absl::StrContains(lanes, ":dc_");
+  return absl::OkStatus();
 }
 
-absl::StatusOr<ucp_rkey_h> Core::UnpackKey(Endpoint* endpoint, const void* bytes) {
+absl::StatusOr<std::string> Core::Describe(Endpoint* endpoint) {
   if (endpoint->failed) return endpoint->failure;
-  ucp_rkey_h key = nullptr;
-  const ucs_status_t status = ucp_ep_rkey_unpack(endpoint->handle, bytes, &key);
-  if (status != UCS_OK) return UcxError(absl::StrCat("unpack a remote key from ", endpoint->peer_name), status);
-  keys_.insert(key);
-  { void* p = nullptr; ucs_status_t s = ucp_rkey_ptr(key, dbg, &p); fprintf(stderr, "RKEYPTR %s %p\n", ucs_status_string(s), p); }
-  return key;
+  char* buffer = nullptr;
+  size_t size = 0;
+  FILE* stream = open_memstream(&buffer, &size);
+  if (stream == nullptr) return absl::ResourceExhaustedError("no memory to describe the connection");
+  ucp_ep_print_info(endpoint->handle, stream);
+  std::fclose(stream);
+  std::string text(buffer, size);
+  std::free(buffer);
+  return text;
+}
+
+absl::Status Core::UnpackKey(RemoteKey* key, const void* ucx_key) {
+  Endpoint* endpoint = key->endpoint.get();
+  if (endpoint->failed) return endpoint->failure;
+  const ucs_status_t status = ucp_ep_rkey_unpack(endpoint->handle, ucx_key, &key->handle);
+  if (status != UCS_OK) {
+    key->handle = nullptr;
+    return UcxError(absl::StrCat("unpack a remote key from ", endpoint->peer_name), status);
+  }
+  keys_.insert(key->handle);
+  void* mapped = nullptr;
+  // Not on another machine, where a shared-memory id may by chance name something else.
+  if (endpoint->same_machine && ucp_rkey_ptr(key->handle, key->base, &mapped) == UCS_OK) {
+    key->path = Path::kMapped;
+    key->mapped = static_cast<std::byte*>(mapped);
+  } else if (endpoint->one_sided) {
+    key->path = Path::kOneSided;
+  }
+  return absl::OkStatus();
 }
 
 void Core::DestroyKey(ucp_rkey_h key) {

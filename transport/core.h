@@ -20,34 +20,68 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "base/file.h"
 #include "transport/engine.h"
+#include "transport/event.h"
 #include "transport/remote_key.h"
 
 namespace perigee::transport::internal {
 
 inline constexpr uint16_t kFirstReservedId = 0xff00;
-inline constexpr unsigned kMessageId = 1;  // the one id that we use in UCX; ours are inside the message
+// UCX's active-message ids. Those of Engine::SetHandler are inside kMessageId's.
+inline constexpr unsigned kMessageId = 1;
+inline constexpr unsigned kPutDataId = 2;
+inline constexpr unsigned kGetRequestId = 3;
+inline constexpr unsigned kGetDataId = 4;
+inline constexpr unsigned kAnswerId = 5;
 inline constexpr uint16_t kHelloId = 0xffff;
 
 // UCX's status in our words: what failed, UCX's text, the code that callers act on.
 absl::Status UcxError(absl::string_view what, ucs_status_t status);
 
+struct Serve;
+
 struct Region {
   ~Region();
+  bool Contains(uint64_t address, uint64_t length) const {
+    const uint64_t begin = reinterpret_cast<uint64_t>(base);
+    return address >= begin && address - begin <= size && length <= size - (address - begin);
+  }
+  uint64_t id = 0;
   std::shared_ptr<Core> core;
   ucp_mem_h handle = nullptr;
   std::byte* base = nullptr;
   size_t size = 0;
   std::string remote_key;
+  // On the thread:
+  std::vector<Serve*> serving;  // peers' transfers under way in this memory
+  Event* idle = nullptr;  // whom to tell when a region being unmapped has no more of them
+  bool orphan = false;                 // its MemoryRegion is gone: FinishUnmap deletes it
+};
+
+// A peer's transfer that this side carries out, see remote_access.cc. On the thread.
+struct Serve {
+  std::shared_ptr<Endpoint> endpoint;
+  Region* region = nullptr;
+  uint64_t op_id = 0;
+  std::string header;  // UCX reads it until the send has ended
+};
+
+// How the bytes of a region are reached.
+enum class Path {
+  kMapped,    // the peer's shared memory is mapped here (ucp_rkey_ptr): copied
+  kOneSided,  // RDMA: ucp_put_nbx, ucp_get_nbx
+  kMessages,  // everything else: UCX active messages, see remote_access.cc
 };
 
 struct RemoteKey {
   ~RemoteKey();
   std::shared_ptr<Endpoint> endpoint;
   ucp_rkey_h handle = nullptr;
+  Path path = Path::kMessages;
+  std::byte* mapped = nullptr;  // kMapped: where `base` is mapped here
+  uint64_t region_id = 0;
   uint64_t base = 0;
   uint64_t size = 0;
 };
@@ -62,7 +96,10 @@ struct ListenerState {
 struct Endpoint {
   std::shared_ptr<Core> core;
   std::string peer_name;  // "host:port", for messages
-  EngineId peer_id{};     // set before a Connection is handed out
+  // Set before a Connection is handed out:
+  EngineId peer_id{};
+  bool same_machine = false;
+  bool one_sided = false;  // over RDMA
   std::atomic<bool> connected{false};
   // On the thread:
   ucp_ep_h handle = nullptr;
@@ -79,7 +116,16 @@ struct Piece {
   std::byte* local = nullptr;
   size_t size = 0;
   uint64_t remote = 0;
-  ucp_rkey_h key = nullptr;
+  const RemoteKey* key = nullptr;
+};
+
+// One request of the kMessages path, from its sending to the peer's answer.
+struct Op {
+  Batch* batch = nullptr;
+  uint64_t id = 0;
+  std::byte* local = nullptr;
+  size_t size = 0;
+  std::string header;  // UCX reads it until the send has ended
 };
 
 struct Batch {
@@ -96,14 +142,17 @@ struct Batch {
   size_t next = 0;         // piece to issue
   size_t next_offset = 0;  // in that piece
   size_t outstanding = 0;  // UCX requests that have not called back
+  bool one_sided = false;  // something went the kOneSided path: needs a flush
   bool flushing = false;
+  size_t unanswered = 0;                 // of ops
+  std::vector<std::unique_ptr<Op>> ops;  // kept until the batch ends
   bool answered = false;
   absl::Status error;
 
   // Written before `done` is notified, read after.
   absl::Status result;
   std::string reply;
-  absl::Notification done;
+  Event done;
 
   bool is_transfer() const { return kind == BatchKind::kPut || kind == BatchKind::kGet; }
 };
@@ -138,14 +187,19 @@ class Core : public std::enable_shared_from_this<Core> {
   absl::Status StartAndWait(std::shared_ptr<Batch> batch);
   uint64_t NextCallId() { return next_call_id_.fetch_add(1); }
 
-  void Unmap(ucp_mem_h handle);
+  // Ends the registration. Peers' transfers under way in it are cut off by closing their connections.
+  void Unmap(Region* region);
   // On the thread: registers region->base, or allocates region->size bytes; fills in handle, base and remote_key.
   absl::Status Map(Region* region, bool allocate);
 
   // On the thread:
   absl::StatusOr<std::shared_ptr<Endpoint>> OpenEndpoint(const ucp_ep_params_t& params, std::string peer_name, bool accepted);
   void FailEndpoint(Endpoint* endpoint, absl::Status why);
-  absl::StatusOr<ucp_rkey_h> UnpackKey(Endpoint* endpoint, const void* bytes);
+  // Fills in handle, path, mapped.
+  absl::Status UnpackKey(RemoteKey* key, const void* ucx_key);
+  // Finds out how the other side can be reached; `hello` is its answer to kHelloId.
+  absl::Status LearnPeer(Endpoint* endpoint, absl::string_view hello);
+  absl::StatusOr<std::string> Describe(Endpoint* endpoint);
   void DestroyKey(ucp_rkey_h key);
   absl::StatusOr<ucp_listener_h> OpenListener(const ucp_listener_params_t& params);
   void CloseListener(ucp_listener_h listener);
@@ -173,6 +227,27 @@ class Core : public std::enable_shared_from_this<Core> {
   void CloseFailedEndpoints();
   void ReceiveMessage(absl::string_view bytes, ucp_ep_h reply_to);
 
+  // remote_access.cc, on the thread:
+  void IssueOp(Batch* batch, std::byte* local, size_t size, uint64_t remote, const RemoteKey* key);
+  void OpReceived(Op* op);
+  void ForgetOps(Batch* batch);
+  void AnswerOp(const std::shared_ptr<Endpoint>& endpoint, uint64_t op_id, const absl::Status& status);
+  void EndServe(Serve* serve);
+  void BeginUnmap(Region* region);
+  void FinishUnmap(Region* region);
+  absl::Status SetAmHandlers();
+  static ucs_status_t OnPutData(void* core, const void* header, size_t header_length, void* data, size_t length,
+                                const ucp_am_recv_param_t* param);
+  static ucs_status_t OnGetRequest(void* core, const void* header, size_t header_length, void* data, size_t length,
+                                   const ucp_am_recv_param_t* param);
+  static ucs_status_t OnGetData(void* core, const void* header, size_t header_length, void* data, size_t length,
+                                const ucp_am_recv_param_t* param);
+  static ucs_status_t OnAnswer(void* core, const void* header, size_t header_length, void* data, size_t length,
+                               const ucp_am_recv_param_t* param);
+  static void OnServeSent(void* request, ucs_status_t status, void* serve);
+  static void OnServeReceived(void* request, ucs_status_t status, size_t length, void* serve);
+  static void OnOpReceived(void* request, ucs_status_t status, size_t length, void* op);
+
   static void OnOperation(void* request, ucs_status_t status, void* batch);
   static void OnClosed(void* request, ucs_status_t status, void* endpoint);
   static void OnEndpointError(void* endpoint, ucp_ep_h handle, ucs_status_t status);
@@ -182,6 +257,7 @@ class Core : public std::enable_shared_from_this<Core> {
 
   const Options options_;
   EngineId id_{};
+  std::string machine_;  // equal for processes that can share memory
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
   int ucx_fd_ = -1;
@@ -202,6 +278,10 @@ class Core : public std::enable_shared_from_this<Core> {
   bool dirty_ = false;  // some batch may be able to advance
   std::vector<std::shared_ptr<Batch>> active_;
   std::unordered_map<uint64_t, Batch*> calls_;  // waiting for an answer
+  std::unordered_map<uint64_t, Op*> ops_;  // waiting for an answer
+  uint64_t next_op_id_ = 1;
+  std::unordered_map<uint64_t, Region*> regions_;  // by id
+  std::unordered_set<Region*> unmapping_;          // no longer in regions_, but transfers are under way
   std::unordered_map<Endpoint*, std::shared_ptr<Endpoint>> endpoints_;
   std::unordered_map<ucp_ep_h, Endpoint*> by_handle_;
   bool any_failed_ = false;

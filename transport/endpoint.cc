@@ -3,6 +3,7 @@
 #include <netinet/in.h>
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -161,15 +162,15 @@ void Core::AdvanceAll() {
 
 bool Core::Advance(Batch* batch) {
   Endpoint* endpoint = batch->endpoint.get();
-  auto issued = [&] { return batch->is_transfer() ? batch->next == batch->pieces.size() : batch->next == 1; };
-  const bool flushes = batch->kind == BatchKind::kPut || batch->kind == BatchKind::kSend;
+  auto issued = [&] { return batch->next == (batch->is_transfer() ? batch->pieces.size() : 1); };
+  auto flushes = [&] { return batch->kind == BatchKind::kSend || (batch->kind == BatchKind::kPut && batch->one_sided); };
   auto complete = [&] {
-    return batch->error.ok() && issued() && batch->outstanding == 0 && (!flushes || batch->flushing) &&
-           (batch->kind != BatchKind::kCall || batch->answered);
+    return batch->error.ok() && issued() && batch->outstanding == 0 && batch->unanswered == 0 &&
+           (!flushes() || batch->flushing) && (batch->kind != BatchKind::kCall || batch->answered);
   };
-  if (!complete() && batch->error.ok() && endpoint->failed) batch->error = endpoint->failure;
-  if (!complete() && batch->error.ok() && !issued()) {
-    if (absl::Now() >= batch->deadline && batch->next == 0 && batch->next_offset == 0) {
+  if (endpoint->failed && batch->error.ok() && !complete()) batch->error = endpoint->failure;
+  if (batch->error.ok() && !issued()) {
+    if (batch->next == 0 && batch->next_offset == 0 && absl::Now() >= batch->deadline) {
       batch->error = absl::DeadlineExceededError("the deadline had passed before the operation started");
     } else if (batch->is_transfer()) {
       IssuePieces(batch);
@@ -177,7 +178,7 @@ bool Core::Advance(Batch* batch) {
       SendMessage(batch);
     }
   }
-  if (batch->error.ok() && flushes && issued() && !batch->flushing && !endpoint->failed) Flush(batch);
+  if (batch->error.ok() && issued() && flushes() && !batch->flushing) Flush(batch);
   if (complete()) {
     End(batch);
     return true;
@@ -185,14 +186,16 @@ bool Core::Advance(Batch* batch) {
   if (batch->error.ok()) return false;
   // A message's bytes are the batch's own: its caller need not wait for UCX. A transfer's are the caller's.
   if (!batch->is_transfer()) End(batch);
-  if (batch->outstanding != 0 || (endpoint->failed && !endpoint->closed)) return false;
+  if (batch->outstanding != 0) return false;
+  if (endpoint->failed ? !endpoint->closed : batch->unanswered != 0) return false;
   End(batch);
   return true;
 }
 
 void Core::IssuePieces(Batch* batch) {
   size_t bytes = 0;
-  for (size_t n = 0; batch->next < batch->pieces.size() && batch->outstanding < kWindow && batch->error.ok(); ++n) {
+  for (size_t n = 0; batch->next < batch->pieces.size() && batch->error.ok(); ++n) {
+    if (batch->outstanding >= kWindow || batch->unanswered >= kWindow) return;
     if (n == kRoundPieces || bytes >= kRoundBytes) {
       dirty_ = true;  // go on in the next round
       return;
@@ -201,15 +204,29 @@ void Core::IssuePieces(Batch* batch) {
     const size_t size = std::min(piece.size - batch->next_offset, kRoundBytes);
     std::byte* local = piece.local + batch->next_offset;
     const uint64_t remote = piece.remote + batch->next_offset;
-    ucp_request_param_t param{};
-    param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
-    param.cb.send = &Core::OnOperation;
-    param.user_data = batch;
-    ucp_ep_h handle = batch->endpoint->handle;
-    if (batch->kind == BatchKind::kPut) {
-      Issued(batch, ucp_put_nbx(handle, local, size, remote, piece.key, &param), "put");
-    } else {
-      Issued(batch, ucp_get_nbx(handle, local, size, remote, piece.key, &param), "get");
+    switch (piece.key->path) {
+      case Path::kMapped: {
+        std::byte* peer = piece.key->mapped + (remote - piece.key->base);
+        batch->kind == BatchKind::kPut ? std::memcpy(peer, local, size) : std::memcpy(local, peer, size);
+        break;
+      }
+      case Path::kOneSided: {
+        batch->one_sided = true;
+        ucp_request_param_t param{};
+        param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
+        param.cb.send = &Core::OnOperation;
+        param.user_data = batch;
+        ucp_ep_h handle = batch->endpoint->handle;
+        if (batch->kind == BatchKind::kPut) {
+          Issued(batch, ucp_put_nbx(handle, local, size, remote, piece.key->handle, &param), "put");
+        } else {
+          Issued(batch, ucp_get_nbx(handle, local, size, remote, piece.key->handle, &param), "get");
+        }
+        break;
+      }
+      case Path::kMessages:
+        IssueOp(batch, local, size, remote, piece.key);
+        break;
     }
     bytes += size;
     batch->next_offset += size;
@@ -271,10 +288,11 @@ void Core::SendMessage(Batch* batch) {
 // Tells the waiter. Idempotent: a failed message's waiter is told before UCX has let go of the message.
 void Core::End(Batch* batch) {
   if (batch->kind == BatchKind::kCall) calls_.erase(batch->call_id);
-  if (batch->done.HasBeenNotified()) return;
+  ForgetOps(batch);
+  if (batch->done.Happened()) return;
   if (batch->result.ok()) batch->result = batch->error;
   if (!batch->result.ok()) {
-    if (batch->kind != BatchKind::kReply && batch->error.ok() == false) counters.failed_batches++;
+    if (batch->kind != BatchKind::kReply && !batch->error.ok()) counters.failed_batches++;
   } else if (batch->kind == BatchKind::kPut) {
     counters.put_bytes += batch->bytes;
     counters.put_transfers += batch->pieces.size();

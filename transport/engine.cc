@@ -4,7 +4,6 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
-#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -148,10 +147,7 @@ absl::StatusOr<Connection> Engine::Connect(const std::string& host, uint16_t por
   // UCX connects lazily; the first answer proves that an engine of ours listens, and tells which.
   const absl::StatusOr<std::string> hello = connection.Call(internal::kHelloId, "", "", deadline);
   PERIGEE_RETURN_IF_ERROR(Annotate(hello.status(), absl::StrCat("connect to ", name)));
-  if (hello->size() != endpoint->peer_id.size()) {
-    return absl::UnavailableError(absl::StrCat("connect to ", name, ": the peer answers in another protocol"));
-  }
-  std::copy(hello->begin(), hello->end(), endpoint->peer_id.begin());
+  PERIGEE_RETURN_IF_ERROR(core_->Run([&] { return core_->LearnPeer(endpoint.get(), *hello); }));
   core_->counters.connections_opened++;
   return connection;
 }

@@ -23,7 +23,7 @@ namespace perigee::transport {
 
 struct Options {
   // UCX_TLS: "tcp", "shm,tcp" (shared memory with peers on this machine, tcp with others), "rc,tcp"; "" leaves the choice to UCX and
-  // its environment. Engine-allocated regions are reached through shared memory by plain copies; caller-owned ones by messages.
+  // its environment. Shared memory needs regions that the owner's engine allocated (AllocateMemory); others go by messages.
   std::string transports;
   // How long the progress thread polls after the last movement before it sleeps. More: lower latency; less: less processor time.
   int spin_us = 20;

@@ -7,7 +7,7 @@ namespace perigee::transport {
 namespace internal {
 
 Region::~Region() {
-  if (handle != nullptr) core->Unmap(handle);
+  if (handle != nullptr) core->Unmap(this);
 }
 
 RemoteKey::~RemoteKey() {
@@ -26,6 +26,19 @@ const std::string& MemoryRegion::remote_key() const {
 
 uint64_t RemoteRegion::address() const { return key_ == nullptr ? 0 : key_->base; }
 uint64_t RemoteRegion::size_bytes() const { return key_ == nullptr ? 0 : key_->size; }
+
+absl::string_view RemoteRegion::path() const {
+  if (key_ == nullptr) return "none";
+  switch (key_->path) {
+    case internal::Path::kMapped:
+      return "shared memory";
+    case internal::Path::kOneSided:
+      return "rdma";
+    case internal::Path::kMessages:
+      return "messages";
+  }
+  return "none";
+}
 
 absl::Status RemoteRegion::CheckBounds(uint64_t address, uint64_t size_bytes) const {
   const uint64_t base = this->address();

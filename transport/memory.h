@@ -3,8 +3,9 @@
 // The owner registers memory and sends remote_key() over the control plane; the peer turns it into a RemoteRegion with
 // Connection::UnpackRemoteKey. Addresses are the owner's virtual addresses.
 //
-// Trust: the packed key's checksum finds damage, not malice, and UCX over tcp writes where the initiator says. Whoever can reach the
-// data plane's port is trusted with the process's memory, so that port belongs on a private network.
+// Trust: the packed key's checksum finds damage, not malice, and nothing here authenticates a peer. The owner checks region and bounds of
+// the transfers that it serves; those over RDMA or shared memory are bounded by the initiator's own checks. The data plane's port
+// belongs on a private network.
 #ifndef PERIGEE_TRANSPORT_MEMORY_H_
 #define PERIGEE_TRANSPORT_MEMORY_H_
 
@@ -15,6 +16,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 
 namespace perigee::transport {
 
@@ -31,7 +33,9 @@ class MemoryRegion {
   MemoryRegion() = default;
   MemoryRegion(MemoryRegion&&) noexcept = default;
   MemoryRegion& operator=(MemoryRegion&&) noexcept = default;
-  // Ends the registration (and frees allocated bytes). Peers must have been told before: a transfer under way may still write.
+  // Ends the registration (and frees allocated bytes). A transfer that this side serves in it is cut off by closing its connection; a
+  // one-sided one (RDMA, shared memory) cannot be seen from here, so peers must have been told before. Not from a message handler if the
+  // bytes are the caller's.
   ~MemoryRegion() = default;
 
   std::byte* base() const;
@@ -58,6 +62,9 @@ class RemoteRegion {
 
   uint64_t address() const;  // of the first byte, in the owner's address space
   uint64_t size_bytes() const;
+  // How transfers reach it: "shared memory" (engine-allocated, same machine: copied through a mapping), "rdma" (one-sided), "messages"
+  // (the owner's progress thread serves it).
+  absl::string_view path() const;
   // OUT_OF_RANGE unless [address, address + size_bytes) lies inside the region.
   absl::Status CheckBounds(uint64_t address, uint64_t size_bytes) const;
 

@@ -21,6 +21,7 @@ std::string EncodeRemoteKey(const PackedKey& key) {
   writer.U32(kMagic);
   writer.U16(kVersion);
   writer.Raw({reinterpret_cast<const char*>(key.engine_id.data()), key.engine_id.size()});
+  writer.U64(key.region_id);
   writer.U64(key.base);
   writer.U64(key.size_bytes);
   writer.Counted(key.ucx_key);
@@ -38,6 +39,7 @@ absl::StatusOr<PackedKey> DecodeRemoteKey(absl::string_view bytes) {
   const uint16_t version = reader.U16();
   PackedKey key;
   const absl::string_view engine_id = reader.Raw(key.engine_id.size());
+  key.region_id = reader.U64();
   key.base = reader.U64();
   key.size_bytes = reader.U64();
   key.ucx_key = std::string(reader.Counted());

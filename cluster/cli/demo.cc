@@ -147,7 +147,8 @@ absl::Status Run(const Options& options) {
     PERIGEE_ASSIGN_OR_RETURN(report[question.report_name], Ask(client, context, question));
   }
   const int64_t cached = report["miss"]["prompt_tokens"].get<int64_t>() - 1;
-  report["plan_saving"] = plan.PredictedSaving(cached, block_tokens);
+  PERIGEE_ASSIGN_OR_RETURN(const pod::Layout layout, pod::Layout::Create(plan, block_tokens));
+  report["plan_saving"] = layout.PredictedSaving(cached);
   report["window"] = {{"sink_tokens", plan.window().sink_tokens},
                       {"recent_tokens", plan.window().recent_tokens},
                       {"block_tokens", block_tokens},

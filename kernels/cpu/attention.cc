@@ -38,8 +38,8 @@ absl::Status CheckShapes(const AttentionInput& in) {
         absl::StrCat("attend: ", in.query_count, " queries from position ", in.first_position));
   }
   if (in.rope != nullptr && in.rope->head_dim() != shape.head_dim) {
-    return absl::InvalidArgumentError(absl::StrCat("attend: the rope is for head_dim ", in.rope->head_dim(),
-                                                   ", the plan has ", shape.head_dim));
+    return absl::InvalidArgumentError(
+        absl::StrCat("attend: the rope is for head_dim ", in.rope->head_dim(), ", the plan has ", shape.head_dim));
   }
   const auto has_queries = [&](int layer) {
     return static_cast<size_t>(layer) < in.queries.size() && in.queries[static_cast<size_t>(layer)] != nullptr;
@@ -61,14 +61,15 @@ absl::Status CheckBlock(const AttentionInput& in, size_t index, int64_t end_of_l
   const BlockRef& block = in.blocks[index];
   const int block_tokens = in.layout->block_tokens();
   if (block.position < 0 || block.position % block_tokens != 0 || block.position < end_of_last) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("attend: block ", index, " at position ", block.position, " must start on a multiple of ",
-                     block_tokens, " at or after ", end_of_last));
+    return absl::InvalidArgumentError(absl::StrCat("attend: block ", index, " at position ", block.position,
+                                                   " must start on a multiple of ", block_tokens, " at or after ",
+                                                   end_of_last));
   }
   if (block.tokens < 1 || block.tokens > block_tokens ||
       (block.tokens < block_tokens && index + 1 < in.blocks.size())) {
-    return absl::InvalidArgumentError(absl::StrCat("attend: block ", index, " holds ", block.tokens, " tokens; only the ",
-                                                   "last may hold fewer than ", block_tokens, ", and none 0"));
+    return absl::InvalidArgumentError(absl::StrCat("attend: block ", index, " holds ", block.tokens,
+                                                   " tokens; only the ", "last may hold fewer than ", block_tokens,
+                                                   ", and none 0"));
   }
   return absl::OkStatus();
 }
@@ -133,8 +134,8 @@ absl::Status PrepareBlocks(Call& call) {
     while (rotation >= 0 && call.rotations[static_cast<size_t>(rotation)].offset != offset) --rotation;
     if (rotation < 0) {
       if (offset != 0 && in.rope == nullptr) {
-        return absl::InvalidArgumentError(absl::StrCat("attend: block ", i, " is moved by ", offset,
-                                                       " positions, which needs a rope"));
+        return absl::InvalidArgumentError(
+            absl::StrCat("attend: block ", i, " is moved by ", offset, " positions, which needs a rope"));
       }
       rotation = static_cast<int32_t>(call.rotations.size());
       Rotation& r = call.rotations.emplace_back();
@@ -212,7 +213,8 @@ RowScale ScaleRow(const float* near_query, const float* far_query, int head_dim)
   const int shift = bound > 0.5 && std::isfinite(bound) ? std::min(120, std::ilogb(bound) + 2) : 0;
   RowScale scale;
   scale.query_scale = std::ldexp(1.0f, -shift);
-  scale.exponent_scale = static_cast<float>(std::ldexp(1.4426950408889634 / std::sqrt(static_cast<double>(head_dim)), shift));
+  scale.exponent_scale =
+      static_cast<float>(std::ldexp(1.4426950408889634 / std::sqrt(static_cast<double>(head_dim)), shift));
   return scale;
 }
 

@@ -1,11 +1,13 @@
 // Internal to kernels/: how Attend is cut into units, and what the SIMD code is given.
 //
-// A unit is (kv head, range of rows, range of blocks); it yields one partial softmax state per row. A row is one (query, query head of the
-// group); rows are numbered query * R + head, R = q_heads / kv_heads, so a group's heads stand side by side and read each tile once.
+// A unit is (kv head, range of rows, range of blocks); it yields one partial softmax state per row. A row is one
+// (query, query head of the group); rows are numbered query * R + head, R = q_heads / kv_heads, so a group's heads
+// stand side by side and read each tile once.
 //
-// Scores are kept unscaled and in units of a power of two per row: queries are multiplied by 2^-e, chosen so that no dot product with a
-// finite key can overflow; the softmax takes exp2((s - m) * exponent_scale). Probabilities carry a common factor 2^-24, so that the sum
-// of up to 2^24 values of any finite size cannot overflow either. Both factors are exact and cancel.
+// Scores are kept unscaled and in units of a power of two per row: queries are multiplied by 2^-e, chosen so that no
+// dot product with a finite key can overflow; the softmax takes exp2((s - m) * exponent_scale). Probabilities carry a
+// common factor 2^-24, so that the sum of up to 2^24 values of any finite size cannot overflow either. Both factors are
+// exact and cancel.
 #ifndef PERIGEE_KERNELS_CPU_ATTENTION_INTERNAL_H_
 #define PERIGEE_KERNELS_CPU_ATTENTION_INTERNAL_H_
 
@@ -73,8 +75,10 @@ void PackRow(const Rotation& rotation, const float* query, float query_scale, in
 
 // The SIMD entry points (attention_simd.cc). Rows [first_row, first_row + rows), blocks order[begin, end).
 // Tile path: any number of rows up to kTileRows. Dot path: rows of one query, where CanDot says so.
-void AttendTile(const Call& call, int kv_head, int64_t first_row, int rows, size_t begin, size_t end, const PartialState& out);
-void AttendDot(const Call& call, int kv_head, int64_t first_row, int rows, size_t begin, size_t end, const PartialState& out);
+void AttendTile(const Call& call, int kv_head, int64_t first_row, int rows, size_t begin, size_t end,
+                const PartialState& out);
+void AttendDot(const Call& call, int kv_head, int64_t first_row, int rows, size_t begin, size_t end,
+               const PartialState& out);
 inline bool CanDot(int head_dim) { return head_dim % 8 == 0; }
 
 // For tests: forces a path or a number of splits.

@@ -1,9 +1,9 @@
 // The two inner loops of attention; see attention_internal.h for units, rows and scaling.
 //
-// Tile path (prefill): keys [token][dim] and values [dim][token] are both the left factor of a small matrix product as they are stored:
-// S[token][row] = K . Q^T[dim][row] and O[dim][row] += V^T . P[token][row]. Vector lanes are rows, so softmax needs no reduction across
-// lanes; a tile is widened to float once and then serves kTileRows rows.
-// Dot path (decode): dot products along the stored rows, up to four query heads at a time per loaded vector.
+// Tile path (prefill): keys [token][dim] and values [dim][token] are both the left factor of a small matrix product as
+// they are stored: S[token][row] = K . Q^T[dim][row] and O[dim][row] += V^T . P[token][row]. Vector lanes are rows, so
+// softmax needs no reduction across lanes; a tile is widened to float once and then serves kTileRows rows. Dot path
+// (decode): dot products along the stored rows, up to four query heads at a time per loaded vector.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -80,8 +80,9 @@ HWY_INLINE void MicroKernel(const float* HWY_RESTRICT a, size_t stride, size_t d
   hn::Vec<DF> sum[M][NV];
   for (int i = 0; i < M; ++i) {
     for (int v = 0; v < NV; ++v) {
-      sum[i][v] = scale == nullptr ? hn::Zero(d)
-                                   : hn::Mul(hn::Load(d, c + i * kTileRows + v * lanes), hn::Load(d, scale + v * lanes));
+      sum[i][v] = scale == nullptr
+                      ? hn::Zero(d)
+                      : hn::Mul(hn::Load(d, c + i * kTileRows + v * lanes), hn::Load(d, scale + v * lanes));
     }
   }
   for (size_t j = 0; j < depth; ++j) {
@@ -114,22 +115,23 @@ HWY_INLINE void Multiply(const float* a, size_t stride, size_t rows, size_t dept
   for (; lane + kWide * lanes <= used; lane += kWide * lanes) {
     MultiplyColumns<kWide>(a, stride, rows, depth, b + lane, scale == nullptr ? nullptr : scale + lane, c + lane);
   }
-  for (; lane < used; lane += lanes) MultiplyColumns<1>(a, stride, rows, depth, b + lane, scale == nullptr ? nullptr : scale + lane, c + lane);
+  for (; lane < used; lane += lanes)
+    MultiplyColumns<1>(a, stride, rows, depth, b + lane, scale == nullptr ? nullptr : scale + lane, c + lane);
 }
 
 struct TileWork {
   size_t head_dim, block_tokens;
-  size_t used;               // Lanes in use, rounded up to whole vectors.
-  float* wide;               // [max(head_dim * block_tokens)] a tile as float.
-  float* near_q;             // [head_dim][kTileRows]
-  float* far_q;              // May be near_q.
-  float* scores;             // [block_tokens][kTileRows]
-  float* o;                  // [head_dim][kTileRows]
-  float* m;                  // [kTileRows]
-  float* l;                  // [kTileRows]
-  float* exponent_scale;     // [kTileRows]
-  float* rescale;            // [kTileRows]
-  float* limit;              // [kTileRows] tokens of this tile that the row sees; used where rows differ. Whole numbers.
+  size_t used;            // Lanes in use, rounded up to whole vectors.
+  float* wide;            // [max(head_dim * block_tokens)] a tile as float.
+  float* near_q;          // [head_dim][kTileRows]
+  float* far_q;           // May be near_q.
+  float* scores;          // [block_tokens][kTileRows]
+  float* o;               // [head_dim][kTileRows]
+  float* m;               // [kTileRows]
+  float* l;               // [kTileRows]
+  float* exponent_scale;  // [kTileRows]
+  float* rescale;         // [kTileRows]
+  float* limit;           // [kTileRows] tokens of this tile that the row sees; used where rows differ. Whole numbers.
 };
 
 // Adds one tile. tokens: the largest limit. masked: rows see different numbers of tokens (limit[]).
@@ -156,8 +158,8 @@ HWY_INLINE void AddTile(const TileWork& w, const float* q, const uint16_t* keys,
     }
     const auto scale = hn::Load(d, w.exponent_scale + lane);
     // Equal covers rows that have seen nothing: -inf - -inf would be NaN.
-    const auto rescale = hn::IfThenElse(hn::Eq(old_top, top), hn::Set(d, 1.0f),
-                                        Exp2(d, hn::Mul(hn::Sub(old_top, top), scale)));
+    const auto rescale =
+        hn::IfThenElse(hn::Eq(old_top, top), hn::Set(d, 1.0f), Exp2(d, hn::Mul(hn::Sub(old_top, top), scale)));
     auto sum = hn::Zero(d);
     for (size_t t = 0; t < tokens; ++t) {
       const auto x = hn::MulAdd(hn::Sub(hn::Load(d, s + t * kTileRows), top), scale, hn::Set(d, kProbabilityBias));
@@ -299,9 +301,9 @@ void AttendDotTarget(const Call& call, int kv_head, int64_t first_row, int rows,
 
 #else
 
-// 2N elements as two vectors. bf16: the even and the odd elements, one instruction each; fp16: the first N and the last N. The other
-// factor of a dot product is arranged to match by ArrangePair.
-template <bool kIsBf16, class D, class V = hn::Vec<D>>
+// 2N elements as two vectors. bf16: the even and the odd elements, one instruction each; fp16: the first N and the last
+// N. The other factor of a dot product is arranged to match by ArrangePair.
+template <bool kIsBf16, class D, class V = hn::Vec<D> >
 HWY_INLINE void LoadPair(D d, const uint16_t* HWY_RESTRICT in, V& a, V& b) {
   if constexpr (kIsBf16) {
     const hn::RebindToUnsigned<D> du;
@@ -325,8 +327,8 @@ HWY_INLINE void ArrangePair(D d, float* HWY_RESTRICT x) {
 }
 
 // The sums of four vectors' lanes, as the four lanes of one.
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE hn::Vec<hn::CappedTag<float, 4>> SumEach(D d, V a, V b, V c, V e) {
+template <class D, class V = hn::Vec<D> >
+HWY_INLINE hn::Vec<hn::CappedTag<float, 4> > SumEach(D d, V a, V b, V c, V e) {
   const hn::Repartition<uint64_t, D> dw;
   const V ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
   const V ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
@@ -358,7 +360,7 @@ HWY_INLINE void DotRows(D d, const uint16_t* HWY_RESTRICT stored, size_t width, 
   const size_t lanes = hn::Lanes(d);
   for (size_t row = 0; row < rows; row += 4) {
     if (next != nullptr) {
-      for (size_t e = 0; e < 4 * width; e += 32) __builtin_prefetch(next + row * width + e);
+      for (size_t e = 0; e < 4 * width; e += 32) __builtin_prefetch(next + row * width + e, 0, 2);
     }
     hn::Vec<D> sum[4][R];
     for (int i = 0; i < 4; ++i) {
@@ -389,10 +391,14 @@ template <bool kIsBf16, class D>
 HWY_INLINE void DotRowsOf(int count, D d, const uint16_t* stored, size_t width, size_t rows, const float* right,
                           const float* scale, float* result, size_t result_stride, const uint16_t* next) {
   switch (count) {
-    case 1: return DotRows<1, kIsBf16>(d, stored, width, rows, right, scale, result, result_stride, next);
-    case 2: return DotRows<2, kIsBf16>(d, stored, width, rows, right, scale, result, result_stride, next);
-    case 3: return DotRows<3, kIsBf16>(d, stored, width, rows, right, scale, result, result_stride, next);
-    default: return DotRows<4, kIsBf16>(d, stored, width, rows, right, scale, result, result_stride, next);
+    case 1:
+      return DotRows<1, kIsBf16>(d, stored, width, rows, right, scale, result, result_stride, next);
+    case 2:
+      return DotRows<2, kIsBf16>(d, stored, width, rows, right, scale, result, result_stride, next);
+    case 3:
+      return DotRows<3, kIsBf16>(d, stored, width, rows, right, scale, result, result_stride, next);
+    default:
+      return DotRows<4, kIsBf16>(d, stored, width, rows, right, scale, result, result_stride, next);
   }
 }
 
@@ -439,7 +445,8 @@ void Arrange(pod::Codec codec, size_t width, size_t n, float* x) {
   return ArrangeCodec(D4(), codec, n, x);
 }
 
-// scores[0, n) -> probabilities in place, the rest up to block_tokens -> 0; updates m and l, returns the factor for older sums.
+// scores[0, n) -> probabilities in place, the rest up to block_tokens -> 0; updates m and l, returns the factor for
+// older sums.
 HWY_INLINE float SoftmaxRow(float* HWY_RESTRICT scores, size_t n, size_t block_tokens, float exponent_scale, float* m,
                             float* l) {
   const hn::CappedTag<float, 16> d;  // block_tokens is a multiple of 16.
@@ -479,7 +486,8 @@ void AttendDotTarget(const Call& call, int kv_head, int64_t first_row, int rows,
   float* near_q = memory.get();
   float* far_q = near_q + urows * dim;
   float* scores = far_q + urows * dim;  // [4][block_tokens]
-  uint16_t* tail = reinterpret_cast<uint16_t*>(scores + 4 * block_tokens);  // Values of a block that is not wholly seen.
+  uint16_t* tail =
+      reinterpret_cast<uint16_t*>(scores + 4 * block_tokens);  // Values of a block that is not wholly seen.
   float* query_scale = scores + 4 * block_tokens + dim * block_tokens / 2;
   float* exponent_scale = query_scale + urows;
   for (size_t r = 0; r < urows; ++r) {
@@ -543,8 +551,9 @@ void AttendDotTarget(const Call& call, int kv_head, int64_t first_row, int rows,
     for (size_t r = 0; r < urows; r += 4) {
       const int count = static_cast<int>(std::min<size_t>(4, urows - r));
       float rescale[4];
-      Dot(key_tile.codec, {count, Elements(block, key_tile), dim, (tokens + 3) / 4 * 4, (near ? near_q : far_q) + r * dim,
-                           nullptr, scores, block_tokens, r == 0 ? after_keys : nullptr});
+      Dot(key_tile.codec,
+          {count, Elements(block, key_tile), dim, (tokens + 3) / 4 * 4, (near ? near_q : far_q) + r * dim, nullptr,
+           scores, block_tokens, r == 0 ? after_keys : nullptr});
       for (int k = 0; k < count; ++k) {
         const size_t row = r + static_cast<size_t>(k);
         float* s = scores + static_cast<size_t>(k) * block_tokens;

@@ -91,8 +91,8 @@ void AddPart(float* x, const float* y, size_t n) {
   for (; i < n; ++i) x[i] += y[i];
 }
 
-// out[row * out_stride + j] for weight rows j in [begin, end). A weight row comes from memory once: for the second four rows of x it is
-// in the cache.
+// out[row * out_stride + j] for weight rows j in [begin, end). A weight row comes from memory once: for the second four
+// rows of x it is in the cache.
 void MatVecPart(const float* x, size_t rows, size_t k, const float* weight, size_t begin, size_t end, const float* bias,
                 float* out, size_t out_stride) {
   for (size_t j = begin; j < end; ++j) {
@@ -101,10 +101,18 @@ void MatVecPart(const float* x, size_t rows, size_t k, const float* weight, size
       float result[4];
       const size_t count = std::min<size_t>(4, rows - r);
       switch (count) {
-        case 1: DotProducts<1>(x + r * k, k, w, k, result); break;
-        case 2: DotProducts<2>(x + r * k, k, w, k, result); break;
-        case 3: DotProducts<3>(x + r * k, k, w, k, result); break;
-        default: DotProducts<4>(x + r * k, k, w, k, result); break;
+        case 1:
+          DotProducts<1>(x + r * k, k, w, k, result);
+          break;
+        case 2:
+          DotProducts<2>(x + r * k, k, w, k, result);
+          break;
+        case 3:
+          DotProducts<3>(x + r * k, k, w, k, result);
+          break;
+        default:
+          DotProducts<4>(x + r * k, k, w, k, result);
+          break;
       }
       for (size_t i = 0; i < count; ++i) out[(r + i) * out_stride + j] = result[i] + (bias == nullptr ? 0.0f : bias[j]);
     }

@@ -4,10 +4,7 @@
 
 #include <algorithm>
 #include <map>
-#include <memory>
-#include <mutex>
 #include <oneapi/dnnl/dnnl.hpp>
-#include <tuple>
 #include <unordered_map>
 
 #include "base/parallel.h"
@@ -42,7 +39,7 @@ dnnl::matmul MakePrimitive(const Shape& s) {
   return dnnl::matmul(dnnl::matmul::primitive_desc(dnnl::matmul::desc(x, weight, out), attr, Engine()));
 }
 
-// A primitive per shape and thread: primitives may be run by one thread at a time only if they keep scratch of their own.
+// A primitive per shape and thread: without locks, and the scratch that a primitive owns is never used twice at once.
 const dnnl::matmul& Primitive(const Shape& shape) {
   thread_local std::map<Shape, dnnl::matmul> cache;
   const auto found = cache.find(shape);
@@ -68,7 +65,8 @@ void RunPart(const Shape& shape, const float* x, const float* weight, const floa
   stream.wait();
 }
 
-// Our pool is the only source of threads: OpenMP's would spin beside it on the same cores. Affects the calling thread alone.
+// Our pool is the only source of threads: OpenMP's would spin beside it on the same cores. Affects the calling thread
+// alone.
 class OneOpenMpThread {
  public:
   OneOpenMpThread() : before_(omp_get_max_threads()) { omp_set_num_threads(1); }
@@ -82,7 +80,7 @@ class OneOpenMpThread {
 
 void OneDnnGemm(const float* x, size_t rows, size_t k, const float* weight, size_t n, const float* bias, float* out) {
   if (rows == 0 || n == 0) return;
-  // Columns of 64 and more per part; rows only where there are too few columns. A row's sums do not depend on the cut.
+  // One part per thread, by rows where there are many, else by columns. A row's sums do not depend on the cut.
   const size_t threads = static_cast<size_t>(ParallelThreads());
   const bool worth_it = rows * n * k >= size_t{1} << 18;
   const size_t parts = worth_it ? threads : 1;
@@ -107,8 +105,9 @@ void OneDnnGemm(const float* x, size_t rows, size_t k, const float* weight, size
 }  // namespace internal
 
 void Gemm(const float* x, size_t rows, size_t k, const float* weight, size_t n, const float* bias, float* out) {
-  // Measured (tests/kernels, bench/attention_bench): up to 4 rows the plain product reads the weight at memory speed, oneDNN repacks it.
-  if (rows <= 16) return internal::MatVec(x, rows, k, weight, n, bias, out);
+  // Measured by bench/attention_bench: up to here the plain product reads the weight faster than oneDNN, which repacks
+  // it.
+  if (rows <= 8) return internal::MatVec(x, rows, k, weight, n, bias, out);
   internal::OneDnnGemm(x, rows, k, weight, n, bias, out);
 }
 

@@ -14,7 +14,8 @@ namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-// 2^x within 2e-7 for x < 128; 0 for x < -126; NaN stays NaN (Highway's own Exp turns it into 0). Coefficients: Cephes' exp2f.
+// 2^x within 2e-7 for x < 128; 0 for x < -126; NaN stays NaN (Highway's own Exp turns it into 0). Coefficients: Cephes'
+// exp2f.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Exp2(D d, V x) {
   const hn::RebindToSigned<D> di;
@@ -39,8 +40,8 @@ HWY_INLINE hn::Vec<hn::RebindToFloat<DU>> FloatFromF16Bits(DU du, VU h) {
   const VU exponent = hn::And(magnitude, hn::Set(du, 0x7C00u << 13));
   const VU rebased = hn::Add(magnitude, hn::Set(du, (127u - 15u) << 23));
   const VU special = hn::Add(rebased, hn::Set(du, (128u - 16u) << 23));  // Inf, NaN.
-  const auto subnormal = hn::Sub(hn::BitCast(d, hn::Add(rebased, hn::Set(du, 1u << 23))),
-                                 hn::BitCast(d, hn::Set(du, 113u << 23)));
+  const auto subnormal =
+      hn::Sub(hn::BitCast(d, hn::Add(rebased, hn::Set(du, 1u << 23))), hn::BitCast(d, hn::Set(du, 113u << 23)));
   VU bits = hn::IfThenElse(hn::Eq(exponent, hn::Set(du, 0x7C00u << 13)), special, rebased);
   bits = hn::IfThenElse(hn::Eq(exponent, hn::Zero(du)), hn::BitCast(du, subnormal), bits);
   return hn::BitCast(d, hn::Or(bits, hn::ShiftLeft<16>(hn::And(h, hn::Set(du, 0x8000u)))));

@@ -1,4 +1,5 @@
-// The oracle: every operation in plain double precision, written for reading, never for speed. Tests hold all backends to it.
+// The oracle: every operation in plain double precision, written for reading, never for speed. Tests hold all backends
+// to it.
 #ifndef PERIGEE_KERNELS_REFERENCE_REFERENCE_H_
 #define PERIGEE_KERNELS_REFERENCE_REFERENCE_H_
 
@@ -15,16 +16,17 @@ void SwiGlu(const float* gate, const float* up, size_t n, double* out);
 void Gemm(const float* x, size_t rows, size_t k, const float* weight, size_t n, const float* bias, double* out);
 void ApplyRope(const Rope& rope, int64_t position, int heads, double* x);
 
-// Near/far attention over a dense cache. keys and values: [layer][kv_head][token][head_dim], token t standing at position t, keys
-// rotated there. queries: [layer][query][q_head][head_dim], query i at first_position + i; out: [query][q_head][head_dim].
-// The plan's window is rounded outward to round_tokens (1: exact). Far keys are the lead's, the far query the slot's own or the lead's
-// by the plan's sharing form; near-only slots see no far token. An identity plan is full causal attention.
+// Near/far attention over a dense cache. keys and values: [layer][kv_head][token][head_dim], token t standing at
+// position t, keys rotated there. queries: [layer][query][q_head][head_dim], query i at first_position + i; out:
+// [query][q_head][head_dim]. The plan's window is rounded outward to round_tokens (1: exact). Far keys are the lead's,
+// the far query the slot's own or the lead's by the plan's sharing form; near-only slots see no far token. An identity
+// plan is full causal attention.
 struct DenseCache {
   std::vector<std::vector<std::vector<float>>> keys;    // [layer][kv_head][token * head_dim]
   std::vector<std::vector<std::vector<float>>> values;  // the same
 };
-void Attend(const pod::Plan& plan, int round_tokens, int layer, int q_heads, const DenseCache& cache, int64_t first_position,
-            int query_count, const std::vector<const float*>& queries, float* out);
+void Attend(const pod::Plan& plan, int round_tokens, int layer, int q_heads, const DenseCache& cache,
+            int64_t first_position, int query_count, const std::vector<const float*>& queries, float* out);
 
 }  // namespace perigee::kernels::reference
 

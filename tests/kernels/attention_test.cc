@@ -46,13 +46,14 @@ void Check(const World& world) {
   }
 }
 
-// Four layers of two heads: leads, followers of a lower layer's own and other head, of the same layer's other head, and near-only.
+// Four layers of two heads: leads, followers of a lower layer's own and other head, of the same layer's other head, and
+// near-only.
 pod::Plan MixedPlan(int head_dim, pod::Window window, Sharing sharing, Codec near_codec, Codec far_codec) {
   const auto lead = [&](int l, int h) { return Slot{Role::kLead, {l, h}, far_codec}; };
   const auto follow = [&](int l, int h) { return Slot{Role::kFollower, {l, h}, far_codec}; };
   std::vector<Slot> slots = {
-      lead(0, 0),   follow(0, 0),                          // Same layer, other head.
-      follow(0, 0), lead(1, 1),                            //
+      lead(0, 0),   follow(0, 0),                              // Same layer, other head.
+      follow(0, 0), lead(1, 1),                                //
       follow(1, 1), Slot{Role::kNearOnly, {2, 1}, far_codec},  // Other head, lower layer.
       follow(0, 0), follow(1, 1),
   };
@@ -66,7 +67,8 @@ TEST(Attention, OneTokenReturnsItsValue) {
   world.SetQueries(0, 1, 2);
   Check(world);
   const std::vector<float> out = Attended(world, 0);
-  for (int d = 0; d < 64; ++d) EXPECT_NEAR(out[static_cast<size_t>(d)], world.cache.values[0][0][static_cast<size_t>(d)], 1e-6);
+  for (int d = 0; d < 64; ++d)
+    EXPECT_NEAR(out[static_cast<size_t>(d)], world.cache.values[0][0][static_cast<size_t>(d)], 1e-6);
 }
 
 TEST(Attention, EveryHeadDimAndBlockSizeMatchesTheReference) {
@@ -114,11 +116,14 @@ TEST(Attention, BlockEdgesMatchTheReference) {
 
 TEST(Attention, SharingPlansMatchTheReferenceInBothForms) {
   for (Sharing sharing : {Sharing::kKey, Sharing::kScore}) {
-    for (auto [near, far] : {std::pair{Codec::kBf16, Codec::kBf16}, {Codec::kFp16, Codec::kFp16},
-                             {Codec::kBf16, Codec::kFp16}, {Codec::kFp16, Codec::kBf16}}) {
-      SCOPED_TRACE(absl::StrCat("sharing ", static_cast<int>(sharing), ", near ", CodecName(near), ", far ", CodecName(far)));
-      World world(MixedPlan(32, {20, 40}, sharing, near, far), 16, 8, 200, 11);
-      for (auto [first, count] : {std::pair{199, 1}, {130, 70}, {0, 200}, {47, 2}}) {
+    for (auto [near, far] : {std::pair{Codec::kBf16, Codec::kBf16},
+                             {Codec::kFp16, Codec::kFp16},
+                             {Codec::kBf16, Codec::kFp16},
+                             {Codec::kFp16, Codec::kBf16}}) {
+      SCOPED_TRACE(
+          absl::StrCat("sharing ", static_cast<int>(sharing), ", near ", CodecName(near), ", far ", CodecName(far)));
+      World world(MixedPlan(32, {20, 40}, sharing, near, far), 16, 4, 120, 11);
+      for (auto [first, count] : {std::pair{119, 1}, {80, 40}, {0, 120}, {47, 2}}) {
         SCOPED_TRACE(absl::StrCat(count, " queries from ", first));
         world.SetQueries(first, count, 12);
         Check(world);
@@ -152,8 +157,7 @@ TEST(Attention, EmptyFarPartIsPlainAttention) {
 
 TEST(Attention, NearOnlySlotsTouchNoFarPlane) {
   std::vector<Slot> slots = {Slot{Role::kNearOnly, {0, 0}, Codec::kBf16}};
-  const pod::Plan plan =
-      *pod::Plan::Create({1, 1, 32}, {16, 16}, Sharing::kKey, Codec::kBf16, slots, Digest{});
+  const pod::Plan plan = *pod::Plan::Create({1, 1, 32}, {16, 16}, Sharing::kKey, Codec::kBf16, slots, Digest{});
   World world(plan, 16, 4, 128, 18);
   for (auto [first, count] : {std::pair{127, 1}, {120, 8}}) {
     world.SetQueries(first, count, 19);
@@ -180,7 +184,8 @@ TEST(Attention, FarBlocksNeedNoProximalPlane) {
 TEST(Attention, AProximalPlaneIsAskedForByTheFirstQueryOfAChunk) {
   World world(MixedPlan(32, {0, 32}, Sharing::kKey, Codec::kBf16, Codec::kBf16), 16, 4, 128, 20);
   world.SetQueries(90, 38, 21);
-  world.blocks[3].proximal = nullptr;  // [48, 64): near to the query at 90 (59 is its first near token), not to the last.
+  world.blocks[3].proximal =
+      nullptr;  // [48, 64): near to the query at 90 (59 is its first near token), not to the last.
   std::vector<float> out(world.OutSize());
   EXPECT_EQ(Attend(world.Input(2), out.data()).code(), absl::StatusCode::kFailedPrecondition);
   world.SetQueries(95, 33, 21);  // First near token: 64.
@@ -225,13 +230,7 @@ TEST(Attention, BadViewsAreRefused) {
 TEST(Attention, ABlockThatIsLeftOutIsNotAttended) {
   World world(IdentityPlan({1, 1, 32}), 16, 2, 64, 24);
   world.SetQueries(63, 1, 25);
-  World without(IdentityPlan({1, 1, 32}), 16, 2, 64, 24);
-  without.query_data = world.query_data;
   world.blocks.erase(world.blocks.begin() + 1);
-  // The reference sees the same if the left-out keys score -infinity in effect: make them huge against the query's direction.
-  for (int t = 16; t < 32; ++t) {
-    for (int d = 0; d < 32; ++d) without.cache.keys[0][0][static_cast<size_t>(t * 32 + d)] = 0;
-  }
   std::vector<float> expected(world.OutSize());
   for (int h = 0; h < 2; ++h) {
     double total = 0;
@@ -239,12 +238,15 @@ TEST(Attention, ABlockThatIsLeftOutIsNotAttended) {
     for (int t = 0; t < 64; ++t) {
       if (t >= 16 && t < 32) continue;
       double score = 0;
-      for (int d = 0; d < 32; ++d) score += double{world.queries[0][h * 32 + d]} * world.cache.keys[0][0][static_cast<size_t>(t * 32 + d)];
+      for (int d = 0; d < 32; ++d)
+        score += double{world.queries[0][h * 32 + d]} * world.cache.keys[0][0][static_cast<size_t>(t * 32 + d)];
       const double p = std::exp(score / std::sqrt(32.0));
       total += p;
-      for (int d = 0; d < 32; ++d) sum[static_cast<size_t>(d)] += p * world.cache.values[0][0][static_cast<size_t>(t * 32 + d)];
+      for (int d = 0; d < 32; ++d)
+        sum[static_cast<size_t>(d)] += p * world.cache.values[0][0][static_cast<size_t>(t * 32 + d)];
     }
-    for (int d = 0; d < 32; ++d) expected[static_cast<size_t>(h * 32 + d)] = static_cast<float>(sum[static_cast<size_t>(d)] / total);
+    for (int d = 0; d < 32; ++d)
+      expected[static_cast<size_t>(h * 32 + d)] = static_cast<float>(sum[static_cast<size_t>(d)] / total);
   }
   for (Tuning::Path path : kPaths) ExpectNear(Attended(world, 0, {path, 0}), expected, kTolerance);
 }

@@ -40,8 +40,8 @@ void PutElement(const Planes& planes, const pod::Tile& tile, size_t index, float
 }
 
 // One element at a time, from the definition in pod/layout.h.
-void PackReference(const pod::Layout& layout, int layer, const std::vector<float>& keys, const std::vector<float>& values,
-                   int first, int tokens, const Planes& planes) {
+void PackReference(const pod::Layout& layout, int layer, const std::vector<float>& keys,
+                   const std::vector<float>& values, int first, int tokens, const Planes& planes) {
   const pod::KvShape& shape = layout.plan().shape();
   const size_t dim = static_cast<size_t>(shape.head_dim), block = static_cast<size_t>(layout.block_tokens());
   for (int h = 0; h < shape.kv_heads; ++h) {
@@ -66,7 +66,8 @@ void ExpectSameBytes(const AlignedBytes& a, const AlignedBytes& b) {
 }
 
 TEST(Compress, WritesExactlyTheBytesOfTheLayout) {
-  for (auto [near, far] : {std::pair{Codec::kBf16, Codec::kBf16}, {Codec::kBf16, Codec::kFp16}, {Codec::kFp16, Codec::kBf16}}) {
+  for (auto [near, far] :
+       {std::pair{Codec::kBf16, Codec::kBf16}, {Codec::kBf16, Codec::kFp16}, {Codec::kFp16, Codec::kBf16}}) {
     for (int block_tokens : {16, 64, 128}) {
       for (int dim : {2, 8, 96}) {
         const pod::Layout layout = *pod::Layout::Create(TestPlan(dim, near, far), block_tokens);
@@ -77,7 +78,8 @@ TEST(Compress, WritesExactlyTheBytesOfTheLayout) {
             const int cuts[] = {0, 5, 6, block_tokens - 3};
             for (int c = 0; c + 1 < 4; ++c) {
               const int tokens = cuts[c + 1] - cuts[c];
-              const auto keys = RandomFloats(static_cast<size_t>(tokens * 3 * dim), static_cast<uint32_t>(layer * 10 + c));
+              const auto keys =
+                  RandomFloats(static_cast<size_t>(tokens * 3 * dim), static_cast<uint32_t>(layer * 10 + c));
               const auto values = RandomFloats(keys.size(), static_cast<uint32_t>(100 + layer * 10 + c), 100.0f);
               CompressLayer(layout, layer, keys.data(), values.data(), cuts[c], tokens, actual.block());
               PackReference(layout, layer, keys, values, cuts[c], tokens, expected);

@@ -1,4 +1,5 @@
-// What the tests of kernels/ share: running each SIMD target, random data, and a model's worth of blocks packed by hand.
+// What the tests of kernels/ share: running each SIMD target, random data, and a model's worth of blocks packed by
+// hand.
 #ifndef PERIGEE_TESTS_KERNELS_KERNELS_TESTING_H_
 #define PERIGEE_TESTS_KERNELS_KERNELS_TESTING_H_
 
@@ -23,7 +24,8 @@
 
 namespace perigee::kernels::testing {
 
-// Runs body once for each SIMD target this processor has: the AVX2 floor and the portable baseline are tested on every machine.
+// Runs body once for each SIMD target this processor has: the AVX2 floor and the portable baseline are tested on every
+// machine.
 inline void ForEachTarget(const std::function<void()>& body) {
   const int64_t supported = hwy::SupportedTargets();
   for (int64_t target : {int64_t{HWY_AVX3}, int64_t{HWY_AVX2}, int64_t{HWY_SSE4}, int64_t{HWY_SCALAR}}) {
@@ -88,8 +90,8 @@ inline std::vector<float> RandomFloats(size_t n, uint32_t seed, float scale = 1.
   return x;
 }
 
-// A context of `tokens` tokens of one plan: dense numbers for the reference, planes for Attend. Every number is one that bf16 and fp16
-// both hold, so that near and far precision agree and the reference may have one cache.
+// A context of `tokens` tokens of one plan: dense numbers for the reference, planes for Attend. Every number is one
+// that bf16 and fp16 both hold, so that near and far precision agree and the reference may have one cache.
 struct World {
   pod::Plan plan;
   pod::Layout layout;
@@ -184,7 +186,8 @@ struct World {
     query_data.clear();
     queries.clear();
     for (int l = 0; l < plan.shape().layers; ++l) {
-      query_data.push_back(RandomFloats(static_cast<size_t>(count * q_heads * dim()), seed + static_cast<uint32_t>(l), scale));
+      query_data.push_back(
+          RandomFloats(static_cast<size_t>(count * q_heads * dim()), seed + static_cast<uint32_t>(l), scale));
     }
     for (const auto& q : query_data) queries.push_back(q.data());
   }

@@ -24,7 +24,8 @@ constexpr size_t kRegionBytes = size_t{64} << 20;
 
 class PeerProcess {
  public:
-  explicit PeerProcess(const std::string& transports) {
+  explicit PeerProcess(const std::string& transports) : PeerProcess({transports, std::to_string(kRegionBytes)}) {}
+  explicit PeerProcess(std::vector<std::string> arguments) {
     int in[2], out[2];
     if (pipe2(in, O_CLOEXEC) != 0 || pipe2(out, O_CLOEXEC) != 0) std::abort();
     input_ = UniqueFd(in[1]);
@@ -32,9 +33,11 @@ class PeerProcess {
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_adddup2(&actions, in[0], 0);
     posix_spawn_file_actions_adddup2(&actions, out[1], 1);
-    const std::string bytes = std::to_string(kRegionBytes);
-    const char* argv[] = {TRANSPORT_PEER, transports.c_str(), bytes.c_str(), nullptr};
-    if (posix_spawn(&pid_, TRANSPORT_PEER, &actions, nullptr, const_cast<char**>(argv), environ) != 0) std::abort();
+    std::string program = TRANSPORT_PEER;
+    std::vector<char*> argv = {program.data()};
+    for (std::string& argument : arguments) argv.push_back(argument.data());
+    argv.push_back(nullptr);
+    if (posix_spawn(&pid_, TRANSPORT_PEER, &actions, nullptr, argv.data(), environ) != 0) std::abort();
     posix_spawn_file_actions_destroy(&actions);
     close(in[0]);
     close(out[1]);
@@ -48,7 +51,10 @@ class PeerProcess {
   ~PeerProcess() {
     if (pid_ > 0) Kill();
   }
-  void Stall() { kill(pid_, SIGSTOP); }
+  void Stall() {
+    kill(pid_, SIGSTOP);
+    waitpid(pid_, nullptr, WUNTRACED);  // a signal takes effect some time after kill returns
+  }
   void Kill() {
     kill(pid_, SIGKILL);
     waitpid(pid_, nullptr, 0);
@@ -175,6 +181,23 @@ TEST_P(FailureTest, AHandleDroppedInMidTransferEndsByItsDeadline) {
   { auto handle = link.connection.StartPut(Puts(link, 1024), start + absl::Milliseconds(300)); }
   EXPECT_LT(absl::Now() - start, absl::Seconds(5));
   EXPECT_FALSE(link.connection.connected());
+}
+
+TEST_P(FailureTest, AServerSurvivesClientsKilledInMidTransfer) {
+  auto region = engine_->AllocateMemory(kRegionBytes);
+  auto listener = engine_->Listen("127.0.0.1", 0);
+  ASSERT_TRUE(region.ok() && listener.ok());
+  const std::string& key = region->remote_key();
+  const std::string hex = ToHex({reinterpret_cast<const uint8_t*>(key.data()), key.size()});
+  for (int i = 0; i < 6; ++i) {
+    PeerProcess client({GetParam(), std::to_string(listener->port()), hex, i % 2 == 0 ? "get" : "put"});
+    client.Kill();  // it has moved the region once and is at it again
+  }
+  PeerProcess other(GetParam());
+  ExpectWorks(LinkTo(other));
+  auto loop = engine_->Connect("127.0.0.1", listener->port(), Soon());
+  ASSERT_TRUE(loop.ok()) << loop.status();
+  EXPECT_EQ(engine_->Stats().connections_accepted, 7u);
 }
 
 INSTANTIATE_TEST_SUITE_P(Transports, FailureTest, testing::Values("tcp", "shm,tcp"),

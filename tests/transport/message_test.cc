@@ -1,12 +1,13 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
+#include <future>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "transport/engine.h"
 
@@ -62,18 +63,18 @@ TEST_P(MessageTest, CallBringsTheHandlersError) {
 }
 
 TEST_P(MessageTest, SendArrives) {
-  absl::Notification arrived;
+  std::promise<void> arrived;
   std::string got;
   ASSERT_TRUE(server_
                   ->SetHandler(1,
                                [&](absl::string_view header, absl::string_view payload) -> absl::StatusOr<std::string> {
                                  got = absl::StrCat(header, payload);
-                                 arrived.Notify();
+                                 arrived.set_value();
                                  return "";
                                })
                   .ok());
   ASSERT_TRUE(connection_.Send(1, "a", "b", Soon()).ok());
-  ASSERT_TRUE(arrived.WaitForNotificationWithTimeout(absl::Seconds(20)));
+  ASSERT_EQ(arrived.get_future().wait_for(std::chrono::seconds(20)), std::future_status::ready);
   EXPECT_EQ(got, "ab");
   EXPECT_GE(client_->Stats().messages_sent, 2u);  // with the greeting
   EXPECT_GE(server_->Stats().messages_received, 2u);
@@ -120,17 +121,18 @@ TEST_P(MessageTest, RefusesWhatCannotWork) {
 }
 
 TEST_P(MessageTest, ASilentHandlerMeansDeadlineExceededAndTheConnectionStays) {
-  absl::Notification release;
+  std::promise<void> release;
+  const std::shared_future<void> released = release.get_future().share();
   ASSERT_TRUE(server_
                   ->SetHandler(5,
                                [&](absl::string_view, absl::string_view) -> absl::StatusOr<std::string> {
-                                 release.WaitForNotification();
+                                 released.wait();
                                  return "late";
                                })
                   .ok());
   EXPECT_TRUE(absl::IsDeadlineExceeded(connection_.Call(5, "", "", absl::Now() + absl::Milliseconds(100)).status()));
   EXPECT_TRUE(connection_.connected());
-  release.Notify();
+  release.set_value();
   EXPECT_EQ(*connection_.Call(5, "", "", Soon()), "late");  // the late answer is not taken for this one's
 }
 

@@ -1,17 +1,46 @@
 // The other process of failure_test: an engine that listens and serves one region until it is killed or its standard input ends.
-//   transport_peer TRANSPORTS BYTES   prints "PORT HEX_KEY"
+//   transport_peer TRANSPORTS BYTES            serves; prints "PORT HEX_KEY"
+//   transport_peer TRANSPORTS PORT HEX_KEY get|put   moves the whole region in a loop; prints "0 ok" after the first round
 #include <unistd.h>
 
 #include <cstdio>
 #include <cstdlib>
+#include <vector>
 
+#include "absl/time/clock.h"
 #include "base/bytes.h"
 #include "transport/engine.h"
 
+namespace {
+
+int Hammer(perigee::transport::Engine& engine, uint16_t port, absl::string_view hex_key, bool get) {
+  const absl::Time deadline = absl::Now() + absl::Seconds(60);
+  const auto key = perigee::FromHex(hex_key);
+  const auto connection = engine.Connect("127.0.0.1", port, deadline);
+  if (!key.ok() || !connection.ok()) return 5;
+  const auto region = connection->UnpackRemoteKey(*key);
+  if (!region.ok()) return 6;
+  std::vector<std::byte> local(region->size_bytes());
+  for (bool first = true;; first = false) {
+    const perigee::transport::GetTransfer g{local, region->address(), &*region};
+    const perigee::transport::PutTransfer p{local, region->address(), &*region};
+    if (!(get ? connection->Get({&g, 1}, deadline) : connection->Put({&p, 1}, deadline)).ok()) return 7;
+    if (first) {
+      std::printf("0 ok\n");
+      std::fflush(stdout);
+    }
+  }
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
-  if (argc != 3) return 2;
+  if (argc != 3 && argc != 5) return 2;
   auto engine = perigee::transport::Engine::Create({.transports = argv[1]});
   if (!engine.ok()) return 3;
+  if (argc == 5) {
+    return Hammer(**engine, static_cast<uint16_t>(std::atoi(argv[2])), argv[3], absl::string_view(argv[4]) == "get");
+  }
   auto region = (*engine)->AllocateMemory(std::strtoull(argv[2], nullptr, 10));
   auto listener = (*engine)->Listen("127.0.0.1", 0);
   if (!region.ok() || !listener.ok()) return 4;

@@ -10,6 +10,7 @@ namespace {
 PackedKey Sample() {
   PackedKey key;
   for (size_t i = 0; i < key.engine_id.size(); ++i) key.engine_id[i] = static_cast<uint8_t>(i * 7 + 1);
+  key.region_id = 0x123456789abcdef0;
   key.base = 0x7f1234560000;
   key.size_bytes = 123456789;
   key.ucx_key = std::string("\x01\x00\x02key", 6);
@@ -20,6 +21,7 @@ TEST(RemoteKeyTest, RoundTrips) {
   const auto key = DecodeRemoteKey(EncodeRemoteKey(Sample()));
   ASSERT_TRUE(key.ok()) << key.status();
   EXPECT_EQ(key->engine_id, Sample().engine_id);
+  EXPECT_EQ(key->region_id, Sample().region_id);
   EXPECT_EQ(key->base, Sample().base);
   EXPECT_EQ(key->size_bytes, Sample().size_bytes);
   EXPECT_EQ(key->ucx_key, Sample().ucx_key);

@@ -86,11 +86,32 @@ class TransferTest : public testing::TestWithParam<Case> {
 TEST_P(TransferTest, UsesTheTransportThatWasAskedFor) {
   const auto description = connection_.Describe();
   ASSERT_TRUE(description.ok()) << description.status();
-  if (GetParam().transports == "tcp") {
-    EXPECT_THAT(*description, HasSubstr("tcp/"));
-  } else {
-    EXPECT_THAT(*description, testing::AnyOf(HasSubstr("posix/memory"), HasSubstr("sysv/memory")));
+  EXPECT_THAT(*description, HasSubstr("tcp/"));  // always the control path: shared memory does not notice a peer's death
+  const bool shared = GetParam().transports == "shm,tcp" && GetParam().engine_allocated;
+  EXPECT_EQ(remote_.path(), shared ? "shared memory" : "messages");
+}
+
+TEST_P(TransferTest, AnUnregisteredRegionIsNotReachedByMessages) {
+  if (remote_.path() != "messages") GTEST_SKIP() << "one-sided: the owner is not asked";
+  std::vector<std::byte> local(1 << 20);
+  ASSERT_TRUE(Put(local, 0).ok());
+  region_ = MemoryRegion();
+  EXPECT_TRUE(absl::IsOutOfRange(Put(local, 0)));
+  EXPECT_TRUE(absl::IsOutOfRange(Get(local, 0)));
+  EXPECT_TRUE(connection_.connected());
+}
+
+TEST_P(TransferTest, UnregisteringInMidTransferEndsIt) {
+  std::vector<std::byte> local(16 << 20);
+  auto handle = connection_.StartPut(std::vector<PutTransfer>(64, {local, remote_.address(), &remote_}), Soon());
+  ASSERT_TRUE(handle.ok());
+  if (remote_.path() == "messages") {
+    region_ = MemoryRegion();
+    memory_.clear();
+    memory_.shrink_to_fit();  // a late write would be seen by the sanitizer
   }
+  const absl::Status status = handle->Wait();
+  EXPECT_TRUE(status.ok() || absl::IsUnavailable(status) || absl::IsOutOfRange(status)) << status;
 }
 
 TEST_P(TransferTest, PutAndGetMoveEverySize) {
@@ -319,7 +340,6 @@ TEST(EngineTest, RefusesEmptyRegions) {
   ASSERT_TRUE(engine.ok());
   EXPECT_TRUE(absl::IsInvalidArgument((*engine)->RegisterMemory({}).status()));
   EXPECT_TRUE(absl::IsInvalidArgument((*engine)->AllocateMemory(0).status()));
-  EXPECT_FALSE((*engine)->AllocateMemory(size_t{1} << 60).ok());
 }
 
 }  // namespace

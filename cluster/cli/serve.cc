@@ -1,0 +1,135 @@
+// perigee serve store|prefill|decode: one process of a cluster.
+#include "base/log.h"
+#include "base/status.h"
+#include "cluster/cli/command.h"
+#include "cluster/process.h"
+#include "decode_node/service.h"
+#include "kvstore/server.h"
+#include "node/node.h"
+#include "prefill_node/service.h"
+#include "proto/grpc_server.h"
+#include "spdlog/spdlog.h"
+
+namespace perigee::cli {
+namespace {
+
+struct Options {
+  std::string listen;
+  std::string transports;
+  std::string log_level = "info";
+  int ready_fd = -1;
+  // Store
+  std::string data_folder;
+  std::string advertise_host;
+  uint16_t data_port = 0;
+  uint64_t dram_mib = 256;
+  uint64_t ssd_mib = 4096;
+  // Nodes
+  std::string store;
+  model::ServedModelOptions model;
+  uint64_t pool_mib = 256;
+  double store_timeout_s = 20;
+  int chunk_tokens = 512;
+};
+
+absl::Status WaitAndReport(const std::string& role, const std::string& address, int ready_fd) {
+  spdlog::info("serving on {}", address);
+  cluster::AnnounceReady(ready_fd, address);
+  cluster::WaitForTermination();
+  spdlog::info("stopping");
+  return absl::OkStatus();
+}
+
+absl::Status ServeStore(const Options& o) {
+  cluster::BlockTerminationSignals();
+  PERIGEE_RETURN_IF_ERROR(InitLogging("store", o.log_level));
+  kvstore::ServerOptions options;
+  const size_t colon = o.listen.rfind(':');
+  int port = -1;
+  if (colon == std::string::npos || !absl::SimpleAtoi(o.listen.substr(colon + 1), &port) || port < 0 || port > 65535) {
+    return absl::InvalidArgumentError(absl::StrCat("--listen '", o.listen, "' is not host:port"));
+  }
+  options.host = o.listen.substr(0, colon);
+  options.port = static_cast<uint16_t>(port);
+  options.data_port = o.data_port;
+  options.advertise_host = o.advertise_host;
+  options.slab_bytes = o.dram_mib << 20;
+  options.transport.transports = o.transports;
+  if (!o.data_folder.empty()) {
+    options.store.ssd = kvstore::SsdOptions{.path = o.data_folder, .capacity_bytes = o.ssd_mib << 20};
+  }
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<kvstore::StoreServer> server, kvstore::StoreServer::Start(options));
+  PERIGEE_RETURN_IF_ERROR(WaitAndReport("store", server->address(), o.ready_fd));
+  server->Shutdown();
+  return absl::OkStatus();
+}
+
+template <typename Service, typename... Arguments>
+absl::Status ServeNode(const std::string& role, const Options& o, Arguments... arguments) {
+  cluster::BlockTerminationSignals();
+  PERIGEE_RETURN_IF_ERROR(InitLogging(role, o.log_level));
+  node::NodeOptions options;
+  options.model = o.model;
+  options.store_address = o.store;
+  options.transports = o.transports;
+  options.pool_bytes = o.pool_mib << 20;
+  options.store_timeout = absl::Seconds(o.store_timeout_s);
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<node::Node> node, node::Node::Create(options));
+  Service service(node.get(), arguments...);
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> server, GrpcServer::Start(o.listen, &service));
+  PERIGEE_RETURN_IF_ERROR(WaitAndReport(role, server->address(), o.ready_fd));
+  server->Stop(absl::Seconds(5));
+  return absl::OkStatus();
+}
+
+void AddCommon(CLI::App* verb, Options& o) {
+  verb->add_option("--listen", o.listen, "host:port of the control plane; port 0 takes a free one")->capture_default_str();
+  verb->add_option("--transports", o.transports, "UCX transports, e.g. tcp or shm,tcp (default: UCX chooses)");
+  verb->add_option("--log-level", o.log_level, "trace, debug, info, warn, error or off")->capture_default_str();
+  verb->add_option("--ready-fd", o.ready_fd, "Write 'ready ADDRESS' to this descriptor once serving");
+}
+
+void AddNode(CLI::App* verb, Options& o) {
+  verb->add_option("--store", o.store, "The store's control address, host:port")->required();
+  verb->add_option("--model", o.model.folder, "Model folder (Hugging Face files)")->capture_default_str();
+  verb->add_option("--plan", o.model.plan_file, "Plan file, or 'identity' (default: plan.json in the model folder, else identity)");
+  verb->add_option("--block-tokens", o.model.block_tokens, "16, 32, 64 or 128")->capture_default_str();
+  verb->add_option("--pool-mib", o.pool_mib, "Registered memory for planes")->capture_default_str()->check(CLI::PositiveNumber);
+  verb->add_option("--store-timeout-s", o.store_timeout_s, "For one batch of store calls or transfers")->capture_default_str();
+}
+
+}  // namespace
+
+void AddServe(CLI::App& app, Action& action) {
+  CLI::App* serve = app.add_subcommand("serve", "Run one process of a cluster: store, prefill or decode");
+  serve->require_subcommand(1);
+  auto o = std::make_shared<Options>();
+  o->model.folder = DefaultModelFolder();
+  o->listen = "127.0.0.1:0";
+
+  CLI::App* store = serve->add_subcommand("store", "The KV store");
+  AddCommon(store, *o);
+  store->add_option("--data-dir", o->data_folder, "The disk tier's folder (default: memory only)");
+  store->add_option("--data-port", o->data_port, "Port of the data plane; 0 takes a free one")->capture_default_str();
+  store->add_option("--advertise-host", o->advertise_host, "Host under which clients reach the data plane (default: the control plane's)");
+  store->add_option("--dram-mib", o->dram_mib, "Memory tier")->capture_default_str()->check(CLI::PositiveNumber);
+  store->add_option("--ssd-mib", o->ssd_mib, "Disk tier")->capture_default_str()->check(CLI::PositiveNumber);
+  store->callback([o, &action] { action = [o] { return ServeStore(*o); }; });
+
+  CLI::App* prefill = serve->add_subcommand("prefill", "A prefill node");
+  AddCommon(prefill, *o);
+  AddNode(prefill, *o);
+  prefill->add_option("--chunk-tokens", o->chunk_tokens, "Computed and committed together")->capture_default_str()->check(CLI::PositiveNumber);
+  prefill->callback([o, &action] {
+    action = [o] {
+      return ServeNode<prefill_node::PrefillService>("prefill", *o, prefill_node::PrefillOptions{.chunk_tokens = o->chunk_tokens});
+    };
+  });
+
+  CLI::App* decode = serve->add_subcommand("decode", "A decode node");
+  AddCommon(decode, *o);
+  AddNode(decode, *o);
+  decode->callback([o, &action] { action = [o] { return ServeNode<decode_node::DecodeService>("decode", *o); }; });
+}
+
+}  // namespace perigee::cli

@@ -1,0 +1,144 @@
+#include "decode_node/decode_node.h"
+
+#include <algorithm>
+
+#include "absl/time/clock.h"
+#include "base/status.h"
+#include "decode_node/stop_text.h"
+#include "model/sampler.h"
+
+namespace perigee::decode_node {
+namespace {
+
+using kvstore::PlaneId;
+using pod::PlaneKind;
+
+uint64_t MicrosecondsSince(absl::Time start) { return static_cast<uint64_t>(absl::ToInt64Microseconds(absl::Now() - start)); }
+
+std::span<const int32_t> PromptOf(const v1::GenerateRequest& request) {
+  return {request.token_ids().data(), static_cast<size_t>(request.token_ids_size())};
+}
+
+absl::Status CheckDigest(const char* what, const std::string& wanted, const Digest& served) {
+  if (wanted.empty() || wanted == AsView(served)) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat("the request is for ", what, " ", ToHex(std::span(
+      reinterpret_cast<const uint8_t*>(wanted.data()), wanted.size())), ", this node serves ", ToHex(served)));
+}
+
+}  // namespace
+
+absl::Status DecodeNode::CheckRequest(const v1::GenerateRequest& request) const {
+  if (request.max_tokens() == 0) return absl::InvalidArgumentError("max_tokens is 0; ask for at least one token");
+  PERIGEE_RETURN_IF_ERROR(node_->CheckPrompt(PromptOf(request), request.max_tokens()));
+  PERIGEE_RETURN_IF_ERROR(CheckDigest("model", request.model_fingerprint(), node_->model().fingerprint()));
+  return CheckDigest("plan", request.plan_id(), node_->model().plan().id());
+}
+
+absl::Status DecodeNode::FetchPrompt(const v1::GenerateRequest& request, const pod::Identity& identity, model::PlaneCache& cache,
+                                     v1::GenerateEvent::Started* started) const {
+  const pod::Layout& layout = node_->model().layout();
+  const pod::Window& window = layout.plan().window();
+  const int block_tokens = layout.block_tokens();
+  const int64_t cached = request.token_ids_size() - 1;
+  started->set_near_sink_end(std::min<int64_t>(pod::SinkEnd(window, block_tokens), cached + 1));
+  started->set_near_recent_begin(pod::RecentBegin(window, block_tokens, cached));
+  started->set_fetched_tokens(static_cast<uint32_t>(cached));
+  if (cached == 0) return absl::OkStatus();
+
+  const std::vector<pod::BlockKey> keys =
+      pod::DeriveChain(identity, PromptOf(request).first(static_cast<size_t>(cached)));
+  std::vector<PlaneId> planes;
+  for (size_t b = 0; b < keys.size(); ++b) {
+    if (layout.plane_bytes(PlaneKind::kDistant) > 0) planes.push_back({keys[b], PlaneKind::kDistant});
+    if (layout.plane_bytes(PlaneKind::kProximal) > 0 &&
+        pod::IsNear(window, block_tokens, static_cast<int64_t>(b) * block_tokens, cached)) {
+      planes.push_back({keys[b], PlaneKind::kProximal});
+    }
+  }
+  const absl::Time start = absl::Now();
+  PERIGEE_ASSIGN_OR_RETURN(std::vector<node::FetchedPlane> fetched, node_->FetchPlanes(identity, planes));
+  started->set_fetch_us(MicrosecondsSince(start));
+
+  std::vector<model::CachedBlock> view(keys.size());
+  size_t b = 0;
+  for (size_t i = 0; i < planes.size(); ++i) {
+    while (planes[i].key != keys[b]) ++b;
+    if (!fetched[i].status.ok()) {
+      return absl::NotFoundError(absl::StrCat("block ", b, " of ", keys.size(), " (", planes[i].ToString(),
+                                              "): ", fetched[i].status.message()));
+    }
+    started->set_planes_fetched(started->planes_fetched() + 1);
+    started->set_bytes_fetched(started->bytes_fetched() + fetched[i].size_bytes);
+    if (fetched[i].from == kvstore::Tier::kSsd) {
+      started->set_planes_from_ssd(started->planes_from_ssd() + 1);
+    } else {
+      started->set_planes_from_dram(started->planes_from_dram() + 1);
+    }
+    view[b].base_position = fetched[i].base_position;
+    (planes[i].kind == PlaneKind::kDistant ? view[b].distant : view[b].proximal) = std::move(fetched[i].bytes);
+  }
+  for (size_t i = 0; i < view.size(); ++i) {
+    view[i].position = static_cast<int64_t>(i) * block_tokens;
+    view[i].tokens = static_cast<int32_t>(std::min<int64_t>(block_tokens, cached - view[i].position));
+    PERIGEE_RETURN_IF_ERROR(cache.AddBlock(std::move(view[i])));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DecodeNode::Generate(const v1::GenerateRequest& request,
+                                  const std::function<bool(const v1::GenerateEvent&)>& emit) const {
+  const absl::Time arrival = absl::Now();
+  PERIGEE_RETURN_IF_ERROR(CheckRequest(request));
+  PERIGEE_ASSIGN_OR_RETURN(const pod::Identity identity, node_->IdentityFor(request.scope()));
+  PERIGEE_ASSIGN_OR_RETURN(model::Sampler sampler,
+                           model::Sampler::Create({.temperature = request.temperature(),
+                                                   .top_k = static_cast<int>(std::min<uint32_t>(request.top_k(), INT32_MAX)),
+                                                   .top_p = request.top_p() == 0 ? 1.0 : request.top_p(),
+                                                   .seed = request.seed()}));
+  const auto cancelled = [] { return absl::CancelledError("the caller is gone"); };
+  model::PlaneCache cache = node_->NewCache();
+  v1::GenerateEvent event;
+  PERIGEE_RETURN_IF_ERROR(FetchPrompt(request, identity, cache, event.mutable_started()));
+  if (!emit(event)) return cancelled();
+
+  const model::ServedModel& model = node_->model();
+  const std::vector<int32_t>& eos = model.tokenizer().eos_ids().empty() ? model.transformer().config().eos_ids
+                                                                        : model.tokenizer().eos_ids();
+  model::StreamDecoder text(model.tokenizer());
+  StopText stop({request.stop().begin(), request.stop().end()});
+  std::vector<float> logits;
+  int32_t token = request.token_ids(request.token_ids_size() - 1);
+  std::string reason = "length";
+  absl::Time first;
+  uint32_t count = 0;
+  while (count < request.max_tokens() && !stop.stopped()) {
+    PERIGEE_RETURN_IF_ERROR(model.transformer().Forward(std::span(&token, 1), cache, model::Logits::kLast, &logits));
+    cache.RetireProximal(cache.tokens());
+    PERIGEE_ASSIGN_OR_RETURN(token, sampler.Sample(logits));
+    if (count++ == 0) first = absl::Now();
+    const bool ends = !request.ignore_eos() && std::find(eos.begin(), eos.end(), token) != eos.end();
+    v1::GenerateEvent::Token* out = event.mutable_token();
+    out->Clear();
+    out->set_id(token);
+    if (!ends) {
+      PERIGEE_ASSIGN_OR_RETURN(const std::string piece, text.Push(token));
+      out->set_text(stop.Push(piece));
+    }
+    if (request.return_logits()) out->mutable_logits()->Assign(logits.begin(), logits.end());
+    if (!emit(event)) return cancelled();
+    if (ends) {
+      reason = "eos";
+      break;
+    }
+  }
+  v1::GenerateEvent::Finished* finished = event.mutable_finished();
+  finished->set_text(absl::StrCat(stop.Push(text.Finish()), stop.Finish()));
+  if (stop.stopped()) reason = "stop";
+  finished->set_reason(reason);
+  finished->set_tokens(count);
+  finished->set_first_token_us(static_cast<uint64_t>(absl::ToInt64Microseconds(first - arrival)));
+  finished->set_decode_us(MicrosecondsSince(first));
+  return emit(event) ? absl::OkStatus() : cancelled();
+}
+
+}  // namespace perigee::decode_node

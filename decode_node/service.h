@@ -1,0 +1,26 @@
+// The decode node as a gRPC service.
+#ifndef PERIGEE_DECODE_NODE_SERVICE_H_
+#define PERIGEE_DECODE_NODE_SERVICE_H_
+
+#include "decode_node/decode_node.h"
+#include "perigee/v1/decode.grpc.pb.h"
+
+namespace perigee::decode_node {
+
+// Any thread. `node` outlives the service.
+class DecodeService final : public v1::DecodeNode::Service {
+ public:
+  explicit DecodeService(const node::Node* node) : node_(node), decode_(node) {}
+
+  grpc::Status Info(grpc::ServerContext* context, const v1::NodeInfoRequest* request, v1::NodeInfo* response) override;
+  grpc::Status Generate(grpc::ServerContext* context, const v1::GenerateRequest* request,
+                        grpc::ServerWriter<v1::GenerateEvent>* writer) override;
+
+ private:
+  const node::Node* const node_;
+  const DecodeNode decode_;
+};
+
+}  // namespace perigee::decode_node
+
+#endif  // PERIGEE_DECODE_NODE_SERVICE_H_

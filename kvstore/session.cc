@@ -1,0 +1,61 @@
+#include "kvstore/session.h"
+
+#include "kvstore/service.h"
+
+namespace perigee::kvstore::internal {
+
+absl::StatusOr<std::shared_ptr<Session>> ClientCore::GetSession(bool* fresh) {
+  absl::MutexLock lock(&mu);
+  *fresh = false;
+  if (session != nullptr && !session->lost && session->connection.connected()) return session;
+  session = nullptr;
+  PERIGEE_ASSIGN_OR_RETURN(session, Connect());
+  *fresh = true;
+  ++connects;
+  last_epoch = session->epoch;
+  return session;
+}
+
+absl::StatusOr<std::shared_ptr<Session>> ClientCore::Connect() {
+  const absl::Time deadline = absl::Now() + options.connect_deadline;
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
+  arguments.SetMaxSendMessageSize(kMaxMessageBytes);
+  // Every session tries at once, instead of inheriting the back-off of the one before; and never through a web proxy.
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  auto s = std::make_shared<Session>();
+  s->stub = v1::KvStore::NewStub(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
+
+  v1::HelloRequest request;
+  request.set_protocol_version(kProtocolVersion);
+  v1::HelloResponse response;
+  const absl::Status hello = CallWithin(*s, &v1::KvStore::Stub::Hello, request, &response, options.connect_deadline);
+  if (absl::IsUnavailable(hello) || absl::IsDeadlineExceeded(hello)) {
+    return absl::UnavailableError(absl::StrCat("no store answers at ", address, " within ",
+                                               absl::FormatDuration(options.connect_deadline), " (", hello.message(),
+                                               "); start it or check the address"));
+  }
+  PERIGEE_RETURN_IF_ERROR(hello);
+  if (response.data_port() == 0 || response.data_port() > 65535) {
+    return absl::InternalError(absl::StrCat("store at ", address, " names the impossible data port ", response.data_port()));
+  }
+  std::string host = response.data_host();
+  if (host.empty()) {
+    host = address.substr(0, address.rfind(':'));
+    if (host.size() > 2 && host.front() == '[') host = host.substr(1, host.size() - 2);
+  }
+  absl::StatusOr<transport::Connection> connection =
+      engine->Connect(host, static_cast<uint16_t>(response.data_port()), deadline);
+  if (!connection.ok()) {
+    return absl::UnavailableError(absl::StrCat("the store at ", address, " answers, but its data plane at ", host, ":",
+                                               response.data_port(), " does not: ", connection.status().ToString()));
+  }
+  s->connection = *std::move(connection);
+  PERIGEE_ASSIGN_OR_RETURN(s->slab, s->connection.UnpackRemoteKey(response.remote_key()));
+  s->epoch = response.epoch();
+  s->max_ttl = absl::Milliseconds(static_cast<int64_t>(response.max_ttl_ms()));
+  return s;
+}
+
+}  // namespace perigee::kvstore::internal

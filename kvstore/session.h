@@ -1,0 +1,82 @@
+// Internal to the room: a client's tie to one start of one store, and the core that makes a new tie when the old one is lost.
+#ifndef PERIGEE_KVSTORE_SESSION_H_
+#define PERIGEE_KVSTORE_SESSION_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <atomic>
+#include <memory>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "base/status.h"
+#include "kvstore/client.h"
+#include "perigee/v1/kvstore.grpc.pb.h"
+#include "proto/grpc_status.h"
+
+namespace perigee::kvstore::internal {
+
+struct Session {
+  std::unique_ptr<v1::KvStore::Stub> stub;
+  uint64_t epoch = 0;
+  absl::Duration max_ttl;
+  transport::Connection connection;
+  transport::RemoteRegion slab;
+  std::atomic<bool> lost{false};  // Noticed to be dead: the next call makes another.
+};
+
+struct ClientCore {
+  std::string address;
+  transport::Engine* engine = nullptr;
+  ClientOptions options;
+
+  std::atomic<uint64_t> put_bytes{0}, fetched_bytes{0}, grpc_bytes{0}, connects{0}, checksum_failures{0}, last_epoch{0};
+
+  absl::Mutex mu;  // Held while connecting, so that one thread connects and the others wait (no longer than connect_deadline).
+  std::shared_ptr<Session> session ABSL_GUARDED_BY(mu);
+
+  absl::StatusOr<std::shared_ptr<Session>> GetSession(bool* fresh);
+
+  template <typename Method, typename Request, typename Response>
+  absl::Status Call(Session& s, Method method, const Request& request, Response* response) {
+    return CallWithin(s, method, request, response, options.call_deadline);
+  }
+
+  template <typename Method, typename Request, typename Response>
+  absl::Status CallWithin(Session& s, Method method, const Request& request, Response* response, absl::Duration deadline) {
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(absl::Now() + deadline));
+    grpc_bytes += request.ByteSizeLong();
+    const grpc::Status status = (s.stub.get()->*method)(&context, request, response);
+    grpc_bytes += response->ByteSizeLong();
+    if (status.error_code() == grpc::StatusCode::UNAVAILABLE) s.lost = true;
+    return Annotate(FromGrpc(status), absl::StrCat("store at ", address));
+  }
+
+  // Runs body(session), and once more on a new session if the one at hand turns out to be lost.
+  template <typename Body>
+  absl::Status WithSession(Body body) {
+    for (;;) {
+      bool fresh = false;
+      PERIGEE_ASSIGN_OR_RETURN(const std::shared_ptr<Session> s, GetSession(&fresh));
+      const absl::Status status = body(s);
+      if (!s->lost || fresh) return status;
+    }
+  }
+
+  // An answer of another start of the store: the session is lost.
+  absl::Status CheckEpoch(Session& s, uint64_t epoch) {
+    if (epoch == s.epoch) return absl::OkStatus();
+    s.lost = true;
+    return absl::UnavailableError(absl::StrCat("the store at ", address, " was restarted"));
+  }
+
+ private:
+  absl::StatusOr<std::shared_ptr<Session>> Connect();
+};
+
+}  // namespace perigee::kvstore::internal
+
+#endif  // PERIGEE_KVSTORE_SESSION_H_

@@ -1,0 +1,98 @@
+#include "node/node.h"
+
+#include "base/status.h"
+
+namespace perigee::node {
+
+absl::StatusOr<std::unique_ptr<Node>> Node::Create(const NodeOptions& options) {
+  std::unique_ptr<Node> node(new Node);
+  node->options_ = options;
+  PERIGEE_ASSIGN_OR_RETURN(node->model_, model::ServedModel::Load(options.model));
+  PERIGEE_ASSIGN_OR_RETURN(node->engine_, transport::Engine::Create({.transports = options.transports}));
+  PERIGEE_ASSIGN_OR_RETURN(node->pool_, kvstore::RegisteredPool::Create(node->engine_.get(), options.pool_bytes));
+  kvstore::ClientOptions client;
+  client.call_deadline = client.transfer_deadline = options.store_timeout;
+  PERIGEE_ASSIGN_OR_RETURN(node->store_,
+                           kvstore::StoreClient::Connect(options.store_address, node->engine_.get(), client));
+  return node;
+}
+
+model::PlaneCache Node::NewCache() const {
+  const model::Transformer& transformer = model_->transformer();
+  return model::PlaneCache(&model_->layout(), &transformer.rope(), transformer.config().q_heads,
+                           [this](size_t bytes) { return pool_->Allocate(bytes); });
+}
+
+absl::Status Node::CheckPrompt(std::span<const int32_t> tokens, int64_t more) const {
+  const model::ModelConfig& config = model_->transformer().config();
+  const int64_t count = static_cast<int64_t>(tokens.size());
+  if (count == 0) return absl::InvalidArgumentError("the prompt is empty");
+  if (count + more > config.max_positions) {
+    return absl::InvalidArgumentError(absl::StrCat("the prompt has ", count, " tokens", more > 0 ? " and the answer may have " : "",
+                                                   more > 0 ? absl::StrCat(more) : "", "; the model's context is ",
+                                                   config.max_positions, " tokens"));
+  }
+  for (int32_t id : tokens) {
+    if (id < 0 || id >= config.vocab) {
+      return absl::InvalidArgumentError(absl::StrCat("token id ", id, " is not in the model's vocabulary of ", config.vocab));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<pod::Identity> Node::IdentityFor(const v1::Scope& scope) const {
+  const pod::Identity identity = model_->IdentityFor(scope.tenant(), scope.salt());
+  PERIGEE_RETURN_IF_ERROR(pod::ValidateIdentity(identity));
+  return identity;
+}
+
+absl::StatusOr<std::vector<FetchedPlane>> Node::FetchPlanes(const pod::Identity& identity,
+                                                            std::span<const kvstore::PlaneId> planes) const {
+  const pod::Layout& layout = model_->layout();
+  PERIGEE_ASSIGN_OR_RETURN(kvstore::ReadLease lease, store_->Acquire(planes));
+  std::vector<FetchedPlane> out(planes.size());
+  std::vector<kvstore::FetchRequest> requests;
+  for (size_t i = 0; i < planes.size(); ++i) {
+    const kvstore::HeldPlane& held = lease.planes()[i];
+    if (!held.found) {
+      out[i].status = absl::NotFoundError(absl::StrCat(pod::PlaneKindName(planes[i].kind), " plane ",
+                                                       kvstore::MissReasonName(held.miss.reason)));
+      continue;
+    }
+    out[i].status = pod::CheckPlaneHeader(held.header, layout, identity, planes[i].key, planes[i].kind);
+    if (!out[i].status.ok()) continue;
+    out[i].base_position = held.header.base_position;
+    out[i].from = held.tier;
+    PERIGEE_ASSIGN_OR_RETURN(out[i].bytes, pool_->Allocate(held.header.payload_bytes));
+    out[i].size_bytes = held.header.payload_bytes;
+    requests.push_back({.plane = i, .destination = {out[i].bytes.get(), out[i].size_bytes}});
+  }
+  const std::vector<absl::Status> statuses = lease.Fetch(requests);
+  for (size_t r = 0; r < requests.size(); ++r) {
+    if (absl::IsDataLoss(statuses[r])) {
+      out[requests[r].plane].status = statuses[r];
+    } else if (!statuses[r].ok()) {
+      return statuses[r];  // The store or the wire, not this plane.
+    }
+  }
+  return out;
+}
+
+v1::NodeInfo Node::Info() const {
+  v1::NodeInfo info;
+  info.set_model_name(model_->name());
+  info.set_model_fingerprint(std::string(AsView(model_->fingerprint())));
+  info.set_plan_id(std::string(AsView(model_->plan().id())));
+  info.set_plan_json(model_->plan().ToJson());
+  info.set_block_tokens(static_cast<uint32_t>(model_->layout().block_tokens()));
+  info.set_max_positions(static_cast<uint32_t>(model_->transformer().config().max_positions));
+  info.set_store_address(options_.store_address);
+  info.set_pool_bytes(pool_->capacity_bytes());
+  info.set_pool_used_bytes(pool_->used_bytes());
+  info.set_control_bytes(store_->stats().grpc_bytes);
+  const transport::EngineStats stats = engine_->Stats();
+  info.set_payload_bytes(stats.put_bytes + stats.get_bytes);
+  return info;
+}
+
+}  // namespace perigee::node

@@ -1,0 +1,18 @@
+#include "prefill_node/service.h"
+
+#include "absl/time/time.h"
+#include "proto/grpc_status.h"
+
+namespace perigee::prefill_node {
+
+grpc::Status PrefillService::Info(grpc::ServerContext* context, const v1::NodeInfoRequest* request, v1::NodeInfo* response) {
+  *response = node_->Info();
+  return grpc::Status::OK;
+}
+
+grpc::Status PrefillService::Prefill(grpc::ServerContext* context, const v1::PrefillRequest* request,
+                                     v1::PrefillResponse* response) {
+  return ToGrpc(prefill_.Prefill(*request, absl::FromChrono(context->deadline()), response));
+}
+
+}  // namespace perigee::prefill_node

@@ -1,0 +1,175 @@
+// Hostile and damaged control messages over real gRPC: clear errors, no crash, nothing left behind.
+#include "kvstore/service.h"
+
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "perigee/v1/kvstore.grpc.pb.h"
+#include "planes.h"
+#include "proto/grpc_server.h"
+
+namespace perigee::kvstore {
+namespace {
+
+using ::testing::HasSubstr;
+
+class ServiceTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    store_ = OpenStore(slab_, "");
+    DataPlane data;
+    data.epoch = 7;
+    data.port = 1;
+    service_ = MakeStoreService(store_.get(), data);
+    auto server = GrpcServer::Start("127.0.0.1:0", service_.get());
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+    stub_ = v1::KvStore::NewStub(
+        grpc::CreateCustomChannel(server_->address(), grpc::InsecureChannelCredentials(), arguments));
+  }
+  template <typename Method, typename Request, typename Response>
+  grpc::Status Call(Method method, const Request& request, Response* response) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(10));
+    return (stub_.get()->*method)(&context, request, response);
+  }
+  FakeSlab slab_{1 << 20};
+  std::unique_ptr<Store> store_;
+  std::unique_ptr<grpc::Service> service_;
+  std::unique_ptr<GrpcServer> server_;
+  std::unique_ptr<v1::KvStore::Stub> stub_;
+};
+
+using Stub = v1::KvStore::Stub;
+
+TEST_F(ServiceTest, AnotherProtocolVersionIsRefused) {
+  v1::HelloRequest request;
+  v1::HelloResponse response;
+  request.set_protocol_version(99);
+  const grpc::Status status = Call(&Stub::Hello, request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_THAT(status.error_message(), HasSubstr("99"));
+}
+
+TEST_F(ServiceTest, WrongKeysKindsAndSizesAreRefused) {
+  for (const size_t key_bytes : {size_t{0}, size_t{31}, size_t{33}, size_t{1} << 20}) {
+    v1::ReserveRequest request;
+    v1::ReserveResponse response;
+    auto* plane = request.add_planes();
+    plane->mutable_id()->set_key(std::string(key_bytes, 'k'));
+    plane->mutable_id()->set_kind(v1::PLANE_KIND_DISTANT);
+    plane->set_payload_bytes(10);
+    request.set_ttl_ms(1000);
+    EXPECT_EQ(Call(&Stub::Reserve, request, &response).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+    v1::LookupRequest lookup;
+    v1::LookupResponse found;
+    lookup.add_keys(std::string(key_bytes, 'k'));
+    EXPECT_EQ(Call(&Stub::Lookup, lookup, &found).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+    v1::DeleteRequest remove;
+    v1::DeleteResponse removed;
+    remove.add_keys(std::string(key_bytes, 'k'));
+    EXPECT_EQ(Call(&Stub::Delete, remove, &removed).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  }
+  for (const int kind : {0, 4, 1000, -1}) {
+    v1::AcquireRequest request;
+    v1::AcquireResponse response;
+    request.add_planes()->set_key(std::string(32, 'k'));
+    request.mutable_planes(0)->set_kind(static_cast<v1::PlaneKind>(kind));
+    request.set_ttl_ms(1000);
+    EXPECT_EQ(Call(&Stub::Acquire, request, &response).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  }
+  for (const uint64_t bytes : {uint64_t{0}, uint64_t{1} << 50, UINT64_MAX, UINT64_MAX - 1}) {
+    v1::ReserveRequest request;
+    v1::ReserveResponse response;
+    auto* plane = request.add_planes();
+    plane->mutable_id()->set_key(std::string(32, 'k'));
+    plane->mutable_id()->set_kind(v1::PLANE_KIND_DISTANT);
+    plane->set_payload_bytes(bytes);
+    request.set_ttl_ms(UINT64_MAX);
+    EXPECT_FALSE(Call(&Stub::Reserve, request, &response).ok());
+  }
+  EXPECT_EQ(store_->Stats().slab_used_bytes, 0u);
+}
+
+TEST_F(ServiceTest, UnknownIdsAreNotFoundAndEmptyBatchesAreFine) {
+  v1::CommitRequest commit;
+  v1::CommitResponse committed;
+  commit.set_durability(v1::DURABILITY_DRAM);
+  commit.add_planes()->set_reservation_id(12345);
+  commit.add_planes()->set_header(std::string(3 << 20, 'x'));
+  ASSERT_TRUE(Call(&Stub::Commit, commit, &committed).ok());
+  EXPECT_EQ(committed.planes(0).code(), static_cast<int>(grpc::StatusCode::NOT_FOUND));
+  EXPECT_EQ(committed.planes(1).code(), static_cast<int>(grpc::StatusCode::NOT_FOUND));
+  commit.set_durability(static_cast<v1::Durability>(77));
+  EXPECT_EQ(Call(&Stub::Commit, commit, &committed).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  v1::RenewRequest renew;
+  v1::RenewResponse renewed;
+  renew.set_ttl_ms(5);
+  EXPECT_EQ(Call(&Stub::Renew, renew, &renewed).error_code(), grpc::StatusCode::NOT_FOUND);
+  v1::ReleaseRequest release;
+  v1::ReleaseResponse released;
+  release.set_lease_id(UINT64_MAX);
+  EXPECT_EQ(Call(&Stub::Release, release, &released).error_code(), grpc::StatusCode::NOT_FOUND);
+  v1::AbortRequest abort;
+  v1::AbortResponse aborted;
+  abort.add_reservation_ids(1);
+  ASSERT_TRUE(Call(&Stub::Abort, abort, &aborted).ok());
+  EXPECT_EQ(aborted.aborted(), 0u);
+  v1::AcquireRequest acquire;
+  v1::AcquireResponse acquired;
+  acquire.set_ttl_ms(1);
+  ASSERT_TRUE(Call(&Stub::Acquire, acquire, &acquired).ok());
+  EXPECT_EQ(acquired.lease_id(), 0u);
+  v1::ListRequest list;
+  v1::ListResponse listed;
+  list.set_page_token("nonsense");
+  EXPECT_EQ(Call(&Stub::List, list, &listed).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  list.clear_page_token();
+  list.set_limit(UINT32_MAX);
+  EXPECT_TRUE(Call(&Stub::List, list, &listed).ok());
+}
+
+TEST_F(ServiceTest, OversizedMessagesAndBatchesAreRefused) {
+  v1::LookupRequest lookup;
+  v1::LookupResponse found;
+  for (int i = 0; i < 70000; ++i) lookup.add_keys(std::string(32, 'k'));
+  EXPECT_EQ(Call(&Stub::Lookup, lookup, &found).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  v1::CommitRequest commit;
+  v1::CommitResponse committed;
+  commit.add_planes()->set_header(std::string(size_t{65} << 20, 'x'));
+  EXPECT_EQ(Call(&Stub::Commit, commit, &committed).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+}
+
+TEST_F(ServiceTest, MutatedHeadersAreNeverCommitted) {
+  const TestPlane p = MakePlane(1, 5000);
+  std::mt19937_64 random(3);
+  for (int i = 0; i < 200; ++i) {
+    std::string header = p.encoded();
+    if (i % 3 == 0) header.resize(random() % header.size());
+    if (!header.empty()) header[random() % header.size()] ^= static_cast<char>(1 + random() % 255);
+    v1::ReserveRequest reserve;
+    v1::ReserveResponse reserved;
+    reserve.set_ttl_ms(10000);
+    auto* plane = reserve.add_planes();
+    plane->mutable_id()->set_key(p.id.key.digest.data(), 32);
+    plane->mutable_id()->set_kind(v1::PLANE_KIND_DISTANT);
+    plane->set_payload_bytes(5000);
+    ASSERT_TRUE(Call(&Stub::Reserve, reserve, &reserved).ok());
+    Poke(reserved.planes(0).remote_address(), p.payload);
+    v1::CommitRequest commit;
+    v1::CommitResponse committed;
+    commit.add_planes()->set_reservation_id(reserved.planes(0).reservation_id());
+    commit.mutable_planes(0)->set_header(header);
+    ASSERT_TRUE(Call(&Stub::Commit, commit, &committed).ok());
+    ASSERT_NE(committed.planes(0).code(), 0);
+  }
+  EXPECT_EQ(store_->Stats().slab_used_bytes, 0u);
+}
+
+}  // namespace
+}  // namespace perigee::kvstore

@@ -70,7 +70,9 @@ struct LeaseState {
 namespace {
 
 absl::Duration CutTtl(absl::Duration ttl, const Session& s) { return std::min(ttl, s.max_ttl); }
-uint64_t TtlToWire(absl::Duration ttl) { return static_cast<uint64_t>(std::max<int64_t>(1, absl::ToInt64Milliseconds(ttl))); }
+uint64_t TtlToWire(absl::Duration ttl) {
+  return static_cast<uint64_t>(std::max<int64_t>(1, absl::ToInt64Milliseconds(ttl)));
+}
 
 Miss MissFromWire(const v1::Miss& wire) {
   Miss miss;
@@ -125,7 +127,8 @@ absl::Status WriteBatch::Put(size_t plane, uint64_t offset_bytes, std::span<cons
   if (bytes.empty()) return absl::OkStatus();
   // A put past the reservation's end could hit what others have written there since.
   const absl::Time deadline = std::min(absl::Now() + s.core->options.transfer_deadline, s.expiry);
-  const transport::PutTransfer piece{.local = bytes, .remote_address = r.address + offset_bytes, .region = &s.session->slab};
+  const transport::PutTransfer piece{
+      .local = bytes, .remote_address = r.address + offset_bytes, .region = &s.session->slab};
   absl::StatusOr<transport::TransferHandle> handle = s.session->connection.StartPut({&piece, 1}, deadline);
   absl::MutexLock lock(&s.mu);
   if (!handle.ok()) {
@@ -137,7 +140,8 @@ absl::Status WriteBatch::Put(size_t plane, uint64_t offset_bytes, std::span<cons
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<absl::Status>> WriteBatch::Commit(std::span<const pod::PlaneHeader> headers, Durability durability) {
+absl::StatusOr<std::vector<absl::Status>> WriteBatch::Commit(std::span<const pod::PlaneHeader> headers,
+                                                             Durability durability) {
   if (state_ == nullptr) return absl::FailedPreconditionError("commit of an empty batch");
   internal::WriteState& s = *state_;
   if (headers.size() != size()) {
@@ -158,7 +162,8 @@ absl::StatusOr<std::vector<absl::Status>> WriteBatch::Commit(std::span<const pod
   if (sent.empty()) return out;
   v1::CommitResponse response;
   PERIGEE_RETURN_IF_ERROR(s.core->Call(*s.session, &Stub::Commit, request, &response));
-  if (static_cast<size_t>(response.planes_size()) != sent.size()) return WrongAnswer(*s.core, "Commit's number of planes");
+  if (static_cast<size_t>(response.planes_size()) != sent.size())
+    return WrongAnswer(*s.core, "Commit's number of planes");
   for (size_t i = 0; i < sent.size(); ++i) {
     const v1::PlaneStatus& wire = response.planes(static_cast<int>(i));
     out[sent[i]] = absl::Status(static_cast<absl::StatusCode>(wire.code()), wire.message());
@@ -225,7 +230,8 @@ std::vector<absl::Status> ReadLease::Fetch(std::span<const FetchRequest> request
     }
     const HeldPlane& plane = s.planes[r.plane];
     if (!plane.found) {
-      out[i] = absl::NotFoundError(absl::StrCat(plane.id.ToString(), " is not stored: ", MissReasonName(plane.miss.reason)));
+      out[i] =
+          absl::NotFoundError(absl::StrCat(plane.id.ToString(), " is not stored: ", MissReasonName(plane.miss.reason)));
       continue;
     }
     const std::vector<pod::SectionSum>& sections = plane.header.sections;
@@ -239,7 +245,8 @@ std::vector<absl::Status> ReadLease::Fetch(std::span<const FetchRequest> request
                                                        " bytes of ", plane.id.ToString()));
       continue;
     }
-    pieces.push_back({.local = r.destination, .remote_address = s.addresses[r.plane] + offset, .region = &s.session->slab});
+    pieces.push_back(
+        {.local = r.destination, .remote_address = s.addresses[r.plane] + offset, .region = &s.session->slab});
     fetched.push_back(i);
     total_bytes += bytes;
   }
@@ -282,7 +289,9 @@ std::vector<absl::Status> ReadLease::Fetch(std::span<const FetchRequest> request
     if (out[i].ok() || std::find(reported.begin(), reported.end(), plane) != reported.end()) continue;
     reported.push_back(plane);
     ++s.core->checksum_failures;
-    Report(*s.core, *s.session, s.planes[plane].id).status().IgnoreError();  // The reader's answer is DATA_LOSS either way.
+    Report(*s.core, *s.session, s.planes[plane].id)
+        .status()
+        .IgnoreError();  // The reader's answer is DATA_LOSS either way.
   }
   return out;
 }
@@ -352,7 +361,8 @@ absl::StatusOr<WriteBatch> StoreClient::Reserve(std::span<const PlaneRequest> pl
     v1::ReserveResponse response;
     PERIGEE_RETURN_IF_ERROR(core_->Call(*session, &Stub::Reserve, request, &response));
     PERIGEE_RETURN_IF_ERROR(core_->CheckEpoch(*session, response.epoch()));
-    if (static_cast<size_t>(response.planes_size()) != planes.size()) return WrongAnswer(*core_, "Reserve's number of planes");
+    if (static_cast<size_t>(response.planes_size()) != planes.size())
+      return WrongAnswer(*core_, "Reserve's number of planes");
     state->reservations.clear();
     for (const auto& wire : response.planes()) {
       state->reservations.push_back({wire.already_committed(), wire.reservation_id(), wire.remote_address()});
@@ -380,7 +390,8 @@ absl::StatusOr<ReadLease> StoreClient::Acquire(std::span<const PlaneId> planes) 
   }));
   state->id = response.lease_id();
   ReadLease lease(std::move(state));  // From here on an error releases.
-  if (static_cast<size_t>(response.planes_size()) != planes.size()) return WrongAnswer(*core_, "Acquire's number of planes");
+  if (static_cast<size_t>(response.planes_size()) != planes.size())
+    return WrongAnswer(*core_, "Acquire's number of planes");
   internal::LeaseState& s = *lease.state_;
   for (size_t i = 0; i < planes.size(); ++i) {
     const auto& wire = response.planes(static_cast<int>(i));
@@ -417,7 +428,8 @@ absl::StatusOr<LookupResult> StoreClient::Lookup(std::span<const pod::BlockKey> 
   PERIGEE_RETURN_IF_ERROR(core_->WithSession([&](const std::shared_ptr<Session>& session) {
     return core_->Call(*session, &Stub::Lookup, request, &response);
   }));
-  if (static_cast<size_t>(response.blocks_size()) != keys.size()) return WrongAnswer(*core_, "Lookup's number of blocks");
+  if (static_cast<size_t>(response.blocks_size()) != keys.size())
+    return WrongAnswer(*core_, "Lookup's number of blocks");
   LookupResult out;
   out.estimated_fetch_us = response.estimated_fetch_us();
   for (const auto& wire : response.blocks()) {
@@ -450,9 +462,8 @@ absl::StatusOr<ListPage> StoreClient::List(const std::string& page_token, uint32
   request.set_limit(limit);
   request.set_tenant(tenant);
   v1::ListResponse response;
-  PERIGEE_RETURN_IF_ERROR(core_->WithSession([&](const std::shared_ptr<Session>& session) {
-    return core_->Call(*session, &Stub::List, request, &response);
-  }));
+  PERIGEE_RETURN_IF_ERROR(core_->WithSession(
+      [&](const std::shared_ptr<Session>& session) { return core_->Call(*session, &Stub::List, request, &response); }));
   ListPage page;
   for (const auto& wire : response.planes()) {
     ListedPlane plane;

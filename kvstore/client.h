@@ -4,9 +4,10 @@
 //   auto batch = (*store)->Reserve(planes);           batch->Put(0, offset, bytes) ...;   batch->Commit(headers);
 //   auto lease = (*store)->Acquire(ids);              lease->Fetch(requests);             // verified
 //
-// Errors. UNAVAILABLE: no store answers at the address, or the one that did is gone or was restarted; batches and leases of before are
-// lost, the next call of the client connects again by itself. DEADLINE_EXCEEDED: the store is too slow; nothing ever waits longer than
-// its deadline. DATA_LOSS: fetched bytes do not match their checksums; the store has been told.
+// Errors. UNAVAILABLE: no store answers at the address, or the one that did is gone or was restarted; batches and
+// leases of before are lost, the next call of the client connects again by itself. DEADLINE_EXCEEDED: the store is too
+// slow; nothing ever waits longer than its deadline. DATA_LOSS: fetched bytes do not match their checksums; the store
+// has been told.
 #ifndef PERIGEE_KVSTORE_CLIENT_H_
 #define PERIGEE_KVSTORE_CLIENT_H_
 
@@ -29,8 +30,9 @@ namespace perigee::kvstore {
 
 struct ClientOptions {
   absl::Duration connect_deadline = absl::Seconds(5);
-  absl::Duration call_deadline = absl::Seconds(10);      // of one control call
-  absl::Duration transfer_deadline = absl::Seconds(30);  // of one Put or Fetch; never past the reservation's or lease's end
+  absl::Duration call_deadline = absl::Seconds(10);  // of one control call
+  absl::Duration transfer_deadline =
+      absl::Seconds(30);  // of one Put or Fetch; never past the reservation's or lease's end
   absl::Duration reservation_ttl = absl::Seconds(60);
   absl::Duration lease_ttl = absl::Seconds(60);
   std::string tenant;  // Planes of others are misses; empty: not checked.
@@ -51,8 +53,9 @@ struct WriteState;
 struct LeaseState;
 }  // namespace internal
 
-// Reserved planes on their way into the store. Any thread may Put, several at once; Commit once, after the last Put was called.
-// Destruction without Commit waits for the puts under way (at the latest until their deadline) and gives the reservations back.
+// Reserved planes on their way into the store. Any thread may Put, several at once; Commit once, after the last Put was
+// called. Destruction without Commit waits for the puts under way (at the latest until their deadline) and gives the
+// reservations back.
 class WriteBatch {
  public:
   WriteBatch();
@@ -64,11 +67,12 @@ class WriteBatch {
   // The store has this plane: nothing to put, its header is ignored.
   bool already_committed(size_t plane) const;
 
-  // Starts writing bytes at offset_bytes of the plane's payload. The caller keeps them alive and unchanged until Commit has returned or
-  // this object is gone. OUT_OF_RANGE past the plane's end.
+  // Starts writing bytes at offset_bytes of the plane's payload. The caller keeps them alive and unchanged until Commit
+  // has returned or this object is gone. OUT_OF_RANGE past the plane's end.
   absl::Status Put(size_t plane, uint64_t offset_bytes, std::span<const std::byte> bytes);
 
-  // Waits until all puts are in the store's memory, then makes the planes visible: one status per plane. headers: one per plane.
+  // Waits until all puts are in the store's memory, then makes the planes visible: one status per plane. headers: one
+  // per plane.
   absl::StatusOr<std::vector<absl::Status>> Commit(std::span<const pod::PlaneHeader> headers,
                                                    Durability durability = Durability::kBest);
 
@@ -83,7 +87,7 @@ class WriteBatch {
 struct HeldPlane {
   PlaneId id;
   bool found = false;
-  Miss miss;               // Where not found.
+  Miss miss;                // Where not found.
   pod::PlaneHeader header;  // Decoded, and of this id.
   Tier tier = Tier::kDram;
   uint64_t estimated_fetch_us = 0;
@@ -96,8 +100,8 @@ struct FetchRequest {
   size_t sections = SIZE_MAX;  // Cut to what the plane has.
 };
 
-// Planes that stay where they are. Any thread may fetch, several at once. Destruction releases (one short call; errors are ignored: the
-// lease's ttl ends it anyway).
+// Planes that stay where they are. Any thread may fetch, several at once. Destruction releases (one short call; errors
+// are ignored: the lease's ttl ends it anyway).
 class ReadLease {
  public:
   ReadLease();
@@ -108,8 +112,9 @@ class ReadLease {
   const std::vector<HeldPlane>& planes() const;
   absl::Time expiry() const;
 
-  // One batch of one-sided reads; then every section is checked against its checksum. One status per request: NOT_FOUND for a plane that
-  // the lease does not have, INVALID_ARGUMENT for a destination of another size, DATA_LOSS for wrong bytes (do not use them).
+  // One batch of one-sided reads; then every section is checked against its checksum. One status per request: NOT_FOUND
+  // for a plane that the lease does not have, INVALID_ARGUMENT for a destination of another size, DATA_LOSS for wrong
+  // bytes (do not use them).
   std::vector<absl::Status> Fetch(std::span<const FetchRequest> requests);
 
   absl::Status Renew(absl::Duration ttl);

@@ -36,7 +36,8 @@ absl::StatusOr<SegmentFile> SegmentFile::Open(const std::string& path, bool crea
   return file;
 }
 
-absl::Status SegmentFile::Write(uint64_t offset_bytes, absl::string_view first, std::span<const std::byte> second) const {
+absl::Status SegmentFile::Write(uint64_t offset_bytes, absl::string_view first,
+                                std::span<const std::byte> second) const {
   iovec pieces[2] = {{const_cast<char*>(first.data()), first.size()},
                      {const_cast<std::byte*>(second.data()), second.size()}};
   size_t done = 0;
@@ -97,7 +98,8 @@ std::string SegmentFileName(uint64_t segment) { return absl::StrFormat("%08d.seg
 std::optional<uint64_t> ParseSegmentFileName(absl::string_view name) {
   uint64_t segment = 0;
   if (name.size() < 12 || name.substr(name.size() - 4) != ".seg") return std::nullopt;
-  if (!absl::SimpleAtoi(name.substr(0, name.size() - 4), &segment) || SegmentFileName(segment) != name) return std::nullopt;
+  if (!absl::SimpleAtoi(name.substr(0, name.size() - 4), &segment) || SegmentFileName(segment) != name)
+    return std::nullopt;
   return segment;
 }
 

@@ -1,7 +1,8 @@
 // One segment file: whole-range reads and writes at offsets, sync, truncate. Offsets and lengths are whole pages.
 //
-// Any thread may call; overlapping writes are the caller's affair. The descriptor outlives an unlink, so a reader that holds the object
-// can finish. Errors are errno's, with the path: RESOURCE_EXHAUSTED for a full disk; DATA_LOSS for a read past the end.
+// Any thread may call; overlapping writes are the caller's affair. The descriptor outlives an unlink, so a reader that
+// holds the object can finish. Errors are errno's, with the path: RESOURCE_EXHAUSTED for a full disk; DATA_LOSS for a
+// read past the end.
 #ifndef PERIGEE_KVSTORE_SEGMENT_FILE_H_
 #define PERIGEE_KVSTORE_SEGMENT_FILE_H_
 

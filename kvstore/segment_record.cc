@@ -109,11 +109,12 @@ absl::StatusOr<RecordHead> DecodeRecordHead(absl::string_view head, const PlaneI
   return out;
 }
 
-absl::StatusOr<RecordHead> VerifyRecord(absl::string_view head, std::span<const std::byte> padded_payload, const PlaneId& id,
-                                        uint64_t payload_bytes) {
+absl::StatusOr<RecordHead> VerifyRecord(absl::string_view head, std::span<const std::byte> padded_payload,
+                                        const PlaneId& id, uint64_t payload_bytes) {
   PERIGEE_ASSIGN_OR_RETURN(RecordHead record, DecodeRecordHead(head, id, payload_bytes));
   if (padded_payload.size() != RoundUpToPage(payload_bytes)) {
-    return Wrong(id, absl::StrCat(padded_payload.size(), " bytes of payload and padding for a payload of ", payload_bytes));
+    return Wrong(id,
+                 absl::StrCat(padded_payload.size(), " bytes of payload and padding for a payload of ", payload_bytes));
   }
   PERIGEE_RETURN_IF_ERROR(pod::VerifyPayload(record.header, padded_payload.first(payload_bytes)));
   const auto padding = padded_payload.subspan(payload_bytes);

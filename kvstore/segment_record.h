@@ -1,7 +1,7 @@
 // The record: one plane in a segment file, and the index entry that points to it.
 //
-// A segment file (segments/NNNNNNNN.seg, the number in 8 or more decimal digits) is a run of records without a file header; records
-// start on multiples of 4096 and are written once. All numbers are little-endian.
+// A segment file (segments/NNNNNNNN.seg, the number in 8 or more decimal digits) is a run of records without a file
+// header; records start on multiples of 4096 and are written once. All numbers are little-endian.
 //
 //   offset  bytes  record
 //        0      8  magic "PGREC001"
@@ -21,12 +21,14 @@
 //        .      P  payload
 //        .      .  zeros up to the record's end
 //
-// Every byte is covered: the head by its CRC32C, the payload by the plane header's section checksums, the padding by having to be zero.
+// Every byte is covered: the head by its CRC32C, the payload by the plane header's section checksums, the padding by
+// having to be zero.
 //
 // The index is a RocksDB database. Key: the 32 bytes of the block key, then the plane kind's byte. Value:
 //
-//   u8 version, 1 | u64 segment | u64 offset | u32 head bytes (= payload offset) | u64 P | i64 created, Unix us | i64 base position |
-//   u32 tokens | u32 length, tenant | u32 CRC32C over the database key followed by the value before this field
+//   u8 version, 1 | u64 segment | u64 offset | u32 head bytes (= payload offset) | u64 P | i64 created, Unix us | i64
+//   base position | u32 tokens | u32 length, tenant | u32 CRC32C over the database key followed by the value before
+//   this field
 #ifndef PERIGEE_KVSTORE_SEGMENT_RECORD_H_
 #define PERIGEE_KVSTORE_SEGMENT_RECORD_H_
 
@@ -46,7 +48,7 @@ namespace perigee::kvstore {
 struct SsdLocation {
   uint64_t segment = 0;
   uint64_t offset = 0;
-  uint32_t head_bytes = 0;     // a multiple of kPageBytes
+  uint32_t head_bytes = 0;  // a multiple of kPageBytes
   uint64_t payload_bytes = 0;
 
   uint64_t record_bytes() const { return head_bytes + RoundUpToPage(payload_bytes); }
@@ -73,13 +75,13 @@ struct RecordHead {
   pod::PlaneHeader header;
   int64_t created_unix_us = 0;
 };
-// head: exactly the bytes in front of the payload. DATA_LOSS or FAILED_PRECONDITION unless it is, without a wrong bit, the head of `id`
-// with that payload length.
+// head: exactly the bytes in front of the payload. DATA_LOSS or FAILED_PRECONDITION unless it is, without a wrong bit,
+// the head of `id` with that payload length.
 absl::StatusOr<RecordHead> DecodeRecordHead(absl::string_view head, const PlaneId& id, uint64_t payload_bytes);
 
 // Head, payload checksums and trailing padding. padded_payload: the payload and the zeros that follow it in the record.
-absl::StatusOr<RecordHead> VerifyRecord(absl::string_view head, std::span<const std::byte> padded_payload, const PlaneId& id,
-                                        uint64_t payload_bytes);
+absl::StatusOr<RecordHead> VerifyRecord(absl::string_view head, std::span<const std::byte> padded_payload,
+                                        const PlaneId& id, uint64_t payload_bytes);
 
 std::string EncodeIndexKey(const PlaneId& id);
 std::string EncodeIndexValue(const PlaneId& id, const SsdLocation& location, const PlaneMeta& meta);

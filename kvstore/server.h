@@ -25,8 +25,8 @@ struct ServerOptions {
 // Any thread may call. Destruction shuts down.
 class StoreServer {
  public:
-  // ALREADY_EXISTS when a port is taken, FAILED_PRECONDITION when another process has the data folder, RESOURCE_EXHAUSTED when there is not
-  // that much memory.
+  // ALREADY_EXISTS when a port is taken, FAILED_PRECONDITION when another process has the data folder,
+  // RESOURCE_EXHAUSTED when there is not that much memory.
   static absl::StatusOr<std::unique_ptr<StoreServer>> Start(const ServerOptions& options);
   ~StoreServer();
 

@@ -44,7 +44,8 @@ class Service final : public v1::KvStore::Service {
     return Counted(*request, *response, [&]() -> absl::Status {
       if (request->protocol_version() != kProtocolVersion) {
         return absl::FailedPreconditionError(absl::StrCat("protocol version ", request->protocol_version(),
-                                                          "; this store speaks ", kProtocolVersion, ": run the same release"));
+                                                          "; this store speaks ", kProtocolVersion,
+                                                          ": run the same release"));
       }
       response->set_protocol_version(kProtocolVersion);
       response->set_epoch(data_.epoch);
@@ -59,7 +60,8 @@ class Service final : public v1::KvStore::Service {
     });
   }
 
-  grpc::Status Reserve(grpc::ServerContext*, const v1::ReserveRequest* request, v1::ReserveResponse* response) override {
+  grpc::Status Reserve(grpc::ServerContext*, const v1::ReserveRequest* request,
+                       v1::ReserveResponse* response) override {
     return Counted(*request, *response, [&]() -> absl::Status {
       std::vector<PlaneRequest> planes;
       for (const auto& wire : request->planes()) {
@@ -110,9 +112,9 @@ class Service final : public v1::KvStore::Service {
 
   grpc::Status Abort(grpc::ServerContext*, const v1::AbortRequest* request, v1::AbortResponse* response) override {
     return Counted(*request, *response, [&]() -> absl::Status {
-      response->set_aborted(store_->Abort({request->reservation_ids().data(),
-                                           static_cast<size_t>(request->reservation_ids_size())},
-                                          request->writes_may_arrive()));
+      response->set_aborted(
+          store_->Abort({request->reservation_ids().data(), static_cast<size_t>(request->reservation_ids_size())},
+                        request->writes_may_arrive()));
       return absl::OkStatus();
     });
   }
@@ -139,7 +141,8 @@ class Service final : public v1::KvStore::Service {
     });
   }
 
-  grpc::Status Acquire(grpc::ServerContext*, const v1::AcquireRequest* request, v1::AcquireResponse* response) override {
+  grpc::Status Acquire(grpc::ServerContext*, const v1::AcquireRequest* request,
+                       v1::AcquireResponse* response) override {
     return Counted(*request, *response, [&]() -> absl::Status {
       std::vector<PlaneId> ids;
       for (const auto& wire : request->planes()) {
@@ -168,13 +171,14 @@ class Service final : public v1::KvStore::Service {
   }
 
   grpc::Status Renew(grpc::ServerContext*, const v1::RenewRequest* request, v1::RenewResponse* response) override {
-    return Counted(*request, *response, [&] { return store_->Renew(request->lease_id(), TtlFromWire(request->ttl_ms())); });
+    return Counted(*request, *response,
+                   [&] { return store_->Renew(request->lease_id(), TtlFromWire(request->ttl_ms())); });
   }
 
-  grpc::Status Release(grpc::ServerContext*, const v1::ReleaseRequest* request, v1::ReleaseResponse* response) override {
-    return Counted(*request, *response, [&] {
-      return store_->Release(request->lease_id(), request->fetched_bytes(), request->fetch_us());
-    });
+  grpc::Status Release(grpc::ServerContext*, const v1::ReleaseRequest* request,
+                       v1::ReleaseResponse* response) override {
+    return Counted(*request, *response,
+                   [&] { return store_->Release(request->lease_id(), request->fetched_bytes(), request->fetch_us()); });
   }
 
   grpc::Status ReportCorrupt(grpc::ServerContext*, const v1::ReportCorruptRequest* request,
@@ -200,7 +204,8 @@ class Service final : public v1::KvStore::Service {
 
   grpc::Status List(grpc::ServerContext*, const v1::ListRequest* request, v1::ListResponse* response) override {
     return Counted(*request, *response, [&]() -> absl::Status {
-      PERIGEE_ASSIGN_OR_RETURN(const ListPage page, store_->List(request->page_token(), request->limit(), request->tenant()));
+      PERIGEE_ASSIGN_OR_RETURN(const ListPage page,
+                               store_->List(request->page_token(), request->limit(), request->tenant()));
       for (const ListedPlane& plane : page.planes) {
         auto* wire = response->add_planes();
         PlaneIdToWire(plane.id, wire->mutable_id());

@@ -38,7 +38,8 @@ absl::StatusOr<std::shared_ptr<Session>> ClientCore::Connect() {
   }
   PERIGEE_RETURN_IF_ERROR(hello);
   if (response.data_port() == 0 || response.data_port() > 65535) {
-    return absl::InternalError(absl::StrCat("store at ", address, " names the impossible data port ", response.data_port()));
+    return absl::InternalError(
+        absl::StrCat("store at ", address, " names the impossible data port ", response.data_port()));
   }
   std::string host = response.data_host();
   if (host.empty()) {

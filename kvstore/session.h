@@ -1,4 +1,5 @@
-// Internal to the room: a client's tie to one start of one store, and the core that makes a new tie when the old one is lost.
+// Internal to the room: a client's tie to one start of one store, and the core that makes a new tie when the old one is
+// lost.
 #ifndef PERIGEE_KVSTORE_SESSION_H_
 #define PERIGEE_KVSTORE_SESSION_H_
 
@@ -34,7 +35,8 @@ struct ClientCore {
 
   std::atomic<uint64_t> put_bytes{0}, fetched_bytes{0}, grpc_bytes{0}, connects{0}, checksum_failures{0}, last_epoch{0};
 
-  absl::Mutex mu;  // Held while connecting, so that one thread connects and the others wait (no longer than connect_deadline).
+  absl::Mutex
+      mu;  // Held while connecting, so that one thread connects and the others wait (no longer than connect_deadline).
   std::shared_ptr<Session> session ABSL_GUARDED_BY(mu);
 
   absl::StatusOr<std::shared_ptr<Session>> GetSession(bool* fresh);
@@ -45,7 +47,8 @@ struct ClientCore {
   }
 
   template <typename Method, typename Request, typename Response>
-  absl::Status CallWithin(Session& s, Method method, const Request& request, Response* response, absl::Duration deadline) {
+  absl::Status CallWithin(Session& s, Method method, const Request& request, Response* response,
+                          absl::Duration deadline) {
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(absl::Now() + deadline));
     grpc_bytes += request.ByteSizeLong();

@@ -1,7 +1,8 @@
 // Hands out page-aligned extents of one range of memory. Knows offsets only, never touches the bytes.
 //
-// Best fit (the smallest free extent that holds the request, the lowest among equals) with immediate coalescing; O(log extents) per call.
-// Best fit suits planes: a store holds few distinct plane sizes, so freed extents fit their successors exactly.
+// Best fit (the smallest free extent that holds the request, the lowest among equals) with immediate coalescing; O(log
+// extents) per call. Best fit suits planes: a store holds few distinct plane sizes, so freed extents fit their
+// successors exactly.
 //
 // Not thread-safe.
 #ifndef PERIGEE_KVSTORE_SLAB_H_

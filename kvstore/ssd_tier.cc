@@ -138,7 +138,8 @@ absl::Status SsdTier::LoadIndex(const std::function<void(const IndexEntry&)>& fo
     }
     PERIGEE_RETURN_IF_ERROR(FromRocks(it->status(), "read the store's index"));
     if (lost_at_start_ > 0) {
-      spdlog::error("{}: {} stored planes are lost: their segment is missing or too short", options_.path, lost_at_start_);
+      spdlog::error("{}: {} stored planes are lost: their segment is missing or too short", options_.path,
+                    lost_at_start_);
     }
     for (auto segment = segments_.begin(); segment != segments_.end();) {
       if (segment->second->records.empty()) {
@@ -222,13 +223,14 @@ absl::Status SsdTier::MakeRoom(uint64_t bytes, std::vector<Stored>* evicted) {
     UnlinkAll(victims);
   }
   if (!enough) {
-    return absl::ResourceExhaustedError(absl::StrCat("the SSD tier's ", options_.capacity_bytes,
-                                                     " bytes are taken by writes under way; try again"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the SSD tier's ", options_.capacity_bytes, " bytes are taken by writes under way; try again"));
   }
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<SsdLocation>> SsdTier::AllocateSpace(std::span<const Write> writes, std::vector<Stored>* evicted) {
+absl::StatusOr<std::vector<SsdLocation>> SsdTier::AllocateSpace(std::span<const Write> writes,
+                                                                std::vector<Stored>* evicted) {
   absl::MutexLock allocate(&allocate_mu_);
   uint64_t total = 0;
   for (const Write& w : writes) total += w.head.size() + w.padded_payload.size();
@@ -330,7 +332,8 @@ absl::StatusOr<std::vector<SsdLocation>> SsdTier::Append(std::span<const Write> 
   }
   rocksdb::WriteBatch batch;
   for (size_t i = 0; i < writes.size(); ++i) {
-    batch.Put(AsSlice(EncodeIndexKey(writes[i].id)), AsSlice(EncodeIndexValue(writes[i].id, locations[i], writes[i].meta)));
+    batch.Put(AsSlice(EncodeIndexKey(writes[i].id)),
+              AsSlice(EncodeIndexValue(writes[i].id, locations[i], writes[i].meta)));
   }
   std::vector<SegmentPtr> empty;
   absl::MutexLock journal(&journal_mu_);
@@ -423,8 +426,8 @@ absl::StatusOr<std::string> SsdTier::Read(const SsdLocation& location, std::span
     segment->last_used = ++clock_;
   }
   std::string head(location.head_bytes, '\0');
-  PERIGEE_RETURN_IF_ERROR(segment->file.Read(
-      location.offset, {reinterpret_cast<std::byte*>(head.data()), head.size()}, padded_payload));
+  PERIGEE_RETURN_IF_ERROR(
+      segment->file.Read(location.offset, {reinterpret_cast<std::byte*>(head.data()), head.size()}, padded_payload));
   return head;
 }
 

@@ -1,12 +1,12 @@
-// The store's core: which planes exist, where their bytes are, who may count on them staying there. No gRPC, no UCX: memory that peers
-// write to and read from one-sidedly is here just a span.
+// The store's core: which planes exist, where their bytes are, who may count on them staying there. No gRPC, no UCX:
+// memory that peers write to and read from one-sidedly is here just a span.
 //
-// A plane's life: Reserve (room in the slab) -> the writer's PUTs -> Commit (checked, then visible) -> in DRAM, on SSD or both -> evicted,
-// deleted or quarantined. A plane in DRAM with an SSD copy may lose its DRAM copy at any time that it is not leased; Acquire brings it
-// back. Planes are immutable.
+// A plane's life: Reserve (room in the slab) -> the writer's PUTs -> Commit (checked, then visible) -> in DRAM, on SSD
+// or both -> evicted, deleted or quarantined. A plane in DRAM with an SSD copy may lose its DRAM copy at any time that
+// it is not leased; Acquire brings it back. Planes are immutable.
 //
-// Any thread may call; only calls that need the SSD wait for it. Times to live run on options.now. Errors: of a whole call the Status,
-// of single planes inside the result.
+// Any thread may call; only calls that need the SSD wait for it. Times to live run on options.now. Errors: of a whole
+// call the Status, of single planes inside the result.
 #ifndef PERIGEE_KVSTORE_STORE_H_
 #define PERIGEE_KVSTORE_STORE_H_
 
@@ -138,11 +138,13 @@ class Store {
   // All or nothing: RESOURCE_EXHAUSTED reserves none (and evicts none, if evicting could not have helped).
   absl::StatusOr<std::vector<Reservation>> Reserve(std::span<const PlaneRequest> planes, absl::Duration ttl);
 
-  // One status per item. OK also when another writer committed the same plane first, with the durability that he asked for. Not OK: the plane does not exist. A refused header or payload ends its reservation; a failure of the store's own
-  // (RESOURCE_EXHAUSTED: disk full) keeps it, so that the same Commit can be tried again.
+  // One status per item. OK also when another writer committed the same plane first, with the durability that he asked
+  // for. Not OK: the plane does not exist. A refused header or payload ends its reservation; a failure of the store's
+  // own (RESOURCE_EXHAUSTED: disk full) keeps it, so that the same Commit can be tried again.
   absl::StatusOr<std::vector<absl::Status>> Commit(std::span<const CommitItem> items, Durability durability);
 
-  // writes_may_arrive: the memory stays unused until the reservation's ttl and the grace have passed. Returns how many were known.
+  // writes_may_arrive: the memory stays unused until the reservation's ttl and the grace have passed. Returns how many
+  // were known.
   uint32_t Abort(std::span<const uint64_t> reservation_ids, bool writes_may_arrive);
 
   // tenant: a plane of another tenant is a miss; empty: not checked.

@@ -54,7 +54,8 @@ Store::~Store() = default;
 
 absl::StatusOr<std::unique_ptr<Store>> Store::Open(StoreOptions options, std::span<std::byte> slab) {
   if (slab.size() < kPageBytes) {
-    return absl::InvalidArgumentError(absl::StrCat("the slab has ", slab.size(), " bytes; it needs at least ", kPageBytes));
+    return absl::InvalidArgumentError(
+        absl::StrCat("the slab has ", slab.size(), " bytes; it needs at least ", kPageBytes));
   }
   if (reinterpret_cast<uintptr_t>(slab.data()) % kPageBytes != 0) {
     return absl::InvalidArgumentError("the slab does not start on a page");

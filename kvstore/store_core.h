@@ -20,7 +20,8 @@
 
 namespace perigee::kvstore {
 
-// Who goes first: the longest unused; of one call's planes proximal before distant before summary, a prompt's end before its start.
+// Who goes first: the longest unused; of one call's planes proximal before distant before summary, a prompt's end
+// before its start.
 using LruKey = std::tuple<uint64_t, int, uint64_t, uint64_t>;  // tick, kind's rank, -place in the batch, entry number
 
 struct Entry {
@@ -63,7 +64,9 @@ class Rate {
     bytes_per_s_ += 0.2 * (static_cast<double>(bytes) / seconds - bytes_per_s_);
   }
   double bytes_per_s() const { return bytes_per_s_; }
-  uint64_t EstimateUs(uint64_t bytes) const { return static_cast<uint64_t>(1e6 * static_cast<double>(bytes) / bytes_per_s_); }
+  uint64_t EstimateUs(uint64_t bytes) const {
+    return static_cast<uint64_t>(1e6 * static_cast<double>(bytes) / bytes_per_s_);
+  }
 
  private:
   double bytes_per_s_;
@@ -101,9 +104,11 @@ class Store::Core {
 
   const StoreOptions options;
   const std::span<std::byte> slab_memory;
-  std::unique_ptr<SsdTier> ssd;  // Null without an SSD. Its blocking calls are never made with mu held; Touch and Stats may be.
+  std::unique_ptr<SsdTier>
+      ssd;  // Null without an SSD. Its blocking calls are never made with mu held; Touch and Stats may be.
 
-  // Guards everything below. Held for memory operations only: never across disk I/O, checksums or waits (but absl's Await, which lets go).
+  // Guards everything below. Held for memory operations only: never across disk I/O, checksums or waits (but absl's
+  // Await, which lets go).
   absl::Mutex mu;
   Slab slab ABSL_GUARDED_BY(mu);
   absl::btree_map<PlaneId, EntryPtr> index ABSL_GUARDED_BY(mu);
@@ -119,7 +124,7 @@ class Store::Core {
   absl::BitGen random ABSL_GUARDED_BY(mu);
   uint64_t ticks ABSL_GUARDED_BY(mu) = 0;
   uint64_t next_entry ABSL_GUARDED_BY(mu) = 0;
-  StoreStats stats ABSL_GUARDED_BY(mu);  // The counters; the rest is filled in by Stats().
+  StoreStats stats ABSL_GUARDED_BY(mu);     // The counters; the rest is filled in by Stats().
   Rate dram_rate ABSL_GUARDED_BY(mu){1e9};  // Until the first measurement: a 10 Gbit/s link.
   Rate ssd_rate ABSL_GUARDED_BY(mu){5e8};   // A SATA disk.
 };

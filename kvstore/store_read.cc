@@ -34,11 +34,11 @@ absl::StatusOr<std::vector<BlockInfo>> Store::Lookup(std::span<const pod::BlockK
       } else {
         const uint64_t bytes = entry->meta.payload_bytes;
         const bool in_dram = entry->extent && !entry->loading;
-        out[i].planes.push_back({.kind = kind,
-                                 .tier = in_dram ? Tier::kDram : Tier::kSsd,
-                                 .payload_bytes = bytes,
-                                 .estimated_fetch_us = c.dram_rate.EstimateUs(bytes) +
-                                                       (in_dram ? 0 : c.ssd_rate.EstimateUs(bytes))});
+        out[i].planes.push_back(
+            {.kind = kind,
+             .tier = in_dram ? Tier::kDram : Tier::kSsd,
+             .payload_bytes = bytes,
+             .estimated_fetch_us = c.dram_rate.EstimateUs(bytes) + (in_dram ? 0 : c.ssd_rate.EstimateUs(bytes))});
       }
     }
   }

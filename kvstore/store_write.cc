@@ -37,9 +37,8 @@ absl::Status CheckHeader(const Pending& p, absl::string_view encoded, pod::Plane
     return absl::InvalidArgumentError(absl::StrCat(encoded.size() - used, " bytes follow the plane header"));
   }
   if (out->key != p.id.key || out->kind != p.id.kind) {
-    return absl::InvalidArgumentError(absl::StrCat("the header is of plane ",
-                                                   PlaneId{out->key, out->kind}.ToString(), ", the reservation of ",
-                                                   p.id.ToString()));
+    return absl::InvalidArgumentError(absl::StrCat("the header is of plane ", PlaneId{out->key, out->kind}.ToString(),
+                                                   ", the reservation of ", p.id.ToString()));
   }
   if (out->payload_bytes != p.payload_bytes) {
     return absl::InvalidArgumentError(absl::StrCat("the header of ", p.id.ToString(), " says ", out->payload_bytes,
@@ -60,8 +59,8 @@ absl::StatusOr<std::vector<Reservation>> Store::Reserve(std::span<const PlaneReq
       return absl::InvalidArgumentError(absl::StrCat(p.id.ToString(), " has 0 bytes: empty planes are not stored"));
     }
     if (p.payload_bytes > capacity) {
-      return absl::ResourceExhaustedError(absl::StrCat(p.id.ToString(), " has ", p.payload_bytes,
-                                                       " bytes; the store's whole memory has ", capacity));
+      return absl::ResourceExhaustedError(
+          absl::StrCat(p.id.ToString(), " has ", p.payload_bytes, " bytes; the store's whole memory has ", capacity));
     }
   }
   absl::MutexLock lock(&c.mu);
@@ -93,10 +92,10 @@ absl::StatusOr<std::vector<Reservation>> Store::Reserve(std::span<const PlaneReq
     }
     out[i].id = c.NewId();
     out[i].address = c.Address(*extent);
-    c.reservations.emplace(out[i].id, ReservationState{.id = planes[i].id,
-                                                       .payload_bytes = planes[i].payload_bytes,
-                                                       .extent = *extent,
-                                                       .expiry = expiry});
+    c.reservations.emplace(
+        out[i].id,
+        ReservationState{
+            .id = planes[i].id, .payload_bytes = planes[i].payload_bytes, .extent = *extent, .expiry = expiry});
     c.reservation_ends.insert({expiry + c.options.reclaim_grace, out[i].id});
     c.stats.reserved_bytes += RoundUpToPage(planes[i].payload_bytes);
     made.push_back(out[i].id);
@@ -104,10 +103,11 @@ absl::StatusOr<std::vector<Reservation>> Store::Reserve(std::span<const PlaneReq
   for (const EntryPtr& entry : held) c.Unpin(entry);
   if (!enough) {
     for (uint64_t id : made) c.EndReservation(id);
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "the store has no room for ", planes.size(), " planes of ", need, " bytes: ", c.slab.free_bytes(), " free (largest piece ",
-        c.slab.largest_free_bytes(), "), ", c.evictable_bytes, " evictable, ", c.stats.leased_bytes, " leased, ",
-        c.stats.reserved_bytes, " reserved; try again when leases end, or give the store more memory"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the store has no room for ", planes.size(), " planes of ", need, " bytes: ", c.slab.free_bytes(),
+                     " free (largest piece ", c.slab.largest_free_bytes(), "), ", c.evictable_bytes, " evictable, ",
+                     c.stats.leased_bytes, " leased, ", c.stats.reserved_bytes,
+                     " reserved; try again when leases end, or give the store more memory"));
   }
   return out;
 }
@@ -116,7 +116,8 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
   Core& c = *core_;
   PERIGEE_RETURN_IF_ERROR(c.CheckBatch(items.size()));
   if (durability == Durability::kSynced && !c.ssd) {
-    return absl::FailedPreconditionError("this store has no SSD tier: commit with DRAM durability, or give it a data folder");
+    return absl::FailedPreconditionError(
+        "this store has no SSD tier: commit with DRAM durability, or give it a data folder");
   }
   const bool to_ssd = c.ssd && durability != Durability::kDram;
 
@@ -132,7 +133,8 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
       p.reservation_id = items[i].reservation_id;
       const auto it = c.reservations.find(p.reservation_id);
       if (it == c.reservations.end() || it->second.ended || it->second.expiry <= now) {
-        p.status = absl::NotFoundError(absl::StrCat("reservation ", p.reservation_id, " is unknown or has expired; reserve again"));
+        p.status = absl::NotFoundError(
+            absl::StrCat("reservation ", p.reservation_id, " is unknown or has expired; reserve again"));
         continue;
       }
       ReservationState& r = it->second;
@@ -201,7 +203,8 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
           written[i]->own_fault = true;
         }
       }
-      if (!locations.ok()) spdlog::warn("commit of {} planes: {}", writes.size(), std::string(locations.status().message()));
+      if (!locations.ok())
+        spdlog::warn("commit of {} planes: {}", writes.size(), std::string(locations.status().message()));
     }
   }
 

@@ -10,7 +10,8 @@ namespace perigee::kvstore {
 
 inline absl::StatusOr<pod::PlaneKind> KindFromWire(int kind) {
   if (kind < 1 || kind > 3) {
-    return absl::InvalidArgumentError(absl::StrCat("plane kind ", kind, " is not known: 1 distant, 2 proximal, 3 summary"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("plane kind ", kind, " is not known: 1 distant, 2 proximal, 3 summary"));
   }
   return static_cast<pod::PlaneKind>(kind);
 }

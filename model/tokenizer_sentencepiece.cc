@@ -6,7 +6,7 @@
 #include "absl/strings/str_replace.h"
 #include "base/bytes.h"
 #include "base/status.h"
-#include "model/sentencepiece_shim.h"
+#include "model/sentencepiece/loader.h"
 #include "model/tokenizer.h"
 #include "model/utf8.h"
 
@@ -20,10 +20,11 @@ class SentencePieceTokenizer : public Tokenizer {
  public:
   absl::Status Parse(absl::string_view tokenizer_model, absl::string_view tokenizer_config) {
     if (tokenizer_model.empty()) return absl::InvalidArgumentError("the sentencepiece model is empty");
-    if (const std::string error = shim_.Load(std::string(tokenizer_model)); !error.empty()) {
+    PERIGEE_ASSIGN_OR_RETURN(library_, NewSentencePieceObject());
+    if (const std::string error = library_->Load(std::string(tokenizer_model)); !error.empty()) {
       return absl::InvalidArgumentError(absl::StrCat("sentencepiece refuses the model: ", error));
     }
-    const int size = shim_.size();
+    const int size = library_->size();
     if (size < 1 || size > kMaxPieces) {
       return absl::InvalidArgumentError(
           absl::StrCat("the sentencepiece model has ", size, " pieces; 1 to ", kMaxPieces, " are supported"));
@@ -31,18 +32,18 @@ class SentencePieceTokenizer : public Tokenizer {
     std::vector<AddedToken> added;
     tokens_.resize(static_cast<size_t>(size));
     for (int id = 0; id < size; ++id) {
-      const std::string piece = shim_.PieceOf(id);
+      const std::string piece = library_->PieceOf(id);
       Token token{"", true, false};
-      switch (shim_.KindOf(id)) {
-        case SentencePieceShim::Kind::kControl:
+      switch (library_->KindOf(id)) {
+        case SentencePiece::Kind::kControl:
           token.bytes = piece;
           token.special = true;
           if (!piece.empty()) added.push_back({piece, id, true});
           break;
-        case SentencePieceShim::Kind::kUnknown:
+        case SentencePiece::Kind::kUnknown:
           token.bytes = " \xE2\x81\x87 ";  // U+2047, as sentencepiece decodes it
           break;
-        case SentencePieceShim::Kind::kByte: {  // <0xAB>
+        case SentencePiece::Kind::kByte: {  // <0xAB>
           const absl::StatusOr<std::string> byte =
               piece.size() == 6 ? FromHex(piece.substr(3, 2)) : absl::StatusOr<std::string>("");
           if (!byte.ok() || byte->size() != 1)
@@ -50,16 +51,16 @@ class SentencePieceTokenizer : public Tokenizer {
           token.bytes = *byte;
           break;
         }
-        case SentencePieceShim::Kind::kUnused:
-        case SentencePieceShim::Kind::kNormal:
+        case SentencePiece::Kind::kUnused:
+        case SentencePiece::Kind::kNormal:
           token.bytes = absl::StrReplaceAll(piece, {{kSpaceMark, " "}});
           break;
       }
       tokens_[static_cast<size_t>(id)] = std::move(token);
     }
     SetAddedTokens(std::move(added));
-    if (shim_.bos_id() >= 0 && shim_.bos_id() < size) bos_id_ = shim_.bos_id();
-    if (shim_.eos_id() >= 0 && shim_.eos_id() < size) eos_ids_ = {shim_.eos_id()};
+    if (library_->bos_id() >= 0 && library_->bos_id() < size) bos_id_ = library_->bos_id();
+    if (library_->eos_id() >= 0 && library_->eos_id() < size) eos_ids_ = {library_->eos_id()};
     // The library does not tell whether the model adds a first space; a text without one does.
     std::vector<int32_t> probe;
     PERIGEE_RETURN_IF_ERROR(EncodePlain("a", probe));
@@ -75,7 +76,7 @@ class SentencePieceTokenizer : public Tokenizer {
           absl::StrCat("the text is not valid UTF-8 at byte ", valid, "; a sentencepiece tokenizer takes only UTF-8"));
     }
     std::vector<int> pieces;
-    if (const std::string error = shim_.Encode(text.data(), text.size(), pieces); !error.empty()) {
+    if (const std::string error = library_->Encode(text.data(), text.size(), pieces); !error.empty()) {
       return absl::InternalError(absl::StrCat("sentencepiece: ", error));
     }
     for (const int id : pieces) {
@@ -86,7 +87,7 @@ class SentencePieceTokenizer : public Tokenizer {
     return absl::OkStatus();
   }
 
-  SentencePieceShim shim_;
+  std::unique_ptr<SentencePiece> library_;
 };
 
 }  // namespace

@@ -90,7 +90,8 @@ class ServerProcess {
   std::string said_;
 };
 
-absl::Status WriteAll(StoreClient& client, std::span<const TestPlane> planes, Durability durability = Durability::kBest) {
+absl::Status WriteAll(StoreClient& client, std::span<const TestPlane> planes,
+                      Durability durability = Durability::kBest) {
   std::vector<PlaneRequest> requests;
   std::vector<pod::PlaneHeader> headers;
   for (const TestPlane& p : planes) {
@@ -286,7 +287,8 @@ TEST(Server, TakenPortsAndFoldersAreRefusedClearly) {
   auto first = StoreServer::Start(LocalOptions(folder.path()));
   ASSERT_TRUE(first.ok()) << first.status();
   ServerOptions same_port = LocalOptions();
-  same_port.port = static_cast<uint16_t>(std::atoi((*first)->address().substr((*first)->address().rfind(':') + 1).c_str()));
+  same_port.port =
+      static_cast<uint16_t>(std::atoi((*first)->address().substr((*first)->address().rfind(':') + 1).c_str()));
   const auto second = StoreServer::Start(same_port);
   EXPECT_EQ(second.status().code(), absl::StatusCode::kAlreadyExists) << second.status();
   // From another process.

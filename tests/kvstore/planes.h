@@ -138,7 +138,8 @@ inline std::unique_ptr<Store> OpenStore(FakeSlab& slab, const std::string& ssd_p
                                         uint64_t segment_bytes = 1 << 20) {
   StoreOptions options;
   if (!ssd_path.empty()) {
-    options.ssd = SsdOptions{.path = ssd_path, .segment_bytes = segment_bytes, .capacity_bytes = capacity, .reserve_bytes = 0};
+    options.ssd =
+        SsdOptions{.path = ssd_path, .segment_bytes = segment_bytes, .capacity_bytes = capacity, .reserve_bytes = 0};
   }
   auto store = Store::Open(options, slab.span());
   EXPECT_TRUE(store.ok()) << store.status();

@@ -94,7 +94,8 @@ TEST(SegmentRecord, RandomMutationsOfHeadAndIndexEntryNeverPassOrCrash) {
           bytes.insert(random() % (bytes.size() + 1), 1 + random() % 16, static_cast<char>(random()));
           break;
         case 3:
-          for (size_t i = 0, at = random() % (bytes.size() + 1); i < 8 && at + i < bytes.size(); ++i) bytes[at + i] = '\xff';
+          for (size_t i = 0, at = random() % (bytes.size() + 1); i < 8 && at + i < bytes.size(); ++i)
+            bytes[at + i] = '\xff';
           break;
       }
     }

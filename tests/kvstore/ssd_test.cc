@@ -1,6 +1,5 @@
-// What the SSD tier promises: committed planes survive restarts and kills, wrong bytes are found, a full or short disk is not fatal.
-#include "kvstore/ssd_tier.h"
-
+// What the SSD tier promises: committed planes survive restarts and kills, wrong bytes are found, a full or short disk
+// is not fatal.
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -11,6 +10,7 @@
 #include <fstream>
 
 #include "base/file.h"
+#include "kvstore/ssd_tier.h"
 #include "planes.h"
 
 namespace perigee::kvstore {
@@ -104,7 +104,8 @@ TEST_F(SsdTest, KilledAfterAcknowledgingNothingIsLost) {
   EXPECT_TRUE(ReadAndCompare(*store, MakePlane(5000, 3000)).ok());
 }
 
-// A record of a 5000-byte payload: head [0, 4096) with the fixed part, the plane header and padding; payload; padding to 12288.
+// A record of a 5000-byte payload: head [0, 4096) with the fixed part, the plane header and padding; payload; padding
+// to 12288.
 class FlippedByte : public testing::TestWithParam<uint64_t> {};
 
 TEST_P(FlippedByte, IsDetectedCountedAndBecomesAMiss) {
@@ -131,24 +132,24 @@ TEST_P(FlippedByte, IsDetectedCountedAndBecomesAMiss) {
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryClassOfPosition, FlippedByte,
-                         testing::Values(0,      // magic
-                                         9,      // version
-                                         13,     // header length
-                                         17,     // payload length
-                                         25,     // payload offset
-                                         41,     // created
-                                         50,     // key
-                                         80,     // kind
-                                         82,     // reserved
-                                         85,     // checksum
-                                         90,     // plane header
-                                         150,    // plane header
-                                         4000,   // head padding
-                                         4096,   // first payload byte
-                                         6000,   // payload
-                                         9095,   // last payload byte
-                                         9096,   // first padding byte
-                                         12287   // last padding byte
+                         testing::Values(0,     // magic
+                                         9,     // version
+                                         13,    // header length
+                                         17,    // payload length
+                                         25,    // payload offset
+                                         41,    // created
+                                         50,    // key
+                                         80,    // kind
+                                         82,    // reserved
+                                         85,    // checksum
+                                         90,    // plane header
+                                         150,   // plane header
+                                         4000,  // head padding
+                                         4096,  // first payload byte
+                                         6000,  // payload
+                                         9095,  // last payload byte
+                                         9096,  // first padding byte
+                                         12287  // last padding byte
                                          ));
 
 TEST_F(SsdTest, ACorruptSsdCopyIsFoundByAReportWhileDramServesOn) {
@@ -288,8 +289,13 @@ TEST_F(SsdTest, ASecondStoreOnTheSameFolderIsRefusedClearly) {
 
 TEST_F(SsdTest, AFullDiskRefusesCommitsLosesNothingAndServesOn) {
   if (::mount("tmpfs", folder_.path().c_str(), "tmpfs", 0, "size=8m") != 0) {
-    GTEST_SKIP() << "LOUD: cannot mount a small tmpfs here (" << std::strerror(errno) << "); the full disk is NOT tested";
+    GTEST_SKIP() << "LOUD: cannot mount a small tmpfs here (" << std::strerror(errno)
+                 << "); the full disk is NOT tested";
   }
+  struct Unmount {
+    const std::string path;
+    ~Unmount() { EXPECT_EQ(::umount2(path.c_str(), MNT_DETACH), 0); }
+  } unmount{folder_.path()};
   // reserve_bytes 0 makes the write itself fail; 2 MiB makes the check before it fail.
   for (const uint64_t reserve_bytes : {uint64_t{0}, uint64_t{2} << 20}) {
     const std::string path = absl::StrCat(folder_.path(), "/", reserve_bytes);
@@ -321,7 +327,6 @@ TEST_F(SsdTest, AFullDiskRefusesCommitsLosesNothingAndServesOn) {
     again->reset();
     fs::remove_all(path);
   }
-  EXPECT_EQ(::umount(folder_.path().c_str()), 0);
 }
 
 }  // namespace

@@ -11,8 +11,8 @@
 namespace perigee::kvstore {
 namespace {
 
-using ::testing::HasSubstr;
 using pod::PlaneKind;
+using ::testing::HasSubstr;
 
 class StoreTest : public testing::Test {
  protected:
@@ -48,7 +48,8 @@ TEST_F(StoreTest, APlaneExistsOnlyAfterCommit) {
   EXPECT_TRUE(ReadAndCompare(*store_, p).ok());
   EXPECT_TRUE((*store_->Reserve({&request, 1}, absl::Seconds(10)))[0].already_committed);
   EXPECT_EQ(store_->Stats().committed_bytes, 3000u);
-  EXPECT_EQ((*store_->Commit({&item, 1}, Durability::kDram))[0].code(), absl::StatusCode::kNotFound) << "committed twice";
+  EXPECT_EQ((*store_->Commit({&item, 1}, Durability::kDram))[0].code(), absl::StatusCode::kNotFound)
+      << "committed twice";
 }
 
 TEST_F(StoreTest, ReserveIsAllOrNothing) {

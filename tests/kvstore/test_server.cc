@@ -1,5 +1,5 @@
-// kvstore_test_server PORT SLAB_BYTES [DATA_FOLDER]: a store in a process of its own. Prints its address and lives until standard input
-// closes (a clean shutdown) or somebody kills it.
+// kvstore_test_server PORT SLAB_BYTES [DATA_FOLDER]: a store in a process of its own. Prints its address and lives
+// until standard input closes (a clean shutdown) or somebody kills it.
 #include <unistd.h>
 
 #include <cstdio>

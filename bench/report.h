@@ -1,8 +1,9 @@
-// What every benchmark program prints: a table for people and, with --json FILE, the same rows for programs. A row sets a measured value
-// beside its peer or its limit; the ratio is value / limit where more is better (throughputs) and limit / value where less is (times), so
-// that a target always reads ">=0.90".
+// What every benchmark program prints: a table for people and, with --json FILE, the same rows for programs. A row sets
+// a measured value beside its peer or its limit; the ratio is value / limit where more is better (throughputs) and
+// limit / value where less is (times), so that a target always reads ">=0.90".
 //
-// JSON: a list of {row, value, unit, limit, ratio, target, device, command}; limit and ratio are null where there is no peer.
+// JSON: a list of {row, value, unit, limit, ratio, target, device, command}; limit and ratio are null where there is no
+// peer.
 #ifndef PERIGEE_BENCH_REPORT_H_
 #define PERIGEE_BENCH_REPORT_H_
 
@@ -56,7 +57,8 @@ class Report {
 
   void Add(Row row) {
     if (rows_.empty()) {
-      std::printf("%s\n%-44s %12s %-8s %12s %7s %8s\n", device_.c_str(), "row", "value", "unit", "limit", "ratio", "target");
+      std::printf("%s\n%-44s %12s %-8s %12s %7s %8s\n", device_.c_str(), "row", "value", "unit", "limit", "ratio",
+                  "target");
     }
     const std::optional<double> ratio = Ratio(row);
     std::printf("%-44s %12.4g %-8s ", row.row.c_str(), row.value, row.unit.c_str());

@@ -1,15 +1,40 @@
 #include "proto/grpc_server.h"
 
+#include <atomic>
+
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 
 namespace perigee {
+namespace {
+
+// Counts the calls that run in this process's synchronous services.
+class CallCounter final : public grpc::Server::GlobalCallbacks {
+ public:
+  static CallCounter& Get() {
+    static CallCounter* counter = [] {
+      auto* c = new CallCounter;  // gRPC keeps it for the process's life.
+      grpc::Server::SetGlobalCallbacks(c);
+      return c;
+    }();
+    return *counter;
+  }
+  void PreSynchronousRequest(grpc::ServerContext*) override { running_.fetch_add(1); }
+  void PostSynchronousRequest(grpc::ServerContext*) override { running_.fetch_sub(1); }
+  int running() const { return running_.load(); }
+
+ private:
+  std::atomic<int> running_{0};
+};
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const std::string& listen, grpc::Service* service) {
   const size_t colon = listen.rfind(':');
   if (colon == std::string::npos || colon + 1 == listen.size()) {
     return absl::InvalidArgumentError(absl::StrCat("listen address '", listen, "' is not host:port"));
   }
+  CallCounter::Get();
   grpc::ServerBuilder builder;
   int port = 0;
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
@@ -27,7 +52,12 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const std::string&
 }
 
 void GrpcServer::Stop(absl::Duration grace) {
-  if (server_ != nullptr) server_->Shutdown(absl::ToChronoTime(absl::Now() + grace));
+  if (server_ == nullptr) return;
+  // gRPC's own graceful shutdown also waits for idle clients to hang up, and they do not look at their connections while idle.
+  const absl::Time end = absl::Now() + grace;
+  while (CallCounter::Get().running() > 0 && absl::Now() < end) absl::SleepFor(absl::Milliseconds(5));
+  server_->Shutdown(absl::ToChronoTime(absl::Now()));
+  server_ = nullptr;
 }
 
 }  // namespace perigee

@@ -17,12 +17,12 @@ class GrpcServer {
   // listen: "host:port", port 0 for any free one. The service is the caller's and outlives the server. ALREADY_EXISTS when the port is
   // taken: unlike gRPC's default, two servers never share one.
   static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const std::string& listen, grpc::Service* service);
-  ~GrpcServer() { Stop(absl::Seconds(1)); }
+  ~GrpcServer() { Stop(absl::ZeroDuration()); }
 
   // "host:port" with the port in use.
   const std::string& address() const { return address_; }
 
-  // No new calls; running ones are cancelled after `grace`. Idempotent.
+  // Waits until no call is running in this process, at most for `grace`; then cancels what still runs. Idempotent.
   void Stop(absl::Duration grace);
 
  private:

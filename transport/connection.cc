@@ -15,7 +15,9 @@ using internal::Core;
 using internal::Endpoint;
 using internal::Piece;
 
-absl::Status NotOpen() { return absl::FailedPreconditionError("this Connection is empty; make one with Engine::Connect"); }
+absl::Status NotOpen() {
+  return absl::FailedPreconditionError("this Connection is empty; make one with Engine::Connect");
+}
 
 }  // namespace
 
@@ -57,8 +59,8 @@ Connection::~Connection() { Close(); }
 void Connection::Close() {
   if (endpoint_ == nullptr) return;
   endpoint_->core->Post([endpoint = endpoint_] {
-    endpoint->core->FailEndpoint(endpoint.get(),
-                                 absl::CancelledError(absl::StrCat("the connection to ", endpoint->peer_name, " was destroyed")));
+    endpoint->core->FailEndpoint(endpoint.get(), absl::CancelledError(absl::StrCat(
+                                                     "the connection to ", endpoint->peer_name, " was destroyed")));
   });
   endpoint_ = nullptr;
 }
@@ -80,7 +82,8 @@ absl::StatusOr<RemoteRegion> Connection::UnpackRemoteKey(absl::string_view bytes
   PERIGEE_ASSIGN_OR_RETURN(const PackedKey packed, DecodeRemoteKey(bytes));
   if (packed.engine_id != endpoint_->peer_id) {
     return absl::InvalidArgumentError(absl::StrCat("the remote key belongs to another engine than the one at ",
-                                                   endpoint_->peer_name, " (has it been restarted? fetch the key again)"));
+                                                   endpoint_->peer_name,
+                                                   " (has it been restarted? fetch the key again)"));
   }
   auto key = std::make_shared<internal::RemoteKey>();
   key->endpoint = endpoint_;
@@ -102,7 +105,8 @@ std::byte* Local(const GetTransfer& transfer) { return transfer.local.data(); }
 
 template <typename Transfer, typename KeyOf>
 absl::StatusOr<std::shared_ptr<Batch>> MakeBatch(BatchKind kind, const std::shared_ptr<Endpoint>& endpoint,
-                                                 std::span<const Transfer> transfers, absl::Time deadline, KeyOf key_of) {
+                                                 std::span<const Transfer> transfers, absl::Time deadline,
+                                                 KeyOf key_of) {
   auto batch = std::make_shared<Batch>();
   batch->kind = kind;
   batch->endpoint = endpoint;
@@ -111,15 +115,17 @@ absl::StatusOr<std::shared_ptr<Batch>> MakeBatch(BatchKind kind, const std::shar
   for (size_t i = 0; i < transfers.size(); ++i) {
     const Transfer& transfer = transfers[i];
     if (transfer.region == nullptr || key_of(*transfer.region) == nullptr) {
-      return absl::InvalidArgumentError(absl::StrCat("transfer ", i, " of ", transfers.size(), " names no remote region"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("transfer ", i, " of ", transfers.size(), " names no remote region"));
     }
     const std::shared_ptr<internal::RemoteKey>& key = key_of(*transfer.region);
     if (key->endpoint != endpoint) {
-      return absl::InvalidArgumentError(absl::StrCat("transfer ", i, " of ", transfers.size(),
-                                                     " uses a region of another connection; unpack the key on this one"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("transfer ", i, " of ", transfers.size(),
+                       " uses a region of another connection; unpack the key on this one"));
     }
-    PERIGEE_RETURN_IF_ERROR(Annotate(transfer.region->CheckBounds(transfer.remote_address, transfer.local.size()),
-                                     absl::StrCat("transfer ", i, " of ", transfers.size())));
+    const absl::Status bounds = transfer.region->CheckBounds(transfer.remote_address, transfer.local.size());
+    if (!bounds.ok()) return Annotate(bounds, absl::StrCat("transfer ", i, " of ", transfers.size()));
     if (transfer.local.empty()) continue;
     if (batch->keys.empty() || batch->keys.back() != key) batch->keys.push_back(key);
     batch->pieces.push_back({Local(transfer), transfer.local.size(), transfer.remote_address, key.get()});
@@ -130,16 +136,18 @@ absl::StatusOr<std::shared_ptr<Batch>> MakeBatch(BatchKind kind, const std::shar
 
 absl::StatusOr<TransferHandle> Connection::StartPut(std::span<const PutTransfer> transfers, absl::Time deadline) const {
   if (endpoint_ == nullptr) return NotOpen();
-  PERIGEE_ASSIGN_OR_RETURN(auto batch, MakeBatch(BatchKind::kPut, endpoint_, transfers, deadline,
-                                                 [](const RemoteRegion& region) -> auto& { return region.key_; }));
+  PERIGEE_ASSIGN_OR_RETURN(auto batch, MakeBatch(
+                                           BatchKind::kPut, endpoint_, transfers, deadline,
+                                           [](const RemoteRegion& region) -> auto& { return region.key_; }));
   PERIGEE_RETURN_IF_ERROR(endpoint_->core->Start(batch));
   return TransferHandle(std::move(batch));
 }
 
 absl::StatusOr<TransferHandle> Connection::StartGet(std::span<const GetTransfer> transfers, absl::Time deadline) const {
   if (endpoint_ == nullptr) return NotOpen();
-  PERIGEE_ASSIGN_OR_RETURN(auto batch, MakeBatch(BatchKind::kGet, endpoint_, transfers, deadline,
-                                                 [](const RemoteRegion& region) -> auto& { return region.key_; }));
+  PERIGEE_ASSIGN_OR_RETURN(auto batch, MakeBatch(
+                                           BatchKind::kGet, endpoint_, transfers, deadline,
+                                           [](const RemoteRegion& region) -> auto& { return region.key_; }));
   PERIGEE_RETURN_IF_ERROR(endpoint_->core->Start(batch));
   return TransferHandle(std::move(batch));
 }
@@ -156,13 +164,14 @@ absl::Status Connection::Get(std::span<const GetTransfer> transfers, absl::Time 
 
 namespace {
 
-absl::StatusOr<std::shared_ptr<Batch>> MakeMessage(BatchKind kind, const std::shared_ptr<Endpoint>& endpoint, uint16_t id,
-                                                   absl::string_view header, absl::string_view payload,
+absl::StatusOr<std::shared_ptr<Batch>> MakeMessage(BatchKind kind, const std::shared_ptr<Endpoint>& endpoint,
+                                                   uint16_t id, absl::string_view header, absl::string_view payload,
                                                    absl::Time deadline) {
   if (endpoint == nullptr) return NotOpen();
   if (header.size() > kMaxMessageBytes || payload.size() > kMaxMessageBytes - header.size()) {
-    return absl::InvalidArgumentError(absl::StrCat("message of ", header.size(), " + ", payload.size(), " bytes; at most ",
-                                                   kMaxMessageBytes, " can be sent, use Put for more"));
+    return absl::InvalidArgumentError(absl::StrCat("message of ", header.size(), " + ", payload.size(),
+                                                   " bytes; at most ", kMaxMessageBytes,
+                                                   " can be sent, use Put for more"));
   }
   auto batch = std::make_shared<Batch>();
   batch->kind = kind;
@@ -175,7 +184,8 @@ absl::StatusOr<std::shared_ptr<Batch>> MakeMessage(BatchKind kind, const std::sh
 
 }  // namespace
 
-absl::Status Connection::Send(uint16_t id, absl::string_view header, absl::string_view payload, absl::Time deadline) const {
+absl::Status Connection::Send(uint16_t id, absl::string_view header, absl::string_view payload,
+                              absl::Time deadline) const {
   PERIGEE_ASSIGN_OR_RETURN(auto batch, MakeMessage(BatchKind::kSend, endpoint_, id, header, payload, deadline));
   return endpoint_->core->StartAndWait(batch);
 }

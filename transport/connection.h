@@ -3,7 +3,8 @@
 // Every operation has a deadline and ends by it (plus the few milliseconds that closing takes): OK, or
 //   OUT_OF_RANGE        a transfer leaves its remote region; nothing was started
 //   INVALID_ARGUMENT    a null or foreign region, an oversized message
-//   DEADLINE_EXCEEDED   not finished in time (a stalled peer). For transfers the connection is then closed: UCX cannot take back one
+//   DEADLINE_EXCEEDED   not finished in time (a stalled peer). For transfers the connection is then closed: UCX cannot
+//   take back one
 //                       transfer, and a buffer must not be written after its owner was told that it is free
 //   UNAVAILABLE         the peer died or the connection is closed; Connect again
 //   CANCELLED           this side destroyed the Connection or the Engine
@@ -29,8 +30,8 @@ struct Batch;
 struct Endpoint;
 }  // namespace internal
 
-// One piece of a batch. The caller owns `local` and keeps it alive and unchanged until the batch has ended; `region` is read only while
-// the batch is started. Empty pieces are allowed.
+// One piece of a batch. The caller owns `local` and keeps it alive and unchanged until the batch has ended; `region` is
+// read only while the batch is started. Empty pieces are allowed.
 struct PutTransfer {
   std::span<const std::byte> local;
   uint64_t remote_address = 0;
@@ -42,8 +43,9 @@ struct GetTransfer {
   const RemoteRegion* region = nullptr;
 };
 
-// A batch under way. Move-only. Once the handle is gone or Wait has returned the batch's status, UCX never touches the buffers again.
-// Destruction therefore waits: for the end of the batch, at the latest until its deadline, when the connection is force-closed.
+// A batch under way. Move-only. Once the handle is gone or Wait has returned the batch's status, UCX never touches the
+// buffers again. Destruction therefore waits: for the end of the batch, at the latest until its deadline, when the
+// connection is force-closed.
 class TransferHandle {
  public:
   TransferHandle() = default;
@@ -51,7 +53,8 @@ class TransferHandle {
   TransferHandle& operator=(TransferHandle&& other) noexcept;
   ~TransferHandle();
 
-  // The batch's status once it has ended. DEADLINE_EXCEEDED when `until` comes first: the batch goes on (done() tells the two apart).
+  // The batch's status once it has ended. DEADLINE_EXCEEDED when `until` comes first: the batch goes on (done() tells
+  // the two apart).
   absl::Status Wait(absl::Time until = absl::InfiniteFuture());
   bool done() const;
 
@@ -62,8 +65,9 @@ class TransferHandle {
   std::shared_ptr<internal::Batch> batch_;
 };
 
-// Made by Engine::Connect. Move-only; any thread may call any method, several at once. Calls block the caller except Start*; none may be
-// made from a message handler (FAILED_PRECONDITION). Destruction closes it: batches under way end with CANCELLED.
+// Made by Engine::Connect. Move-only; any thread may call any method, several at once. Calls block the caller except
+// Start*; none may be made from a message handler (FAILED_PRECONDITION). Destruction closes it: batches under way end
+// with CANCELLED.
 class Connection {
  public:
   Connection() = default;
@@ -76,17 +80,20 @@ class Connection {
   // The UCX transports in use, one lane a line, as UCX prints them.
   absl::StatusOr<std::string> Describe() const;
 
-  // Turns a peer's MemoryRegion::remote_key() into a region. INVALID_ARGUMENT for damaged bytes and for another engine's key.
+  // Turns a peer's MemoryRegion::remote_key() into a region. INVALID_ARGUMENT for damaged bytes and for another
+  // engine's key.
   absl::StatusOr<RemoteRegion> UnpackRemoteKey(absl::string_view bytes) const;
 
-  // A Put has ended well when all bytes are visible in the peer's memory, a Get when they are in `local`. Pieces may run in any order.
+  // A Put has ended well when all bytes are visible in the peer's memory, a Get when they are in `local`. Pieces may
+  // run in any order.
   absl::Status Put(std::span<const PutTransfer> transfers, absl::Time deadline) const;
   absl::Status Get(std::span<const GetTransfer> transfers, absl::Time deadline) const;
   absl::StatusOr<TransferHandle> StartPut(std::span<const PutTransfer> transfers, absl::Time deadline) const;
   absl::StatusOr<TransferHandle> StartGet(std::span<const GetTransfer> transfers, absl::Time deadline) const;
 
-  // Runs the peer's handler `id` on a copy of the bytes. Send returns when the peer's transport has the message, Call with the handler's
-  // answer or error (NOT_FOUND: no such handler). Header and payload together: at most kMaxMessageBytes.
+  // Runs the peer's handler `id` on a copy of the bytes. Send returns when the peer's transport has the message, Call
+  // with the handler's answer or error (NOT_FOUND: no such handler). Header and payload together: at most
+  // kMaxMessageBytes.
   absl::Status Send(uint16_t id, absl::string_view header, absl::string_view payload, absl::Time deadline) const;
   absl::StatusOr<std::string> Call(uint16_t id, absl::string_view header, absl::string_view payload,
                                    absl::Time deadline) const;

@@ -25,20 +25,21 @@ constexpr absl::Duration kShutdownLimit = absl::Seconds(5);
 constexpr absl::Duration kDeadlineCheckEvery = absl::Milliseconds(1);
 constexpr absl::Duration kLongestSleep = absl::Milliseconds(100);
 
-// UCX reads its environment when it is loaded, so a default set from here has to go through its table of options. Peers that die are
-// reported by status; UCX's own lines about them would only be noise.
+// UCX reads its environment when it is loaded, so a default set from here has to go through its table of options. Peers
+// that die are reported by status; UCX's own lines about them would only be noise.
 void SetUcxDefaults() {
   static const bool once = [] {
     if (std::getenv("UCX_LOG_LEVEL") == nullptr) ucs_global_opts_set_value("LOG_LEVEL", "fatal");
-    // A restarted server takes its port back although old connections linger in TIME_WAIT. This option is out of ucp_config_modify's
-    // reach in UCX 1.13; it is read when a context is made, so the environment still does.
+    // A restarted server takes its port back although old connections linger in TIME_WAIT. This option is out of
+    // ucp_config_modify's reach in UCX 1.13; it is read when a context is made, so the environment still does.
     setenv("UCX_TCP_CM_REUSEADDR", "y", /*overwrite=*/0);
     return true;
   }();
   (void)once;
 }
 
-// Two processes whose identities are equal run under one kernel and see the same shared memory. Empty when it cannot be told.
+// Two processes whose identities are equal run under one kernel and see the same shared memory. Empty when it cannot be
+// told.
 std::string MachineIdentity() {
   const absl::StatusOr<std::string> boot = ReadFile("/proc/sys/kernel/random/boot_id", 4096);
   char ipc_namespace[64];
@@ -101,8 +102,8 @@ absl::Status Core::Init() {
   }
   ucp_config_release(config);
   if (status != UCS_OK) {
-    return Annotate(UcxError("ucp_init", status),
-                    absl::StrCat("UCX transports '", options_.transports, "' are not available here (see ucx_info -d)"));
+    return Annotate(UcxError("ucp_init", status), absl::StrCat("UCX transports '", options_.transports,
+                                                               "' are not available here (see ucx_info -d)"));
   }
 
   ucp_worker_params_t worker_params{};
@@ -311,7 +312,8 @@ absl::Status Core::Map(Region* region, bool allocate) {
   size_t packed_bytes = 0;
   status = ucp_rkey_pack(context_, region->handle, &packed, &packed_bytes);
   if (status != UCS_OK) return UcxError("pack the remote key", status);
-  if (getrandom(&region->id, sizeof(region->id), 0) != sizeof(region->id)) return ErrnoStatus("getrandom", "region id", errno);
+  if (getrandom(&region->id, sizeof(region->id), 0) != sizeof(region->id))
+    return ErrnoStatus("getrandom", "region id", errno);
   regions_[region->id] = region;
   PackedKey key;
   key.engine_id = id_;

@@ -1,7 +1,7 @@
 // Inside of transport/: the progress thread and what it owns. Not for other rooms.
 //
-// Threads: public methods of Core may be called from any thread; members ending in "on the thread" belong to the progress thread. A
-// public object never calls UCX itself: it posts a closure.
+// Threads: public methods of Core may be called from any thread; members ending in "on the thread" belong to the
+// progress thread. A public object never calls UCX itself: it posts a closure.
 #ifndef PERIGEE_TRANSPORT_CORE_H_
 #define PERIGEE_TRANSPORT_CORE_H_
 
@@ -56,8 +56,8 @@ struct Region {
   std::string remote_key;
   // On the thread:
   std::vector<Serve*> serving;  // peers' transfers under way in this memory
-  Event* idle = nullptr;  // whom to tell when a region being unmapped has no more of them
-  bool orphan = false;                 // its MemoryRegion is gone: FinishUnmap deletes it
+  Event* idle = nullptr;        // whom to tell when a region being unmapped has no more of them
+  bool orphan = false;          // its MemoryRegion is gone: FinishUnmap deletes it
 };
 
 // A peer's transfer that this side carries out, see remote_access.cc. On the thread.
@@ -158,8 +158,8 @@ struct Batch {
 };
 
 struct Counters {
-  std::atomic<uint64_t> put_bytes{0}, get_bytes{0}, put_transfers{0}, get_transfers{0}, messages_sent{0}, messages_received{0},
-      failed_batches{0}, connections_opened{0}, connections_accepted{0}, connections_failed{0};
+  std::atomic<uint64_t> put_bytes{0}, get_bytes{0}, put_transfers{0}, get_transfers{0}, messages_sent{0},
+      messages_received{0}, failed_batches{0}, connections_opened{0}, connections_accepted{0}, connections_failed{0};
 };
 
 std::string EncodeOutgoing(BatchKind kind, uint16_t id, uint64_t call_id, absl::string_view header,
@@ -193,7 +193,8 @@ class Core : public std::enable_shared_from_this<Core> {
   absl::Status Map(Region* region, bool allocate);
 
   // On the thread:
-  absl::StatusOr<std::shared_ptr<Endpoint>> OpenEndpoint(const ucp_ep_params_t& params, std::string peer_name, bool accepted);
+  absl::StatusOr<std::shared_ptr<Endpoint>> OpenEndpoint(const ucp_ep_params_t& params, std::string peer_name,
+                                                         bool accepted);
   void FailEndpoint(Endpoint* endpoint, absl::Status why);
   // Fills in handle, path, mapped.
   absl::Status UnpackKey(RemoteKey* key, const void* ucx_key);
@@ -278,7 +279,7 @@ class Core : public std::enable_shared_from_this<Core> {
   bool dirty_ = false;  // some batch may be able to advance
   std::vector<std::shared_ptr<Batch>> active_;
   std::unordered_map<uint64_t, Batch*> calls_;  // waiting for an answer
-  std::unordered_map<uint64_t, Op*> ops_;  // waiting for an answer
+  std::unordered_map<uint64_t, Op*> ops_;       // waiting for an answer
   uint64_t next_op_id_ = 1;
   std::unordered_map<uint64_t, Region*> regions_;  // by id
   std::unordered_set<Region*> unmapping_;          // no longer in regions_, but transfers are under way

@@ -15,16 +15,16 @@
 namespace perigee::transport::internal {
 namespace {
 
-constexpr size_t kWindow = 256;                   // UCX requests outstanding per batch
-constexpr size_t kRoundBytes = size_t{4} << 20;   // issued per batch before others get their turn; also the largest single request:
-                                                  // shared memory copies synchronously
+constexpr size_t kWindow = 256;                  // UCX requests outstanding per batch
+constexpr size_t kRoundBytes = size_t{4} << 20;  // issued per batch before others get their turn; also the largest
+                                                 // single request: shared memory copies synchronously
 constexpr size_t kRoundPieces = 64;
 
 enum class MessageKind : uint16_t { kOneWay = 1, kRequest = 2, kReply = 3 };
 
 // u16 kind | u16 handler id | u64 call id | u32 status code (replies) | u32 length, header | u32 length, payload
-std::string EncodeMessage(MessageKind kind, uint16_t id, uint64_t call_id, absl::StatusCode code, absl::string_view header,
-                          absl::string_view payload) {
+std::string EncodeMessage(MessageKind kind, uint16_t id, uint64_t call_id, absl::StatusCode code,
+                          absl::string_view header, absl::string_view payload) {
   ByteWriter writer;
   writer.U16(static_cast<uint16_t>(kind));
   writer.U16(id);
@@ -163,7 +163,9 @@ void Core::AdvanceAll() {
 bool Core::Advance(Batch* batch) {
   Endpoint* endpoint = batch->endpoint.get();
   auto issued = [&] { return batch->next == (batch->is_transfer() ? batch->pieces.size() : 1); };
-  auto flushes = [&] { return batch->kind == BatchKind::kSend || (batch->kind == BatchKind::kPut && batch->one_sided); };
+  auto flushes = [&] {
+    return batch->kind == BatchKind::kSend || (batch->kind == BatchKind::kPut && batch->one_sided);
+  };
   auto complete = [&] {
     return batch->error.ok() && issued() && batch->outstanding == 0 && batch->unanswered == 0 &&
            (!flushes() || batch->flushing) && (batch->kind != BatchKind::kCall || batch->answered);
@@ -280,7 +282,8 @@ void Core::SendMessage(Batch* batch) {
   param.cb.send = &Core::OnOperation;
   param.user_data = batch;
   Issued(batch,
-         ucp_am_send_nbx(batch->endpoint->handle, kMessageId, nullptr, 0, batch->message.data(), batch->message.size(), &param),
+         ucp_am_send_nbx(batch->endpoint->handle, kMessageId, nullptr, 0, batch->message.data(), batch->message.size(),
+                         &param),
          "message");
   if (batch->error.ok()) counters.messages_sent++;
 }
@@ -308,21 +311,24 @@ void Core::CheckDeadlines(absl::Time now) {
     if (now < batch->deadline) continue;
     Endpoint* endpoint = batch->endpoint.get();
     if (batch->error.ok()) {
-      batch->error = absl::DeadlineExceededError(absl::StrCat(
-          batch->is_transfer() ? "transfer with " : "no answer from ", endpoint->peer_name,
-          batch->is_transfer() ? " missed its deadline; its connection was closed, connect again" : " by the deadline"));
+      batch->error = absl::DeadlineExceededError(
+          absl::StrCat(batch->is_transfer() ? "transfer with " : "no answer from ", endpoint->peer_name,
+                       batch->is_transfer() ? " missed its deadline; its connection was closed, connect again"
+                                            : " by the deadline"));
       dirty_ = true;
     }
     if (batch->is_transfer() && !endpoint->failed) {
-      FailEndpoint(endpoint, absl::UnavailableError(absl::StrCat("connection to ", endpoint->peer_name,
-                                                                 " was closed because a transfer missed its deadline")));
+      FailEndpoint(endpoint,
+                   absl::UnavailableError(absl::StrCat("connection to ", endpoint->peer_name,
+                                                       " was closed because a transfer missed its deadline")));
     }
   }
 }
 
 // ---- Messages ----
 
-ucs_status_t Core::OnMessage(void* arg, const void*, size_t, void* data, size_t length, const ucp_am_recv_param_t* param) {
+ucs_status_t Core::OnMessage(void* arg, const void*, size_t, void* data, size_t length,
+                             const ucp_am_recv_param_t* param) {
   // Ours are sent eagerly, so a rendezvous comes from something else; its data never arrives here.
   if ((param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0) return UCS_ERR_REJECTED;
   ucp_ep_h reply_to = (param->recv_attr & UCP_AM_RECV_ATTR_FIELD_REPLY_EP) != 0 ? param->reply_ep : nullptr;
@@ -353,13 +359,14 @@ void Core::ReceiveMessage(absl::string_view bytes, ucp_ep_h reply_to) {
   }
   if (kind != MessageKind::kOneWay && kind != MessageKind::kRequest) return;
   counters.messages_received++;
-  absl::StatusOr<std::string> answer = absl::NotFoundError(absl::StrCat("the peer has no handler for messages with id ", id));
+  absl::StatusOr<std::string> answer =
+      absl::NotFoundError(absl::StrCat("the peer has no handler for messages with id ", id));
   const auto handler = handlers_.find(id);
   if (handler != handlers_.end()) answer = handler->second(header, payload);
   if (kind == MessageKind::kOneWay) return;
   if (answer.ok() && answer->size() > kMaxMessageBytes) {
-    answer = absl::ResourceExhaustedError(
-        absl::StrCat("the handler's answer has ", answer->size(), " bytes; at most ", kMaxMessageBytes, " can be sent"));
+    answer = absl::ResourceExhaustedError(absl::StrCat("the handler's answer has ", answer->size(), " bytes; at most ",
+                                                       kMaxMessageBytes, " can be sent"));
   }
   const auto endpoint = by_handle_.find(reply_to);
   if (endpoint == by_handle_.end()) return;

@@ -118,8 +118,8 @@ absl::StatusOr<Listener> Engine::Listen(const std::string& host, uint16_t port) 
     return absl::OkStatus();
   });
   if (absl::IsAlreadyExists(status)) {
-    return absl::AlreadyExistsError(
-        absl::StrCat("port ", port, " on ", host, " is in use; stop the other program or choose another port (0: any)"));
+    return absl::AlreadyExistsError(absl::StrCat("port ", port, " on ", host,
+                                                 " is in use; stop the other program or choose another port (0: any)"));
   }
   if (!status.ok()) {
     state->Close();
@@ -154,7 +154,8 @@ absl::StatusOr<Connection> Engine::Connect(const std::string& host, uint16_t por
 
 absl::Status Engine::SetHandler(uint16_t id, MessageHandler handler) {
   if (id >= internal::kFirstReservedId) {
-    return absl::InvalidArgumentError(absl::StrCat("message id ", id, " is reserved; use less than ", internal::kFirstReservedId));
+    return absl::InvalidArgumentError(
+        absl::StrCat("message id ", id, " is reserved; use less than ", internal::kFirstReservedId));
   }
   return core_->Run([&] {
     core_->SetHandler(id, std::move(handler));

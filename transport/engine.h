@@ -1,7 +1,7 @@
 // The data plane's engine: a UCX context and worker, and the one thread that touches them.
 //
-// Other threads hand operations to that thread and wait; it sleeps on UCX's event descriptor when nothing moves. A process usually has
-// one engine; several are independent.
+// Other threads hand operations to that thread and wait; it sleeps on UCX's event descriptor when nothing moves. A
+// process usually has one engine; several are independent.
 #ifndef PERIGEE_TRANSPORT_ENGINE_H_
 #define PERIGEE_TRANSPORT_ENGINE_H_
 
@@ -22,10 +22,12 @@
 namespace perigee::transport {
 
 struct Options {
-  // UCX_TLS: "tcp", "shm,tcp" (shared memory with peers on this machine, tcp with others), "rc,tcp"; "" leaves the choice to UCX and
-  // its environment. Shared memory needs regions that the owner's engine allocated (AllocateMemory); others go by messages.
+  // UCX_TLS: "tcp", "shm,tcp" (shared memory with peers on this machine, tcp with others), "rc,tcp"; "" leaves the
+  // choice to UCX and its environment. Shared memory needs regions that the owner's engine allocated (AllocateMemory);
+  // others go by messages.
   std::string transports;
-  // How long the progress thread polls after the last movement before it sleeps. More: lower latency; less: less processor time.
+  // How long the progress thread polls after the last movement before it sleeps. More: lower latency; less: less
+  // processor time.
   int spin_us = 20;
 };
 
@@ -43,10 +45,10 @@ struct EngineStats {
   uint64_t connections_failed = 0;  // closed by an error or a missed deadline
 };
 
-// Answers one message. Runs on the progress thread: must be quick, must not throw, must not call blocking functions of this room. The
-// result goes back to Call (at most kMaxMessageBytes) and is dropped for Send. The views die with the call.
-using MessageHandler =
-    std::function<absl::StatusOr<std::string>(absl::string_view header, absl::string_view payload)>;
+// Answers one message. Runs on the progress thread: must be quick, must not throw, must not call blocking functions of
+// this room. The result goes back to Call (at most kMaxMessageBytes) and is dropped for Send. The views die with the
+// call.
+using MessageHandler = std::function<absl::StatusOr<std::string>(absl::string_view header, absl::string_view payload)>;
 
 namespace internal {
 class Core;
@@ -68,8 +70,9 @@ class Listener {
   std::shared_ptr<internal::ListenerState> state_;
 };
 
-// Any thread may call. Destruction fails what is under way (CANCELLED), closes every connection and listener and stops the thread.
-// Connections, handles and regions may outlive the engine; their operations then fail with FAILED_PRECONDITION.
+// Any thread may call. Destruction fails what is under way (CANCELLED), closes every connection and listener and stops
+// the thread. Connections, handles and regions may outlive the engine; their operations then fail with
+// FAILED_PRECONDITION.
 class Engine {
  public:
   // UNAVAILABLE or INVALID_ARGUMENT when UCX has no such transports here.
@@ -83,13 +86,15 @@ class Engine {
   // RESOURCE_EXHAUSTED when there is not that much.
   absl::StatusOr<MemoryRegion> AllocateMemory(size_t size_bytes);
 
-  // `host` is a name or an address of this machine ("0.0.0.0", "::" for all); port 0 takes a free one. ALREADY_EXISTS when taken.
+  // `host` is a name or an address of this machine ("0.0.0.0", "::" for all); port 0 takes a free one. ALREADY_EXISTS
+  // when taken.
   absl::StatusOr<Listener> Listen(const std::string& host, uint16_t port);
-  // UNAVAILABLE when nobody listens there, DEADLINE_EXCEEDED when nobody answers. Resolving a name may block longer than `deadline`.
+  // UNAVAILABLE when nobody listens there, DEADLINE_EXCEEDED when nobody answers. Resolving a name may block longer
+  // than `deadline`.
   absl::StatusOr<Connection> Connect(const std::string& host, uint16_t port, absl::Time deadline);
 
-  // Replaces the handler for `id`; an empty one removes it. After it returns the former handler does not run any more. Ids from 0xff00
-  // are the engine's own (INVALID_ARGUMENT).
+  // Replaces the handler for `id`; an empty one removes it. After it returns the former handler does not run any more.
+  // Ids from 0xff00 are the engine's own (INVALID_ARGUMENT).
   absl::Status SetHandler(uint16_t id, MessageHandler handler);
 
   EngineStats Stats() const;

@@ -1,5 +1,5 @@
-// Inside of transport/: something happens once, and threads wait for it. absl::Notification would do, but Debian's is not instrumented:
-// ThreadSanitizer sees std::mutex and takes absl's for a race.
+// Inside of transport/: something happens once, and threads wait for it. absl::Notification would do, but Debian's is
+// not instrumented: ThreadSanitizer sees std::mutex and takes absl's for a race.
 #ifndef PERIGEE_TRANSPORT_EVENT_H_
 #define PERIGEE_TRANSPORT_EVENT_H_
 

@@ -45,8 +45,8 @@ absl::Status RemoteRegion::CheckBounds(uint64_t address, uint64_t size_bytes) co
   const uint64_t size = this->size_bytes();
   // Differences, because address + size_bytes may wrap.
   if (address < base || address - base > size || size_bytes > size - (address - base)) {
-    return absl::OutOfRangeError(absl::StrCat("transfer of ", size_bytes, " bytes at ", address, " leaves the remote region of ",
-                                              size, " bytes at ", base));
+    return absl::OutOfRangeError(absl::StrCat("transfer of ", size_bytes, " bytes at ", address,
+                                              " leaves the remote region of ", size, " bytes at ", base));
   }
   return absl::OkStatus();
 }

@@ -1,14 +1,17 @@
-// One-sided access where the hardware has none (tcp; memory that is not shared): Core's third part, on the progress thread.
+// One-sided access where the hardware has none (tcp; memory that is not shared): Core's third part, on the progress
+// thread.
 //
-// UCX offers put and get over tcp too, emulated, but in 1.13 the emulation ends the *serving* process when the initiator dies in
-// mid-transfer ("Fatal: unexpected error" in ucp_get_req_handler), and it copies through 8 KiB fragments. So transfers go by UCX active
-// messages, whose large payloads move by UCX's rendezvous straight between the two buffers, and whose errors arrive as statuses:
+// UCX offers put and get over tcp too, emulated, but in 1.13 the emulation ends the *serving* process when the
+// initiator dies in mid-transfer ("Fatal: unexpected error" in ucp_get_req_handler), and it copies through 8 KiB
+// fragments. So transfers go by UCX active messages, whose large payloads move by UCX's rendezvous straight between the
+// two buffers, and whose errors arrive as statuses:
 //
 //   put:  initiator  kPutData{op, region, address} + payload ->  owner receives into the region   -> kAnswer{op, code}
-//   get:  initiator  kGetRequest{op, region, address, size}  ->  owner sends from the region: kGetData{op} + payload, or kAnswer{op, code}
+//   get:  initiator  kGetRequest{op, region, address, size}  ->  owner sends from the region: kGetData{op} + payload,
+//   or kAnswer{op, code}
 //
-// The owner's caller is not involved, only its progress thread. The owner checks region and bounds: an initiator cannot reach past a
-// registered region, nor into one that is gone.
+// The owner's caller is not involved, only its progress thread. The owner checks region and bounds: an initiator cannot
+// reach past a registered region, nor into one that is gone.
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -110,8 +113,8 @@ ucs_status_t Core::OnGetData(void* arg, const void* header, size_t header_length
   if (batch->kind != BatchKind::kGet || batch->endpoint->failed) return UCS_OK;
   if (length != op->size) {
     core->FailEndpoint(batch->endpoint.get(),
-                       absl::UnavailableError(absl::StrCat("the peer at ", batch->endpoint->peer_name, " answered a get of ",
-                                                           op->size, " bytes with ", length)));
+                       absl::UnavailableError(absl::StrCat("the peer at ", batch->endpoint->peer_name,
+                                                           " answered a get of ", op->size, " bytes with ", length)));
     return UCS_OK;
   }
   if (!IsRendezvous(param)) {
@@ -140,7 +143,8 @@ void Core::OnOpReceived(void* request, ucs_status_t status, size_t, void* arg) {
   core->Completed(op->batch, status);
 }
 
-ucs_status_t Core::OnAnswer(void* arg, const void* header, size_t header_length, void*, size_t, const ucp_am_recv_param_t* param) {
+ucs_status_t Core::OnAnswer(void* arg, const void* header, size_t header_length, void*, size_t,
+                            const ucp_am_recv_param_t* param) {
   auto* core = static_cast<Core*>(arg);
   if (IsRendezvous(param)) return UCS_OK;
   ByteReader reader(HeaderView(header, header_length));
@@ -149,9 +153,10 @@ ucs_status_t Core::OnAnswer(void* arg, const void* header, size_t header_length,
   if (!reader.ok() || found == core->ops_.end()) return UCS_OK;
   Op* op = found->second;
   if (code != 0 && op->batch->error.ok()) {
-    op->batch->error = absl::Status(static_cast<absl::StatusCode>(std::min<uint32_t>(code, 16)),
-                                    absl::StrCat("the peer at ", op->batch->endpoint->peer_name,
-                                                 " refused the transfer: its region is gone or smaller; fetch the key again"));
+    op->batch->error =
+        absl::Status(static_cast<absl::StatusCode>(std::min<uint32_t>(code, 16)),
+                     absl::StrCat("the peer at ", op->batch->endpoint->peer_name,
+                                  " refused the transfer: its region is gone or smaller; fetch the key again"));
   } else if (code == 0 && op->batch->kind == BatchKind::kGet) {
     return UCS_OK;  // a get ends with data
   }
@@ -246,8 +251,9 @@ ucs_status_t Core::OnGetRequest(void* arg, const void* header, size_t header_len
   send.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
   send.cb.send = &Core::OnServeSent;
   send.user_data = serve;
-  const ucs_status_ptr_t request = ucp_am_send_nbx(endpoint->handle, kGetDataId, serve->header.data(), serve->header.size(),
-                                                   reinterpret_cast<const void*>(address), size, &send);
+  const ucs_status_ptr_t request =
+      ucp_am_send_nbx(endpoint->handle, kGetDataId, serve->header.data(), serve->header.size(),
+                      reinterpret_cast<const void*>(address), size, &send);
   if (request == nullptr || UCS_PTR_IS_ERR(request)) core->EndServe(serve);
   return UCS_OK;
 }
@@ -267,7 +273,8 @@ void Core::EndServe(Serve* serve) {
 
 void Core::Unmap(Region* region) {
   if (OnThread()) {
-    // A message handler cannot wait for what only this thread can end: the registration lives on until then, without its owner.
+    // A message handler cannot wait for what only this thread can end: the registration lives on until then, without
+    // its owner.
     auto* orphan = new Region{};
     orphan->handle = region->handle;
     orphan->orphan = true;

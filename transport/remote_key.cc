@@ -56,8 +56,7 @@ absl::StatusOr<PackedKey> DecodeRemoteKey(absl::string_view bytes) {
     return absl::InvalidArgumentError(
         absl::StrCat("remote key has version ", version, ", this program reads ", kVersion, "; run the same release"));
   }
-  if (key.ucx_key.empty() || key.size_bytes == 0 ||
-      key.size_bytes > std::numeric_limits<uint64_t>::max() - key.base) {
+  if (key.ucx_key.empty() || key.size_bytes == 0 || key.size_bytes > std::numeric_limits<uint64_t>::max() - key.base) {
     return absl::InvalidArgumentError(
         absl::StrCat("remote key describes an impossible region: base ", key.base, ", ", key.size_bytes, " bytes"));
   }

@@ -3,7 +3,8 @@
 //   u32 magic "PGRK" | u16 version | 16 bytes engine id | u64 region id | u64 base | u64 size |
 //   u32 length, UCX's key | u32 CRC32C of all before
 //
-// Little-endian. UCX's own unpacking trusts its input, so nothing reaches it unless the checksum holds and the lengths agree.
+// Little-endian. UCX's own unpacking trusts its input, so nothing reaches it unless the checksum holds and the lengths
+// agree.
 #ifndef PERIGEE_TRANSPORT_REMOTE_KEY_H_
 #define PERIGEE_TRANSPORT_REMOTE_KEY_H_
 

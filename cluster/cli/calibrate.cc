@@ -311,6 +311,10 @@ absl::Status Run(const Options& o) {
     PERIGEE_ASSIGN_OR_RETURN(held_loss, model::MeasureLoss(transformer, *plan, o.block_tokens, s.held));
   }
   progress.Clear();
+  if (2 * dense.recall_right < dense.recall_total || dense.recall_total == 0) {
+    std::fprintf(stderr, "perigee: the dense model answers %d of %d pass keys: recall guards nothing here\n",
+                 dense.recall_right, dense.recall_total);
+  }
   if (!o.out_file.empty()) PERIGEE_RETURN_IF_ERROR(WriteFileAtomically(o.out_file, plan->ToJson()));
   const double wall_s = absl::ToDoubleSeconds(absl::Now() - start);
 

@@ -1,4 +1,5 @@
-// What happens when the peer, another process, stalls or dies: an error by the deadline, and an engine that goes on working.
+// What happens when the peer, another process, stalls or dies: an error by the deadline, and an engine that goes on
+// working.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -160,7 +161,8 @@ TEST_P(FailureTest, AStalledPeerIsDeadlineExceededAndOthersGoOn) {
 TEST_P(FailureTest, AStalledPeerEndsConnect) {
   PeerProcess victim(GetParam());
   victim.Stall();
-  const absl::Status status = engine_->Connect("127.0.0.1", victim.port(), absl::Now() + absl::Milliseconds(300)).status();
+  const absl::Status status =
+      engine_->Connect("127.0.0.1", victim.port(), absl::Now() + absl::Milliseconds(300)).status();
   EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
 }
 

@@ -37,9 +37,10 @@ class MessageTest : public testing::TestWithParam<std::string> {
 
 TEST_P(MessageTest, CallBringsTheHandlersAnswer) {
   ASSERT_TRUE(server_
-                  ->SetHandler(7, [](absl::string_view header, absl::string_view payload) -> absl::StatusOr<std::string> {
-                    return absl::StrCat(header, "|", payload);
-                  })
+                  ->SetHandler(7,
+                               [](absl::string_view header, absl::string_view payload) -> absl::StatusOr<std::string> {
+                                 return absl::StrCat(header, "|", payload);
+                               })
                   .ok());
   for (const size_t size : {size_t{0}, size_t{1}, size_t{5000}, size_t{200000}, kMaxMessageBytes - 8}) {
     const std::string payload(size, 'p');
@@ -51,9 +52,10 @@ TEST_P(MessageTest, CallBringsTheHandlersAnswer) {
 
 TEST_P(MessageTest, CallBringsTheHandlersError) {
   ASSERT_TRUE(server_
-                  ->SetHandler(7, [](absl::string_view, absl::string_view) -> absl::StatusOr<std::string> {
-                    return absl::ResourceExhaustedError("full");
-                  })
+                  ->SetHandler(7,
+                               [](absl::string_view, absl::string_view) -> absl::StatusOr<std::string> {
+                                 return absl::ResourceExhaustedError("full");
+                               })
                   .ok());
   EXPECT_EQ(connection_.Call(7, "", "", Soon()).status(), absl::ResourceExhaustedError("full"));
   EXPECT_TRUE(absl::IsNotFound(connection_.Call(8, "", "", Soon()).status()));
@@ -82,9 +84,10 @@ TEST_P(MessageTest, SendArrives) {
 
 TEST_P(MessageTest, ManyThreadsCallAtOnce) {
   ASSERT_TRUE(server_
-                  ->SetHandler(2, [](absl::string_view header, absl::string_view) -> absl::StatusOr<std::string> {
-                    return std::string(header);
-                  })
+                  ->SetHandler(2,
+                               [](absl::string_view header, absl::string_view) -> absl::StatusOr<std::string> {
+                                 return std::string(header);
+                               })
                   .ok());
   std::atomic<int> wrong{0};
   std::vector<std::thread> threads;

@@ -1,6 +1,8 @@
-// The other process of failure_test: an engine that listens and serves one region until it is killed or its standard input ends.
+// The other process of failure_test: an engine that listens and serves one region until it is killed or its standard
+// input ends.
 //   transport_peer TRANSPORTS BYTES            serves; prints "PORT HEX_KEY"
-//   transport_peer TRANSPORTS PORT HEX_KEY get|put   moves the whole region in a loop; prints "0 ok" after the first round
+//   transport_peer TRANSPORTS PORT HEX_KEY get|put   moves the whole region in a loop; prints "0 ok" after the first
+//   round
 #include <unistd.h>
 
 #include <cstdio>

@@ -86,7 +86,8 @@ class TransferTest : public testing::TestWithParam<Case> {
 TEST_P(TransferTest, UsesTheTransportThatWasAskedFor) {
   const auto description = connection_.Describe();
   ASSERT_TRUE(description.ok()) << description.status();
-  EXPECT_THAT(*description, HasSubstr("tcp/"));  // always the control path: shared memory does not notice a peer's death
+  EXPECT_THAT(*description,
+              HasSubstr("tcp/"));  // always the control path: shared memory does not notice a peer's death
   const bool shared = GetParam().transports == "shm,tcp" && GetParam().engine_allocated;
   EXPECT_EQ(remote_.path(), shared ? "shared memory" : "messages");
 }
@@ -121,7 +122,8 @@ TEST_P(TransferTest, PutAndGetMoveEverySize) {
     EXPECT_EQ(region_.address() % 4096, 0u);
   }
   uint64_t seed = 0, total = 0;
-  for (const size_t size : {size_t{1}, size_t{7}, size_t{4096}, size_t{8191}, size_t{65537}, size_t{1000003}, size_t{8} << 20}) {
+  for (const size_t size :
+       {size_t{1}, size_t{7}, size_t{4096}, size_t{8191}, size_t{65537}, size_t{1000003}, size_t{8} << 20}) {
     SCOPED_TRACE(size);
     const uint64_t offset = size % 5;  // odd alignment too
     const auto sent = Pattern(size, ++seed);
@@ -156,7 +158,8 @@ TEST_P(TransferTest, ScatteredBatchOfAThousandLandsWhereItShould) {
   for (size_t i = 0; i < kPieces; ++i) {
     sizes.push_back(random() % (kSlot - 1));  // zero is allowed
     // Reversed order of slots at the peer.
-    puts.push_back({std::span(source).subspan(i * kSlot, sizes[i]), remote_.address() + (kPieces - 1 - i) * kSlot, &remote_});
+    puts.push_back(
+        {std::span(source).subspan(i * kSlot, sizes[i]), remote_.address() + (kPieces - 1 - i) * kSlot, &remote_});
   }
   absl::Status status = connection_.Put(puts, Soon());
   ASSERT_TRUE(status.ok()) << status;
@@ -166,7 +169,8 @@ TEST_P(TransferTest, ScatteredBatchOfAThousandLandsWhereItShould) {
     const std::byte* slot = region_.base() + (kPieces - 1 - i) * kSlot;
     ASSERT_EQ(std::memcmp(slot, source.data() + i * kSlot, sizes[i]), 0) << i;
     for (size_t j = sizes[i]; j < kSlot; ++j) ASSERT_EQ(slot[j], std::byte{0}) << "piece " << i << " spilled";
-    gets.push_back({std::span(back).subspan(i * kSlot, sizes[i]), remote_.address() + (kPieces - 1 - i) * kSlot, &remote_});
+    gets.push_back(
+        {std::span(back).subspan(i * kSlot, sizes[i]), remote_.address() + (kPieces - 1 - i) * kSlot, &remote_});
   }
   status = connection_.Get(gets, Soon());
   ASSERT_TRUE(status.ok()) << status;
@@ -226,10 +230,10 @@ TEST_P(TransferTest, RefusesTransfersOutsideTheRegion) {
   EXPECT_EQ(code(0), absl::StatusCode::kOutOfRange);
   // One bad piece stops the whole batch before it starts.
   const uint64_t before = client_->Stats().put_bytes;
-  EXPECT_EQ(connection_
-                .Put(std::vector<PutTransfer>{{local, remote_.address(), &remote_}, {local, end, &remote_}}, Soon())
-                .code(),
-            absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(
+      connection_.Put(std::vector<PutTransfer>{{local, remote_.address(), &remote_}, {local, end, &remote_}}, Soon())
+          .code(),
+      absl::StatusCode::kOutOfRange);
   EXPECT_EQ(client_->Stats().put_bytes, before);
   EXPECT_TRUE(connection_.connected());
 }
@@ -254,7 +258,8 @@ TEST_P(TransferTest, RefusesDamagedAndForeignKeys) {
   EXPECT_TRUE(absl::IsInvalidArgument(connection_.Put(std::vector<PutTransfer>{{local, 0, nullptr}}, Soon())));
   EXPECT_TRUE(absl::IsInvalidArgument(connection_.Put(std::vector<PutTransfer>{{local, 0, &empty}}, Soon())));
   const Connection second = MakeConnection();
-  EXPECT_TRUE(absl::IsInvalidArgument(second.Put(std::vector<PutTransfer>{{local, remote_.address(), &remote_}}, Soon())));
+  EXPECT_TRUE(
+      absl::IsInvalidArgument(second.Put(std::vector<PutTransfer>{{local, remote_.address(), &remote_}}, Soon())));
   EXPECT_TRUE(connection_.connected());
 }
 

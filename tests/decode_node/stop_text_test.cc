@@ -1,0 +1,100 @@
+#include "decode_node/stop_text.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "absl/strings/match.h"
+
+namespace perigee::decode_node {
+namespace {
+
+TEST(StopTextTest, WithoutStopsEverythingPassesAtOnce) {
+  StopText stop({});
+  EXPECT_EQ(stop.Push("hello"), "hello");
+  EXPECT_EQ(stop.Push(""), "");
+  EXPECT_EQ(stop.Finish(), "");
+  EXPECT_FALSE(stop.stopped());
+}
+
+TEST(StopTextTest, AnEmptyStopTextStopsNothing) {
+  StopText stop({"", ""});
+  EXPECT_EQ(stop.Push("abc"), "abc");
+  EXPECT_FALSE(stop.stopped());
+}
+
+TEST(StopTextTest, EndsBeforeTheStopText) {
+  StopText stop({"END"});
+  EXPECT_EQ(stop.Push("one END two"), "one ");
+  EXPECT_TRUE(stop.stopped());
+  EXPECT_EQ(stop.Push("three"), "");
+  EXPECT_EQ(stop.Finish(), "");
+}
+
+TEST(StopTextTest, AStopTextOverSeveralPiecesNeverShows) {
+  StopText stop({"END"});
+  EXPECT_EQ(stop.Push("a E"), "a ");
+  EXPECT_EQ(stop.Push("N"), "");
+  EXPECT_EQ(stop.Push("D b"), "");
+  EXPECT_TRUE(stop.stopped());
+}
+
+TEST(StopTextTest, WhatOnlyLookedLikeOneComesOutLater) {
+  StopText stop({"END"});
+  EXPECT_EQ(stop.Push("EN"), "");
+  EXPECT_EQ(stop.Push("EN"), "EN");
+  EXPECT_EQ(stop.Finish(), "EN");
+  EXPECT_FALSE(stop.stopped());
+}
+
+TEST(StopTextTest, TheEarliestOfSeveralWins) {
+  StopText stop({"later", "soon"});
+  EXPECT_EQ(stop.Push("x soon y later"), "x ");
+}
+
+TEST(StopTextTest, SelfOverlappingStopTexts) {
+  StopText stop({"aab"});
+  EXPECT_EQ(stop.Push("aaa") + stop.Push("b!"), "a");
+  EXPECT_TRUE(stop.stopped());
+}
+
+TEST(StopTextTest, EqualsTheNaiveDefinitionHoweverTheTextIsCut) {
+  std::mt19937 random(1);
+  const auto word = [&](size_t max) {
+    std::string s;
+    for (size_t n = random() % (max + 1); n > 0; --n) s += static_cast<char>('a' + random() % 2);
+    return s;
+  };
+  for (int trial = 0; trial < 20000; ++trial) {
+    const std::vector<std::string> stops = {word(3), word(4), word(5)};
+    const std::string text = word(16);
+    size_t end = text.size();
+    bool stopped = false;
+    for (size_t i = 0; i < text.size() && !stopped; ++i) {
+      for (const std::string& s : stops) {
+        if (!s.empty() && text.compare(i, s.size(), s) == 0) {
+          end = i;
+          stopped = true;
+        }
+      }
+    }
+    StopText stop(stops);
+    std::string shown;
+    for (size_t i = 0; i < text.size();) {
+      const size_t n = std::min(text.size() - i, size_t{1} + random() % 4);
+      shown += stop.Push(absl::string_view(text).substr(i, n));
+      ASSERT_TRUE(absl::StartsWith(text.substr(0, end), shown)) << text;
+      i += n;
+    }
+    shown += stop.Finish();
+    // With several stop texts the first to be complete ends the answer, which may be one that begins later: still no stop text shows.
+    ASSERT_EQ(stop.stopped(), stopped) << text;
+    for (const std::string& s : stops) {
+      if (!s.empty()) ASSERT_FALSE(absl::StrContains(shown, s)) << text << " / " << s;
+    }
+    if (!stopped) ASSERT_EQ(shown, text);
+  }
+}
+
+}  // namespace
+}  // namespace perigee::decode_node

@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -19,11 +20,18 @@
 namespace perigee::cluster {
 namespace {
 
-std::string LogTail(const std::string& path) {
+// The end of what was written from `begin` on: older runs' lines are not this child's last words.
+std::string LogTail(const std::string& path, size_t begin) {
   absl::StatusOr<std::string> log = ReadFile(path);
-  if (!log.ok()) return "";
+  if (!log.ok() || log->size() <= begin) return "(its log is empty)";
   constexpr size_t kTail = 600;
-  return log->size() > kTail ? absl::StrCat("...", log->substr(log->size() - kTail)) : *std::move(log);
+  if (log->size() - begin <= kTail) return log->substr(begin);
+  return absl::StrCat("...", log->substr(log->size() - kTail));
+}
+
+std::string HowItEnded(int exit_status) {
+  return WIFSIGNALED(exit_status) ? absl::StrCat("by signal ", WTERMSIG(exit_status))
+                                  : absl::StrCat("with exit code ", WEXITSTATUS(exit_status));
 }
 
 }  // namespace
@@ -36,6 +44,8 @@ absl::StatusOr<ChildProcess> ChildProcess::Start(const std::string& executable, 
   UniqueFd write_end(pipe_fds[1]);
   UniqueFd log(::open(log_path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
   if (!log) return ErrnoStatus("open", log_path, errno);
+  struct stat log_stat {};
+  const size_t log_begin = ::fstat(log.get(), &log_stat) == 0 ? static_cast<size_t>(log_stat.st_size) : 0;
   UniqueFd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
 
   // Everything that allocates happens before fork: another thread may hold the allocator's lock in the child's copy.
@@ -46,6 +56,7 @@ absl::StatusOr<ChildProcess> ChildProcess::Start(const std::string& executable, 
   std::vector<char*> argv;
   for (std::string& a : arguments) argv.push_back(a.data());
   argv.push_back(nullptr);
+  const std::string cannot_run = absl::StrCat("cannot run ", executable, "\n");
   const pid_t parent = ::getpid();
 
   const pid_t pid = ::fork();
@@ -66,6 +77,7 @@ absl::StatusOr<ChildProcess> ChildProcess::Start(const std::string& executable, 
       ::dup2(write_end.get(), kReadyFd);
     }
     ::execv(argv[0], argv.data());
+    [[maybe_unused]] const ssize_t written = ::write(2, cannot_run.data(), cannot_run.size());
     ::_exit(127);
   }
   ChildProcess child;
@@ -73,6 +85,7 @@ absl::StatusOr<ChildProcess> ChildProcess::Start(const std::string& executable, 
   child.ready_ = std::move(read_end);
   child.name_ = std::filesystem::path(log_path).stem().string();
   child.log_path_ = log_path;
+  child.log_begin_ = log_begin;
   return child;
 }
 
@@ -81,7 +94,8 @@ ChildProcess::ChildProcess(ChildProcess&& other) noexcept
       exit_status_(other.exit_status_),
       ready_(std::move(other.ready_)),
       name_(std::move(other.name_)),
-      log_path_(std::move(other.log_path_)) {}
+      log_path_(std::move(other.log_path_)),
+      log_begin_(other.log_begin_) {}
 
 ChildProcess& ChildProcess::operator=(ChildProcess&& other) noexcept {
   if (this != &other) {
@@ -91,6 +105,7 @@ ChildProcess& ChildProcess::operator=(ChildProcess&& other) noexcept {
     ready_ = std::move(other.ready_);
     name_ = std::move(other.name_);
     log_path_ = std::move(other.log_path_);
+    log_begin_ = other.log_begin_;
   }
   return *this;
 }
@@ -129,7 +144,9 @@ absl::StatusOr<std::string> ChildProcess::WaitReady(absl::Duration timeout) {
       line.append(buffer, static_cast<size_t>(n));
       if (line.back() != '\n') continue;
       absl::string_view address = absl::StripAsciiWhitespace(line);
-      if (!absl::ConsumePrefix(&address, "ready ")) break;
+      if (!absl::ConsumePrefix(&address, "ready ")) {
+        return absl::InternalError(absl::StrCat("the ", name_, " process said '", address, "' instead of 'ready ADDRESS'"));
+      }
       ready_.Reset();
       return std::string(address);
     }
@@ -138,7 +155,7 @@ absl::StatusOr<std::string> ChildProcess::WaitReady(absl::Duration timeout) {
   }
   // The descriptor closed without a line: the child is ending.
   while (Running() && absl::Now() < deadline) absl::SleepFor(absl::Milliseconds(5));
-  return absl::UnavailableError(absl::StrCat("the ", name_, " process ended before it was ready:\n", LogTail(log_path_)));
+  return absl::UnavailableError(absl::StrCat("the ", name_, " process ended before it was ready:\n", LogTail(log_path_, log_begin_)));
 }
 
 absl::Status ChildProcess::Stop(absl::Duration timeout) {
@@ -155,7 +172,7 @@ absl::Status ChildProcess::Stop(absl::Duration timeout) {
     }
   }
   if (WIFEXITED(exit_status_) && WEXITSTATUS(exit_status_) == 0) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat("the ", name_, " process ended with status ", exit_status_, ":\n", LogTail(log_path_)));
+  return absl::InternalError(absl::StrCat("the ", name_, " process ended ", HowItEnded(exit_status_), ":\n", LogTail(log_path_, log_begin_)));
 }
 
 void ChildProcess::Kill() {

@@ -47,6 +47,7 @@ class ChildProcess {
   UniqueFd ready_;
   std::string name_;
   std::string log_path_;
+  size_t log_begin_ = 0;  // Of this run's lines.
 };
 
 // This program's own file, for starting it again.

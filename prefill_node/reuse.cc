@@ -36,8 +36,10 @@ Reuse LongestUsablePrefix(const pod::Layout& layout, int64_t tokens, const std::
 
 bool KeepsProximal(const pod::Layout& layout, int64_t block_begin, const std::vector<int64_t>& branch_points) {
   const int block_tokens = layout.block_tokens();
+  const pod::Window& window = layout.plan().window();
+  if (block_begin < pod::SinkEnd(window, block_tokens)) return true;
   return std::any_of(branch_points.begin(), branch_points.end(), [&](int64_t point) {
-    return pod::IsNear(layout.plan().window(), block_tokens, block_begin, point / block_tokens * block_tokens);
+    return block_begin < point && pod::IsNear(window, block_tokens, block_begin, point / block_tokens * block_tokens);
   });
 }
 

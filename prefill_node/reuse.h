@@ -28,7 +28,8 @@ struct Reuse {
 Reuse LongestUsablePrefix(const pod::Layout& layout, int64_t tokens, const std::vector<StoredBlock>& blocks);
 
 // Whether the block's proximal plane is needed by the request's own decoding or by a request that continues from one of the branch
-// points: each is rounded down to a block border, because that is where a continuation starts computing.
+// points: each is rounded down to a block border, because that is where a continuation starts computing. Blocks behind a point are not
+// kept for its sake: what a continuation has there is its own.
 bool KeepsProximal(const pod::Layout& layout, int64_t block_begin, const std::vector<int64_t>& branch_points);
 
 }  // namespace perigee::prefill_node

@@ -80,7 +80,7 @@ TEST(LongestUsablePrefixTest, NoSinkMeansNoSinkPlane) { EXPECT_EQ(Longest("ddddB
 // What a continuation at `position` (or decoding at it) must read near.
 bool NaivelyNear(int sink_tokens, int recent_tokens, int64_t block_begin, int64_t position) {
   for (int64_t t = block_begin; t < block_begin + kBlockTokens; ++t) {
-    if (t < sink_tokens || (t < position && position - t < recent_tokens)) return true;
+    if (t < sink_tokens || (t <= position && position - t < recent_tokens)) return true;
   }
   return false;
 }
@@ -141,9 +141,9 @@ TEST(KeepsProximalTest, EqualsTheNaiveDefinitionOnRandomPrompts) {
     const int64_t begin = static_cast<int64_t>(random() % 13) * kBlockTokens;
     bool expected = false;
     for (int64_t point : points) {
+      // Behind the point only sinks are read; the block that it lies in is, when decoding starts there.
       const int64_t border = point / kBlockTokens * kBlockTokens;
-      // The block that the branch point lies in, too: at the prompt's end decoding reads it.
-      expected = expected || NaivelyNear(sink, recent, begin, border) || (begin == border && begin < point);
+      expected = expected || begin < sink || (begin < point && NaivelyNear(sink, recent, begin, border));
     }
     ASSERT_EQ(KeepsProximal(MakeLayout(sink, recent), begin, points), expected)
         << "sink " << sink << " recent " << recent << " block at " << begin << " first point " << points[0];

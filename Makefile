@@ -2,7 +2,7 @@
 PRESET ?= release
 BUILD  := build/$(PRESET)
 
-.PHONY: help setup build demo test bench asan tsan format clean
+.PHONY: help setup configure build demo test bench asan tsan format clean
 
 help:
 	@echo 'make demo    set up, build, and run the main job end to end'
@@ -14,18 +14,22 @@ help:
 setup:
 	@scripts/setup.sh
 
-build: setup
+configure: setup
 	@[ -f $(BUILD)/build.ninja ] || cmake --preset $(PRESET) >$(if $(VERBOSE),/dev/stdout,/dev/null)
+
+build: configure
 	@cmake --build --preset $(PRESET)
 
-demo: build
+demo: configure
+	@cmake --build --preset $(PRESET) --target perigee
 	@mkdir -p build/demo && scripts/demo_prose.sh >build/demo/prose.txt
 	@$(BUILD)/cluster/perigee demo --prose build/demo/prose.txt --report build/demo/report.json
 
 test: build
 	@ctest --test-dir $(BUILD) --output-on-failure
 
-bench: build
+bench: configure
+	@cmake --build --preset $(PRESET) --target transfer_bench attention_bench merge_reports
 	@scripts/bench.sh $(BUILD) '$(ROWS)'
 
 asan tsan:

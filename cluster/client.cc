@@ -23,6 +23,33 @@ std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
 }
 
+// Protobuf's strings are UTF-8; it answers others with an error that does not say so.
+absl::Status CheckUtf8(absl::string_view what, absl::string_view text) {
+  for (size_t i = 0; i < text.size();) {
+    const auto at = [&](size_t k) { return k < text.size() ? static_cast<unsigned char>(text[k]) : 0u; };
+    const unsigned lead = at(i);
+    const size_t more = lead < 0x80 ? 0 : lead >= 0xC2 && lead < 0xE0 ? 1 : lead >= 0xE0 && lead < 0xF0 ? 2 : lead >= 0xF0 && lead < 0xF5 ? 3 : 4;
+    bool valid = more < 4;
+    for (size_t k = 1; valid && k <= more; ++k) valid = (at(i + k) & 0xC0) == 0x80;
+    // No longer form than needed, no surrogates, nothing above U+10FFFF.
+    if (valid && lead == 0xE0) valid = at(i + 1) >= 0xA0;
+    if (valid && lead == 0xED) valid = at(i + 1) < 0xA0;
+    if (valid && lead == 0xF0) valid = at(i + 1) >= 0x90;
+    if (valid && lead == 0xF4) valid = at(i + 1) < 0x90;
+    if (!valid) return absl::InvalidArgumentError(absl::StrCat(what, " is not valid UTF-8 at byte ", i, "; convert it first"));
+    i += 1 + more;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckTexts(const GenerateOptions& options) {
+  PERIGEE_RETURN_IF_ERROR(CheckUtf8("the tenant", options.tenant));
+  PERIGEE_RETURN_IF_ERROR(CheckUtf8("the salt", options.salt));
+  for (const std::string& segment : options.segments) PERIGEE_RETURN_IF_ERROR(CheckUtf8("the prompt", segment));
+  for (const std::string& stop : options.stop) PERIGEE_RETURN_IF_ERROR(CheckUtf8("a stop text", stop));
+  return absl::OkStatus();
+}
+
 template <typename Stub>
 absl::StatusOr<v1::NodeInfo> Info(Stub& stub, const std::string& what, absl::Duration timeout) {
   grpc::ClientContext context;
@@ -77,6 +104,7 @@ absl::StatusOr<GenerateResult> ClusterClient::Generate(const GenerateOptions& op
                                                        const std::function<void(absl::string_view)>& on_text) {
   const absl::Time start = absl::Now();
   const absl::Time deadline = start + options.timeout;
+  PERIGEE_RETURN_IF_ERROR(CheckTexts(options));
   v1::PrefillRequest prefill;
   prefill.mutable_scope()->set_tenant(options.tenant);
   prefill.mutable_scope()->set_salt(options.salt);
@@ -99,6 +127,8 @@ absl::StatusOr<GenerateResult> ClusterClient::Generate(const GenerateOptions& op
     v1::GenerateRequest request;
     *request.mutable_scope() = prefill.scope();
     *request.mutable_token_ids() = result.prefill.token_ids();
+    request.set_model_fingerprint(result.prefill.model_fingerprint());
+    request.set_plan_id(result.prefill.plan_id());
     request.set_max_tokens(options.max_tokens);
     request.set_temperature(static_cast<float>(options.temperature));
     request.set_top_p(static_cast<float>(options.top_p));

@@ -61,7 +61,7 @@ class ClusterClient {
   explicit ClusterClient(const ClusterAddresses& addresses);
 
   // Prefill, then decode. Planes that vanish or prove corrupt between the two are prefilled again, at most twice. on_text, where given,
-  // receives the answer's pieces as they arrive; a retry happens only before the first piece.
+  // receives the answer's pieces as they arrive; a retry happens only before the first piece. INVALID_ARGUMENT for texts that are not UTF-8.
   absl::StatusOr<GenerateResult> Generate(const GenerateOptions& options,
                                           const std::function<void(absl::string_view)>& on_text = nullptr);
 

@@ -132,7 +132,9 @@ absl::Status DecodeNode::Generate(const v1::GenerateRequest& request,
     }
   }
   v1::GenerateEvent::Finished* finished = event.mutable_finished();
-  finished->set_text(absl::StrCat(stop.Push(text.Finish()), stop.Finish()));
+  std::string rest = stop.Push(text.Finish());  // Before Finish: arguments of one call have no order.
+  rest += stop.Finish();
+  finished->set_text(std::move(rest));
   if (stop.stopped()) reason = "stop";
   finished->set_reason(reason);
   finished->set_tokens(count);

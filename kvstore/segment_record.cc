@@ -160,7 +160,11 @@ absl::StatusOr<IndexEntry> DecodeIndexEntry(absl::string_view key, absl::string_
   if (tail.U32() != Crc32c(AsBytes(body), Crc32c(AsBytes(key)))) return wrong("checksum does not match");
   ByteReader r(body);
   const uint8_t version = r.U8();
-  if (version != kIndexVersion) return wrong(absl::StrCat("unknown version ", static_cast<int>(version)));
+  if (version != kIndexVersion) {
+    return absl::FailedPreconditionError(absl::StrCat("the store's index has entries of version ", static_cast<int>(version),
+                                                      ", this program reads version ", static_cast<int>(kIndexVersion),
+                                                      ": start the program that wrote them"));
+  }
   e.location.segment = r.U64();
   e.location.offset = r.U64();
   e.location.head_bytes = r.U32();

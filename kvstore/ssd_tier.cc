@@ -54,6 +54,22 @@ struct SsdTier::Index {
 SsdTier::SsdTier(const SsdOptions& options) : options_(options), index_(std::make_unique<Index>()) {}
 SsdTier::~SsdTier() = default;
 
+namespace {
+
+// Segments without an index would look like garbage and be deleted. (An empty index beside a segment is a first commit that was cut off.)
+absl::Status CheckIndexIsThere(const std::string& path) {
+  std::error_code error;
+  if (std::filesystem::exists(path + "/index/CURRENT", error)) return absl::OkStatus();
+  for (std::filesystem::directory_iterator it(path + "/segments", error), end; !error && it != end; it.increment(error)) {
+    if (!ParseSegmentFileName(it->path().filename().string())) continue;
+    return absl::FailedPreconditionError(absl::StrCat("the store's index ", path, "/index is missing, but there are segment files in ",
+                                                      path, "/segments: put the index back, or move the segments away to start empty"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<SsdTier>> SsdTier::Open(const SsdOptions& options,
                                                        const std::function<void(const IndexEntry&)>& found) {
   if (options.path.empty()) return absl::InvalidArgumentError("the SSD tier has no path");
@@ -76,6 +92,7 @@ absl::StatusOr<std::unique_ptr<SsdTier>> SsdTier::Open(const SsdOptions& options
   db_options.info_log_level = rocksdb::WARN_LEVEL;
   db_options.allow_fallocate = false;  // Preallocated logs would be the first to fail on a nearly full disk.
   db_options.manifest_preallocation_size = size_t{64} << 10;
+  PERIGEE_RETURN_IF_ERROR(CheckIndexIsThere(options.path));
   rocksdb::DB* db = nullptr;
   const rocksdb::Status opened = rocksdb::DB::Open(db_options, options.path + "/index", &db);
   if (opened.IsIOError() && opened.ToString().find("lock") != std::string::npos) {
@@ -122,6 +139,8 @@ absl::Status SsdTier::LoadIndex(const std::function<void(const IndexEntry&)>& fo
     std::unique_ptr<rocksdb::Iterator> it(index_->db->NewIterator(rocksdb::ReadOptions()));
     for (it->SeekToFirst(); it->Valid(); it->Next()) {
       const absl::StatusOr<IndexEntry> entry = DecodeIndexEntry(AsAbsl(it->key()), AsAbsl(it->value()));
+      // Another version's entries are not damage: dropping them would delete what another program can still read.
+      if (absl::IsFailedPrecondition(entry.status())) return entry.status();
       const auto segment = entry.ok() ? segments_.find(entry->location.segment) : segments_.end();
       if (segment == segments_.end() ||
           entry->location.offset + entry->location.record_bytes() > segment->second->end_bytes ||

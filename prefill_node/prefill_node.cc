@@ -59,6 +59,8 @@ absl::Status PrefillNode::Prefill(const v1::PrefillRequest& request, absl::Time 
   }
   response->set_compute_us(MicrosecondsSince(start) - response->commit_us());
   response->mutable_token_ids()->Assign(prompt.ids.begin(), prompt.ids.end());
+  response->set_model_fingerprint(std::string(AsView(prompt.identity.model_fingerprint)));
+  response->set_plan_id(std::string(AsView(prompt.identity.plan_id)));
   response->set_reused_tokens(static_cast<uint32_t>(reused));
   response->set_prefilled_tokens(static_cast<uint32_t>(prompt.cached - reused));
   response->set_bytes_full(static_cast<uint64_t>(prompt.cached) * node_->model().layout().dense_bytes_per_token());
@@ -224,14 +226,16 @@ absl::Status PrefillNode::ComputeChunk(const Prompt& prompt, int64_t end, absl::
     header.sections = pod::SumSections(layout, piece.kind, payload(piece));
     headers.push_back(std::move(header));
   }
+  uint64_t written_bytes = 0;  // Counted before the commit, after which all planes are committed.
+  for (size_t i = 0; i < pieces.size(); ++i) written_bytes += batch.already_committed(i) ? 0 : planes[i].payload_bytes;
   const absl::Time commit_start = absl::Now();
   PERIGEE_ASSIGN_OR_RETURN(const std::vector<absl::Status> statuses, batch.Commit(headers));
   response->set_commit_us(response->commit_us() + MicrosecondsSince(commit_start));
   for (size_t i = 0; i < pieces.size(); ++i) {
     PERIGEE_RETURN_IF_ERROR(Annotate(statuses[i], absl::StrCat("commit of ", planes[i].id.ToString())));
     response->set_bytes_stored(response->bytes_stored() + planes[i].payload_bytes);
-    if (!batch.already_committed(i)) response->set_bytes_written(response->bytes_written() + planes[i].payload_bytes);
   }
+  response->set_bytes_written(response->bytes_written() + written_bytes);
   return absl::OkStatus();
 }
 

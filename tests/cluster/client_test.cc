@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <fstream>
 
 #include "absl/time/clock.h"
 #include "base/file.h"
@@ -26,7 +27,7 @@ class AddressesTest : public ::testing::Test {
   }
   ~AddressesTest() override { std::filesystem::remove_all(folder_); }
   absl::Status ReadText(absl::string_view text) {
-    EXPECT_TRUE(WriteFileAtomically(path_, text).ok());
+    std::ofstream(path_, std::ios::binary) << text;
     return ClusterAddresses::Read(path_).status();
   }
   std::string folder_, path_;
@@ -240,6 +241,17 @@ TEST_F(ClusterClientTest, TextThatIsNotUtf8IsRefusedBeforeItIsSent) {
   options_.stop = {};
   options_.salt = "\x80";
   EXPECT_TRUE(absl::IsInvalidArgument(client_->Generate(options_).status()));
+  options_.salt = "";
+  // Overlong, surrogate, above U+10FFFF, cut off; and the borders that are right.
+  for (const char* bad : {"\xc0\xaf", "\xe0\x9f\xbf", "\xed\xa0\x80", "\xf0\x8f\xbf\xbf", "\xf4\x90\x80\x80", "\xf5\x80\x80\x80", "\xe2\x82"}) {
+    options_.segments = {bad};
+    EXPECT_TRUE(absl::IsInvalidArgument(client_->Generate(options_).status())) << ::testing::PrintToString(std::string(bad));
+  }
+  for (const char* good : {"\xc2\x80", "\xe0\xa0\x80", "\xed\x9f\xbf", "\xef\xbf\xbf", "\xf0\x90\x80\x80", "\xf4\x8f\xbf\xbf"}) {
+    options_.segments = {good};
+    const absl::Status status = client_->Generate(options_).status();
+    EXPECT_TRUE(status.ok()) << ::testing::PrintToString(std::string(good)) << status;
+  }
 }
 
 }  // namespace

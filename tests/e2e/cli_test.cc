@@ -25,7 +25,7 @@ const char* const kModel = PERIGEE_SOURCE_DIR "/models/podling";
 class CliTest : public ::testing::Test {
  protected:
   Ran Perigee(std::vector<std::string> arguments, absl::Duration deadline = absl::Seconds(60)) {
-    return Run(std::move(arguments), home_.path(), deadline);
+    return RunProgram(std::move(arguments), home_.path(), deadline);
   }
   // Exit code 1, and one clear complaint.
   void ExpectFailure(const Ran& ran, const std::string& says) {
@@ -248,7 +248,7 @@ class RunningTest : public CliTest {
     delete shared_;
   }
   Ran Perigee(std::vector<std::string> arguments, absl::Duration deadline = absl::Seconds(60)) {
-    return Run(std::move(arguments), shared_->path(), deadline);
+    return RunProgram(std::move(arguments), shared_->path(), deadline);
   }
   Json JsonOf(std::vector<std::string> arguments) {
     arguments.push_back("--json");

@@ -287,6 +287,26 @@ TEST_F(SsdTest, ASecondStoreOnTheSameFolderIsRefusedClearly) {
   EXPECT_THAT(std::string(second.status().message()), HasSubstr(folder_.path()));
 }
 
+TEST_F(SsdTest, SegmentsWhoseIndexIsGoneAreKeptAndTheStoreSaysSo) {
+  const TestPlane plane = MakePlane(1, 5000);
+  {
+    auto store = OpenStore(slab_, folder_.path());
+    ASSERT_TRUE(Write(*store, plane).ok());
+  }
+  fs::rename(folder_.path() + "/index", folder_.path() + "/elsewhere");
+  StoreOptions options;
+  options.ssd = SsdOptions{.path = folder_.path()};
+  const auto refused = Store::Open(options, slab_.span());
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition) << refused.status();
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("index"));
+  EXPECT_FALSE(Segments(folder_.path()).empty());
+
+  fs::remove_all(folder_.path() + "/index");
+  fs::rename(folder_.path() + "/elsewhere", folder_.path() + "/index");
+  auto store = OpenStore(slab_, folder_.path());
+  EXPECT_TRUE(ReadAndCompare(*store, plane).ok());
+}
+
 TEST_F(SsdTest, AFullDiskRefusesCommitsLosesNothingAndServesOn) {
   if (::mount("tmpfs", folder_.path().c_str(), "tmpfs", 0, "size=8m") != 0) {
     GTEST_SKIP() << "LOUD: cannot mount a small tmpfs here (" << std::strerror(errno)

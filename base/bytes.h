@@ -1,7 +1,8 @@
 // Little-endian encoding, SHA-256 digests and hex: what canonical encodings and on-disk headers are made of.
 //
-// ByteWriter appends to a string it owns. ByteReader walks over bytes it does not own and never reads past them: the first failed
-// read makes every later one fail too, so that a parser may check once, at the end. Neither is thread-safe.
+// ByteWriter appends to a string it owns. ByteReader walks over bytes it does not own and never reads past them: the
+// first failed read makes every later one fail too, so that a parser may check once, at the end. Neither is
+// thread-safe.
 #ifndef PERIGEE_BASE_BYTES_H_
 #define PERIGEE_BASE_BYTES_H_
 

@@ -12,9 +12,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 
-#define PERIGEE_RETURN_IF_ERROR(expr)                \
-  do {                                               \
-    absl::Status perigee_status_ = (expr);           \
+#define PERIGEE_RETURN_IF_ERROR(expr)                  \
+  do {                                                 \
+    absl::Status perigee_status_ = (expr);             \
     if (!perigee_status_.ok()) return perigee_status_; \
   } while (false)
 

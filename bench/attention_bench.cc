@@ -28,10 +28,10 @@
 #include <vector>
 
 #include "base/parallel.h"
-#include "report.h"
 #include "kernels/attention.h"
 #include "kernels/gemm.h"
 #include "pod/layout.h"
+#include "report.h"
 
 namespace perigee {
 namespace {

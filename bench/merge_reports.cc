@@ -1,5 +1,5 @@
-// merge_reports OUT PREFIXES IN...: joins the benchmark programs' JSON lists, keeps the rows that begin with one of the (space-separated)
-// prefixes, or all where there is none, writes OUT and prints the table.
+// merge_reports OUT PREFIXES IN...: joins the benchmark programs' JSON lists, keeps the rows that begin with one of the
+// (space-separated) prefixes, or all where there is none, writes OUT and prints the table.
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>

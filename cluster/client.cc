@@ -28,7 +28,11 @@ absl::Status CheckUtf8(absl::string_view what, absl::string_view text) {
   for (size_t i = 0; i < text.size();) {
     const auto at = [&](size_t k) { return k < text.size() ? static_cast<unsigned char>(text[k]) : 0u; };
     const unsigned lead = at(i);
-    const size_t more = lead < 0x80 ? 0 : lead >= 0xC2 && lead < 0xE0 ? 1 : lead >= 0xE0 && lead < 0xF0 ? 2 : lead >= 0xF0 && lead < 0xF5 ? 3 : 4;
+    const size_t more = lead < 0x80                   ? 0
+                        : lead >= 0xC2 && lead < 0xE0 ? 1
+                        : lead >= 0xE0 && lead < 0xF0 ? 2
+                        : lead >= 0xF0 && lead < 0xF5 ? 3
+                                                      : 4;
     bool valid = more < 4;
     for (size_t k = 1; valid && k <= more; ++k) valid = (at(i + k) & 0xC0) == 0x80;
     // No longer form than needed, no surrogates, nothing above U+10FFFF.
@@ -36,7 +40,8 @@ absl::Status CheckUtf8(absl::string_view what, absl::string_view text) {
     if (valid && lead == 0xED) valid = at(i + 1) < 0xA0;
     if (valid && lead == 0xF0) valid = at(i + 1) >= 0x90;
     if (valid && lead == 0xF4) valid = at(i + 1) < 0x90;
-    if (!valid) return absl::InvalidArgumentError(absl::StrCat(what, " is not valid UTF-8 at byte ", i, "; convert it first"));
+    if (!valid)
+      return absl::InvalidArgumentError(absl::StrCat(what, " is not valid UTF-8 at byte ", i, "; convert it first"));
     i += 1 + more;
   }
   return absl::OkStatus();

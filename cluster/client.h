@@ -29,8 +29,8 @@ struct ClusterAddresses {
 struct GenerateOptions {
   std::string tenant;
   std::string salt;
-  std::vector<std::string> segments;       // Text, in order; each border is a branch point.
-  std::vector<int32_t> token_ids;          // Instead of segments, where not empty.
+  std::vector<std::string> segments;  // Text, in order; each border is a branch point.
+  std::vector<int32_t> token_ids;     // Instead of segments, where not empty.
   bool no_bos = false;
   uint32_t max_tokens = 64;
   double temperature = 0;
@@ -44,15 +44,15 @@ struct GenerateOptions {
 };
 
 struct GenerateResult {
-  v1::PrefillResponse prefill;             // Of the last attempt.
+  v1::PrefillResponse prefill;  // Of the last attempt.
   v1::GenerateEvent::Started started;
   v1::GenerateEvent::Finished finished;
   std::vector<int32_t> token_ids;
   std::vector<std::vector<float>> logits;  // One row per token, where asked for.
   std::string text;
-  absl::Duration time_to_first_token;      // From the call to the first token's arrival here.
-  double tokens_per_s = 0;                 // Of the tokens after the first.
-  int attempts = 1;                        // More than one: planes were missing or wrong and were computed again.
+  absl::Duration time_to_first_token;  // From the call to the first token's arrival here.
+  double tokens_per_s = 0;             // Of the tokens after the first.
+  int attempts = 1;                    // More than one: planes were missing or wrong and were computed again.
 };
 
 // Any thread may call.
@@ -60,8 +60,9 @@ class ClusterClient {
  public:
   explicit ClusterClient(const ClusterAddresses& addresses);
 
-  // Prefill, then decode. Planes that vanish or prove corrupt between the two are prefilled again, at most twice. on_text, where given,
-  // receives the answer's pieces as they arrive; a retry happens only before the first piece. INVALID_ARGUMENT for texts that are not UTF-8.
+  // Prefill, then decode. Planes that vanish or prove corrupt between the two are prefilled again, at most twice.
+  // on_text, where given, receives the answer's pieces as they arrive; a retry happens only before the first piece.
+  // INVALID_ARGUMENT for texts that are not UTF-8.
   absl::StatusOr<GenerateResult> Generate(const GenerateOptions& options,
                                           const std::function<void(absl::string_view)>& on_text = nullptr);
 
@@ -69,8 +70,9 @@ class ClusterClient {
   absl::StatusOr<v1::NodeInfo> DecodeInfo(absl::Duration timeout = absl::Seconds(10));
 
  private:
-  absl::Status Decode(const GenerateOptions& options, const v1::GenerateRequest& request, absl::Time start, absl::Time deadline,
-                      const std::function<void(absl::string_view)>& on_text, GenerateResult& result);
+  absl::Status Decode(const GenerateOptions& options, const v1::GenerateRequest& request, absl::Time start,
+                      absl::Time deadline, const std::function<void(absl::string_view)>& on_text,
+                      GenerateResult& result);
   const ClusterAddresses addresses_;
   std::unique_ptr<v1::PrefillNode::Stub> prefill_;
   std::unique_ptr<v1::DecodeNode::Stub> decode_;

@@ -36,7 +36,8 @@ std::string LocalCluster::address_file() const { return absl::StrCat(options_.st
 absl::StatusOr<ChildProcess> LocalCluster::Launch(const std::string& role, std::vector<std::string> arguments) {
   arguments.insert(arguments.begin(), {"serve", role});
   arguments.insert(arguments.end(), {"--transports", options_.transports, "--log-level", options_.log_level});
-  return ChildProcess::Start(options_.executable, std::move(arguments), absl::StrCat(options_.state_folder, "/", role, ".log"));
+  return ChildProcess::Start(options_.executable, std::move(arguments),
+                             absl::StrCat(options_.state_folder, "/", role, ".log"));
 }
 
 absl::StatusOr<ChildProcess> LocalCluster::LaunchNode(const std::string& role, uint16_t port) {
@@ -53,9 +54,10 @@ absl::StatusOr<ChildProcess> LocalCluster::LaunchNode(const std::string& role, u
 absl::Status LocalCluster::StartStore() {
   const std::string listen =
       addresses_.store.empty() ? absl::StrCat(options_.host, ":", options_.store_port) : addresses_.store;
-  PERIGEE_ASSIGN_OR_RETURN(store_, Launch("store", {"--listen", listen, "--data-dir", absl::StrCat(options_.state_folder, "/store"),
-                                                    "--dram-mib", absl::StrCat(options_.dram_mib), "--ssd-mib",
-                                                    absl::StrCat(options_.ssd_mib)}));
+  PERIGEE_ASSIGN_OR_RETURN(
+      store_,
+      Launch("store", {"--listen", listen, "--data-dir", absl::StrCat(options_.state_folder, "/store"), "--dram-mib",
+                       absl::StrCat(options_.dram_mib), "--ssd-mib", absl::StrCat(options_.ssd_mib)}));
   PERIGEE_ASSIGN_OR_RETURN(addresses_.store, store_->WaitReady(options_.start_timeout));
   return absl::OkStatus();
 }

@@ -14,20 +14,20 @@
 namespace perigee::cluster {
 
 struct LocalClusterOptions {
-  std::string executable;          // The perigee program; "": this one.
+  std::string executable;  // The perigee program; "": this one.
   std::string model_folder;
-  std::string plan_file;           // "": the model folder's plan.json, else the identity plan; "identity".
-  std::string state_folder;        // Data, logs and cluster.json; made where missing.
+  std::string plan_file;     // "": the model folder's plan.json, else the identity plan; "identity".
+  std::string state_folder;  // Data, logs and cluster.json; made where missing.
   std::string host = "127.0.0.1";
-  uint16_t store_port = 0;         // 0: any free one.
+  uint16_t store_port = 0;  // 0: any free one.
   uint16_t prefill_port = 0;
   uint16_t decode_port = 0;
   int block_tokens = 64;
   int chunk_tokens = 512;
-  uint64_t dram_mib = 256;         // The store's memory tier.
-  uint64_t ssd_mib = 4096;         // The store's disk tier.
-  uint64_t pool_mib = 256;         // Each node's own memory for planes.
-  std::string transports;          // "": UCX chooses.
+  uint64_t dram_mib = 256;  // The store's memory tier.
+  uint64_t ssd_mib = 4096;  // The store's disk tier.
+  uint64_t pool_mib = 256;  // Each node's own memory for planes.
+  std::string transports;   // "": UCX chooses.
   std::string log_level = "info";
   absl::Duration start_timeout = absl::Seconds(60);
 };

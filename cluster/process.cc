@@ -131,8 +131,8 @@ absl::StatusOr<std::string> ChildProcess::WaitReady(absl::Duration timeout) {
   for (;;) {
     const int64_t left_ms = absl::ToInt64Milliseconds(deadline - absl::Now());
     if (left_ms <= 0) {
-      return absl::DeadlineExceededError(
-          absl::StrCat("the ", name_, " process was not ready within ", absl::FormatDuration(timeout), "; its log is ", log_path_));
+      return absl::DeadlineExceededError(absl::StrCat("the ", name_, " process was not ready within ",
+                                                      absl::FormatDuration(timeout), "; its log is ", log_path_));
     }
     pollfd p{ready_.get(), POLLIN, 0};
     const int ready = ::poll(&p, 1, static_cast<int>(std::min<int64_t>(left_ms, 60000)));
@@ -145,7 +145,8 @@ absl::StatusOr<std::string> ChildProcess::WaitReady(absl::Duration timeout) {
       if (line.back() != '\n') continue;
       absl::string_view address = absl::StripAsciiWhitespace(line);
       if (!absl::ConsumePrefix(&address, "ready ")) {
-        return absl::InternalError(absl::StrCat("the ", name_, " process said '", address, "' instead of 'ready ADDRESS'"));
+        return absl::InternalError(
+            absl::StrCat("the ", name_, " process said '", address, "' instead of 'ready ADDRESS'"));
       }
       ready_.Reset();
       return std::string(address);
@@ -155,7 +156,8 @@ absl::StatusOr<std::string> ChildProcess::WaitReady(absl::Duration timeout) {
   }
   // The descriptor closed without a line: the child is ending.
   while (Running() && absl::Now() < deadline) absl::SleepFor(absl::Milliseconds(5));
-  return absl::UnavailableError(absl::StrCat("the ", name_, " process ended before it was ready:\n", LogTail(log_path_, log_begin_)));
+  return absl::UnavailableError(
+      absl::StrCat("the ", name_, " process ended before it was ready:\n", LogTail(log_path_, log_begin_)));
 }
 
 absl::Status ChildProcess::Stop(absl::Duration timeout) {
@@ -165,14 +167,15 @@ absl::Status ChildProcess::Stop(absl::Duration timeout) {
     while (Running()) {
       if (absl::Now() >= deadline) {
         Kill();
-        return absl::DeadlineExceededError(
-            absl::StrCat("the ", name_, " process did not stop within ", absl::FormatDuration(timeout), " and was killed"));
+        return absl::DeadlineExceededError(absl::StrCat("the ", name_, " process did not stop within ",
+                                                        absl::FormatDuration(timeout), " and was killed"));
       }
       absl::SleepFor(absl::Milliseconds(5));
     }
   }
   if (WIFEXITED(exit_status_) && WEXITSTATUS(exit_status_) == 0) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat("the ", name_, " process ended ", HowItEnded(exit_status_), ":\n", LogTail(log_path_, log_begin_)));
+  return absl::InternalError(
+      absl::StrCat("the ", name_, " process ended ", HowItEnded(exit_status_), ":\n", LogTail(log_path_, log_begin_)));
 }
 
 void ChildProcess::Kill() {

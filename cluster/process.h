@@ -1,7 +1,7 @@
 // Child processes: start one, wait until it says that it is ready, stop it within a deadline.
 //
-// A server process started with --ready-fd N writes one line, "ready ADDRESS\n", to that descriptor once it serves. Children ask the
-// kernel to be killed when their parent dies, so that nothing is left behind by a killed supervisor.
+// A server process started with --ready-fd N writes one line, "ready ADDRESS\n", to that descriptor once it serves.
+// Children ask the kernel to be killed when their parent dies, so that nothing is left behind by a killed supervisor.
 #ifndef PERIGEE_CLUSTER_PROCESS_H_
 #define PERIGEE_CLUSTER_PROCESS_H_
 
@@ -19,14 +19,16 @@ namespace perigee::cluster {
 // Owns a child process; kills it on destruction. Move-only, one thread at a time.
 class ChildProcess {
  public:
-  // Runs `executable` with `arguments` (argv[1..]) plus --ready-fd. Standard error goes to `log_path` (appended), standard output too.
+  // Runs `executable` with `arguments` (argv[1..]) plus --ready-fd. Standard error goes to `log_path` (appended),
+  // standard output too.
   static absl::StatusOr<ChildProcess> Start(const std::string& executable, std::vector<std::string> arguments,
                                             const std::string& log_path);
   ChildProcess(ChildProcess&& other) noexcept;
   ChildProcess& operator=(ChildProcess&& other) noexcept;
   ~ChildProcess();
 
-  // The address the child printed. UNAVAILABLE with the end of its log when it ended first; DEADLINE_EXCEEDED when it did neither.
+  // The address the child printed. UNAVAILABLE with the end of its log when it ended first; DEADLINE_EXCEEDED when it
+  // did neither.
   absl::StatusOr<std::string> WaitReady(absl::Duration timeout);
 
   // SIGTERM, then SIGKILL once the time is over. OK when it ended by itself with exit code 0.

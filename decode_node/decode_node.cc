@@ -13,7 +13,9 @@ namespace {
 using kvstore::PlaneId;
 using pod::PlaneKind;
 
-uint64_t MicrosecondsSince(absl::Time start) { return static_cast<uint64_t>(absl::ToInt64Microseconds(absl::Now() - start)); }
+uint64_t MicrosecondsSince(absl::Time start) {
+  return static_cast<uint64_t>(absl::ToInt64Microseconds(absl::Now() - start));
+}
 
 std::span<const int32_t> PromptOf(const v1::GenerateRequest& request) {
   return {request.token_ids().data(), static_cast<size_t>(request.token_ids_size())};
@@ -21,8 +23,10 @@ std::span<const int32_t> PromptOf(const v1::GenerateRequest& request) {
 
 absl::Status CheckDigest(const char* what, const std::string& wanted, const Digest& served) {
   if (wanted.empty() || wanted == AsView(served)) return absl::OkStatus();
-  return absl::FailedPreconditionError(absl::StrCat("the request is for ", what, " ", ToHex(std::span(
-      reinterpret_cast<const uint8_t*>(wanted.data()), wanted.size())), ", this node serves ", ToHex(served)));
+  return absl::FailedPreconditionError(
+      absl::StrCat("the request is for ", what, " ",
+                   ToHex(std::span(reinterpret_cast<const uint8_t*>(wanted.data()), wanted.size())),
+                   ", this node serves ", ToHex(served)));
 }
 
 }  // namespace
@@ -34,8 +38,8 @@ absl::Status DecodeNode::CheckRequest(const v1::GenerateRequest& request) const 
   return CheckDigest("plan", request.plan_id(), node_->model().plan().id());
 }
 
-absl::Status DecodeNode::FetchPrompt(const v1::GenerateRequest& request, const pod::Identity& identity, model::PlaneCache& cache,
-                                     v1::GenerateEvent::Started* started) const {
+absl::Status DecodeNode::FetchPrompt(const v1::GenerateRequest& request, const pod::Identity& identity,
+                                     model::PlaneCache& cache, v1::GenerateEvent::Started* started) const {
   const pod::Layout& layout = node_->model().layout();
   const pod::Window& window = layout.plan().window();
   const int block_tokens = layout.block_tokens();
@@ -90,11 +94,12 @@ absl::Status DecodeNode::Generate(const v1::GenerateRequest& request,
   const absl::Time arrival = absl::Now();
   PERIGEE_RETURN_IF_ERROR(CheckRequest(request));
   PERIGEE_ASSIGN_OR_RETURN(const pod::Identity identity, node_->IdentityFor(request.scope()));
-  PERIGEE_ASSIGN_OR_RETURN(model::Sampler sampler,
-                           model::Sampler::Create({.temperature = request.temperature(),
-                                                   .top_k = static_cast<int>(std::min<uint32_t>(request.top_k(), INT32_MAX)),
-                                                   .top_p = request.top_p() == 0 ? 1.0 : request.top_p(),
-                                                   .seed = request.seed()}));
+  PERIGEE_ASSIGN_OR_RETURN(
+      model::Sampler sampler,
+      model::Sampler::Create({.temperature = request.temperature(),
+                              .top_k = static_cast<int>(std::min<uint32_t>(request.top_k(), INT32_MAX)),
+                              .top_p = request.top_p() == 0 ? 1.0 : request.top_p(),
+                              .seed = request.seed()}));
   const auto cancelled = [] { return absl::CancelledError("the caller is gone"); };
   model::PlaneCache cache = node_->NewCache();
   v1::GenerateEvent event;
@@ -102,8 +107,8 @@ absl::Status DecodeNode::Generate(const v1::GenerateRequest& request,
   if (!emit(event)) return cancelled();
 
   const model::ServedModel& model = node_->model();
-  const std::vector<int32_t>& eos = model.tokenizer().eos_ids().empty() ? model.transformer().config().eos_ids
-                                                                        : model.tokenizer().eos_ids();
+  const std::vector<int32_t>& eos =
+      model.tokenizer().eos_ids().empty() ? model.transformer().config().eos_ids : model.tokenizer().eos_ids();
   model::StreamDecoder text(model.tokenizer());
   StopText stop({request.stop().begin(), request.stop().end()});
   std::vector<float> logits;

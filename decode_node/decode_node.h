@@ -1,5 +1,5 @@
-// The decode node: fetches a prompt's planes (distant ones of all blocks, proximal ones of the sink and the window only), then generates,
-// attending over the planes as they arrived.
+// The decode node: fetches a prompt's planes (distant ones of all blocks, proximal ones of the sink and the window
+// only), then generates, attending over the planes as they arrived.
 #ifndef PERIGEE_DECODE_NODE_DECODE_NODE_H_
 #define PERIGEE_DECODE_NODE_DECODE_NODE_H_
 
@@ -17,8 +17,10 @@ class DecodeNode {
   // `node` outlives this object.
   explicit DecodeNode(const node::Node* node) : node_(node) {}
 
-  // Calls emit for every event; when it returns false (the reader is gone) generation ends with CANCELLED. Errors as in decode.proto.
-  absl::Status Generate(const v1::GenerateRequest& request, const std::function<bool(const v1::GenerateEvent&)>& emit) const;
+  // Calls emit for every event; when it returns false (the reader is gone) generation ends with CANCELLED. Errors as in
+  // decode.proto.
+  absl::Status Generate(const v1::GenerateRequest& request,
+                        const std::function<bool(const v1::GenerateEvent&)>& emit) const;
 
  private:
   absl::Status CheckRequest(const v1::GenerateRequest& request) const;

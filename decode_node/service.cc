@@ -4,16 +4,16 @@
 
 namespace perigee::decode_node {
 
-grpc::Status DecodeService::Info(grpc::ServerContext* context, const v1::NodeInfoRequest* request, v1::NodeInfo* response) {
+grpc::Status DecodeService::Info(grpc::ServerContext* context, const v1::NodeInfoRequest* request,
+                                 v1::NodeInfo* response) {
   *response = node_->Info();
   return grpc::Status::OK;
 }
 
 grpc::Status DecodeService::Generate(grpc::ServerContext* context, const v1::GenerateRequest* request,
                                      grpc::ServerWriter<v1::GenerateEvent>* writer) {
-  return ToGrpc(decode_.Generate(*request, [&](const v1::GenerateEvent& event) {
-    return !context->IsCancelled() && writer->Write(event);
-  }));
+  return ToGrpc(decode_.Generate(
+      *request, [&](const v1::GenerateEvent& event) { return !context->IsCancelled() && writer->Write(event); }));
 }
 
 }  // namespace perigee::decode_node

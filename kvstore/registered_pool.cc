@@ -26,9 +26,9 @@ absl::StatusOr<std::shared_ptr<std::byte[]>> RegisteredPool::Allocate(size_t byt
     absl::MutexLock lock(&state_->mutex);
     offset = state_->slab.Allocate(bytes);
     if (!offset) {
-      return absl::ResourceExhaustedError(absl::StrCat("no room for a plane of ", bytes, " bytes in this node's pool: ",
-                                                       state_->slab.free_bytes(), " of ", state_->slab.capacity_bytes(),
-                                                       " bytes are free; raise --pool-mib or send fewer requests at once"));
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "no room for a plane of ", bytes, " bytes in this node's pool: ", state_->slab.free_bytes(), " of ",
+          state_->slab.capacity_bytes(), " bytes are free; raise --pool-mib or send fewer requests at once"));
     }
   }
   std::byte* memory = state_->region.base() + *offset;

@@ -1,7 +1,7 @@
 // A node's own plane memory: one registered region, cut into planes that free themselves.
 //
-// Fetches land here and fresh planes are written here, so that one-sided transfers need no copy and no registration of their own.
-// Any thread may allocate and free. The region lives until the last plane is gone.
+// Fetches land here and fresh planes are written here, so that one-sided transfers need no copy and no registration of
+// their own. Any thread may allocate and free. The region lives until the last plane is gone.
 #ifndef PERIGEE_KVSTORE_REGISTERED_POOL_H_
 #define PERIGEE_KVSTORE_REGISTERED_POOL_H_
 

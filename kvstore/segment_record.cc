@@ -161,9 +161,9 @@ absl::StatusOr<IndexEntry> DecodeIndexEntry(absl::string_view key, absl::string_
   ByteReader r(body);
   const uint8_t version = r.U8();
   if (version != kIndexVersion) {
-    return absl::FailedPreconditionError(absl::StrCat("the store's index has entries of version ", static_cast<int>(version),
-                                                      ", this program reads version ", static_cast<int>(kIndexVersion),
-                                                      ": start the program that wrote them"));
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the store's index has entries of version ", static_cast<int>(version), ", this program reads version ",
+        static_cast<int>(kIndexVersion), ": start the program that wrote them"));
   }
   e.location.segment = r.U64();
   e.location.offset = r.U64();

@@ -56,14 +56,17 @@ SsdTier::~SsdTier() = default;
 
 namespace {
 
-// Segments without an index would look like garbage and be deleted. (An empty index beside a segment is a first commit that was cut off.)
+// Segments without an index would look like garbage and be deleted. (An empty index beside a segment is a first commit
+// that was cut off.)
 absl::Status CheckIndexIsThere(const std::string& path) {
   std::error_code error;
   if (std::filesystem::exists(path + "/index/CURRENT", error)) return absl::OkStatus();
-  for (std::filesystem::directory_iterator it(path + "/segments", error), end; !error && it != end; it.increment(error)) {
+  for (std::filesystem::directory_iterator it(path + "/segments", error), end; !error && it != end;
+       it.increment(error)) {
     if (!ParseSegmentFileName(it->path().filename().string())) continue;
-    return absl::FailedPreconditionError(absl::StrCat("the store's index ", path, "/index is missing, but there are segment files in ",
-                                                      path, "/segments: put the index back, or move the segments away to start empty"));
+    return absl::FailedPreconditionError(
+        absl::StrCat("the store's index ", path, "/index is missing, but there are segment files in ", path,
+                     "/segments: put the index back, or move the segments away to start empty"));
   }
   return absl::OkStatus();
 }

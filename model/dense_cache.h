@@ -1,7 +1,9 @@
-// The oracle's cache: dense arrays and the double-precision reference attention. Slow; for tests, calibration and comparison.
+// The oracle's cache: dense arrays and the double-precision reference attention. Slow; for tests, calibration and
+// comparison.
 //
-// With an identity plan this is the single process's full attention; with a real plan it is the in-process PoD reference. Keys and
-// values are rounded through the plan's near codec when they are appended, as any 16-bit cache would.
+// With an identity plan this is the single process's full attention; with a real plan it is the in-process PoD
+// reference. Keys and values are rounded through the plan's near codec when they are appended, as any 16-bit cache
+// would.
 #ifndef PERIGEE_MODEL_DENSE_CACHE_H_
 #define PERIGEE_MODEL_DENSE_CACHE_H_
 

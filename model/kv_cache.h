@@ -1,8 +1,9 @@
 // What the forward pass needs of a KV cache, whatever its form.
 //
-// For every layer, in order, the transformer calls Append with the chunk's fresh keys and values, then Attend with its queries. Shapes:
-// keys, values [token][kv_head][head_dim] float, keys rotated at their positions; queries[layer][token][q_head][head_dim], rotated; out
-// [token][q_head][head_dim]. A cache serves one sequence and one thread.
+// For every layer, in order, the transformer calls Append with the chunk's fresh keys and values, then Attend with its
+// queries. Shapes: keys, values [token][kv_head][head_dim] float, keys rotated at their positions;
+// queries[layer][token][q_head][head_dim], rotated; out [token][q_head][head_dim]. A cache serves one sequence and one
+// thread.
 #ifndef PERIGEE_MODEL_KV_CACHE_H_
 #define PERIGEE_MODEL_KV_CACHE_H_
 

@@ -15,7 +15,8 @@ PlaneAllocator HeapPlanes() {
   return [](size_t bytes) -> absl::StatusOr<PlaneBuffer> {
     const size_t rounded = (bytes + pod::kPlaneAlignment - 1) / pod::kPlaneAlignment * pod::kPlaneAlignment;
     auto* memory = static_cast<std::byte*>(std::aligned_alloc(pod::kPlaneAlignment, rounded));
-    if (memory == nullptr) return absl::ResourceExhaustedError(absl::StrCat("no memory for a plane of ", bytes, " bytes"));
+    if (memory == nullptr)
+      return absl::ResourceExhaustedError(absl::StrCat("no memory for a plane of ", bytes, " bytes"));
     std::memset(memory, 0, rounded);
     return PlaneBuffer(memory, [](std::byte* p) { std::free(p); });
   };
@@ -27,7 +28,8 @@ PlaneCache::PlaneCache(const pod::Layout* layout, const kernels::Rope* rope, int
   keeps_queries_.assign(static_cast<size_t>(plan.shape().layers), false);
   if (plan.sharing() == pod::Sharing::kScore) {
     for (int l = 0; l < plan.shape().layers; ++l) {
-      for (int h = 0; h < plan.shape().kv_heads; ++h) keeps_queries_[static_cast<size_t>(plan.slot(l, h).lead.layer)] = true;
+      for (int h = 0; h < plan.shape().kv_heads; ++h)
+        keeps_queries_[static_cast<size_t>(plan.slot(l, h).lead.layer)] = true;
     }
   }
 }
@@ -81,8 +83,8 @@ absl::Status PlaneCache::Grow(int count) {
     }
     CachedBlock& last = blocks_.back();
     if (layout_->plane_bytes(pod::PlaneKind::kProximal) > 0 && last.proximal == nullptr) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("the block at position ", last.position, " is to be filled up but its proximal plane is not here"));
+      return absl::FailedPreconditionError(absl::StrCat("the block at position ", last.position,
+                                                        " is to be filled up but its proximal plane is not here"));
     }
     last.tokens = static_cast<int32_t>(std::min<int64_t>(block_tokens, target - last.position));
     refs_.back().tokens = last.tokens;
@@ -94,7 +96,8 @@ absl::Status PlaneCache::Grow(int count) {
 absl::Status PlaneCache::Append(int layer, int count, const float* keys, const float* values) {
   if (layer == 0) PERIGEE_RETURN_IF_ERROR(Grow(count));
   const int block_tokens = layout_->block_tokens();
-  const size_t row = static_cast<size_t>(layout_->plan().shape().kv_heads) * static_cast<size_t>(layout_->plan().shape().head_dim);
+  const size_t row =
+      static_cast<size_t>(layout_->plan().shape().kv_heads) * static_cast<size_t>(layout_->plan().shape().head_dim);
   const size_t first_block = static_cast<size_t>(tokens_ / block_tokens);
   ParallelFor(blocks_.size() - first_block, [&](size_t i) {
     const CachedBlock& block = blocks_[first_block + i];

@@ -1,8 +1,8 @@
 // The served cache: a view of blocks, each held as planes, attended as they are stored.
 //
-// Blocks arrive in two ways: fetched (their planes come from a store, AddBlock) and fresh (Append compresses tokens into planes that the
-// allocator gives). Plane buffers are shared, so that several sequences may read one prompt; only the sequence that appends into a
-// block's buffers writes them. One thread.
+// Blocks arrive in two ways: fetched (their planes come from a store, AddBlock) and fresh (Append compresses tokens
+// into planes that the allocator gives). Plane buffers are shared, so that several sequences may read one prompt; only
+// the sequence that appends into a block's buffers writes them. One thread.
 #ifndef PERIGEE_MODEL_PLANE_CACHE_H_
 #define PERIGEE_MODEL_PLANE_CACHE_H_
 
@@ -40,11 +40,12 @@ class PlaneCache : public KvCache {
   // layout and rope must outlive the cache.
   PlaneCache(const pod::Layout* layout, const kernels::Rope* rope, int q_heads, PlaneAllocator allocator);
 
-  // A block that starts where the last one ends; the last one must be full. A block with fewer than block_tokens tokens is filled up by
-  // later Appends, so its buffers must be this cache's alone and its proximal plane present.
+  // A block that starts where the last one ends; the last one must be full. A block with fewer than block_tokens tokens
+  // is filled up by later Appends, so its buffers must be this cache's alone and its proximal plane present.
   absl::Status AddBlock(CachedBlock block);
 
-  // Frees proximal planes that no query at or after `position` is near to, except those of blocks that `keep` names (by index).
+  // Frees proximal planes that no query at or after `position` is near to, except those of blocks that `keep` names (by
+  // index).
   void RetireProximal(int64_t position, const std::function<bool(size_t block)>& keep = nullptr);
 
   const std::vector<CachedBlock>& blocks() const { return blocks_; }
@@ -66,7 +67,7 @@ class PlaneCache : public KvCache {
   std::vector<bool> keeps_queries_;
   std::vector<CachedBlock> blocks_;
   std::vector<kernels::BlockRef> refs_;  // Parallel to blocks_.
-  size_t retired_until_ = 0;             // Blocks below were looked at by RetireProximal and are sinks, kept or retired.
+  size_t retired_until_ = 0;  // Blocks below were looked at by RetireProximal and are sinks, kept or retired.
   int64_t tokens_ = 0;
 };
 

@@ -1,4 +1,5 @@
-// One model as a node serves it: weights, tokenizer, plan, layout, and the identity of the blocks that it writes and reads.
+// One model as a node serves it: weights, tokenizer, plan, layout, and the identity of the blocks that it writes and
+// reads.
 //
 // Immutable after Load; any thread may use it.
 #ifndef PERIGEE_MODEL_SERVED_MODEL_H_
@@ -17,7 +18,8 @@ namespace perigee::model {
 
 struct ServedModelOptions {
   std::string folder;     // Hugging Face files.
-  std::string plan_file;  // "": plan.json in the folder where there is one, else the identity plan. "identity": the identity plan.
+  std::string plan_file;  // "": plan.json in the folder where there is one, else the identity plan. "identity": the
+                          // identity plan.
   int block_tokens = 64;
 };
 

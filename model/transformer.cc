@@ -15,11 +15,13 @@ namespace {
 kernels::Rope RopeOf(const ModelConfig& config) {
   const RopeConfig& r = config.rope;
   switch (r.scaling) {
-    case RopeScaling::kLinear: return kernels::MakeLinearRope(config.head_dim, r.theta, r.factor);
+    case RopeScaling::kLinear:
+      return kernels::MakeLinearRope(config.head_dim, r.theta, r.factor);
     case RopeScaling::kLlama3:
       return kernels::MakeLlama3Rope(config.head_dim, r.theta, r.factor, r.low_freq_factor, r.high_freq_factor,
                                      r.original_max_positions);
-    case RopeScaling::kNone: break;
+    case RopeScaling::kNone:
+      break;
   }
   return kernels::MakeRope(config.head_dim, r.theta);
 }
@@ -38,14 +40,16 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Load(const std::string
 Transformer::Transformer(ModelConfig config, LlamaWeights weights)
     : config_(std::move(config)), weights_(std::move(weights)), rope_(RopeOf(config_)) {}
 
-absl::Status Transformer::Forward(std::span<const int32_t> tokens, KvCache& cache, Logits which, std::vector<float>* logits,
+absl::Status Transformer::Forward(std::span<const int32_t> tokens, KvCache& cache, Logits which,
+                                  std::vector<float>* logits,
                                   const std::function<absl::Status(int layer)>& after_layer) const {
   const size_t n = tokens.size();
   if (n == 0) return absl::InvalidArgumentError("no tokens to run");
   const int64_t first = cache.tokens();
   if (first + static_cast<int64_t>(n) > config_.max_positions) {
     return absl::InvalidArgumentError(absl::StrCat("positions up to ", first + static_cast<int64_t>(n) - 1,
-                                                   " are past the model's context of ", config_.max_positions, " tokens"));
+                                                   " are past the model's context of ", config_.max_positions,
+                                                   " tokens"));
   }
   for (int32_t id : tokens) {
     if (id < 0 || id >= config_.vocab) {
@@ -80,7 +84,8 @@ absl::Status Transformer::Forward(std::span<const int32_t> tokens, KvCache& cach
     kernels::Gemm(normed.data(), n, hidden, w.v.data(), kv_width, OrNull(w.v_bias), values.data());
     if (config_.qk_norm) {
       kernels::RmsNorm(q.data(), w.q_norm.data(), epsilon, n * static_cast<size_t>(config_.q_heads), dim, q.data());
-      kernels::RmsNorm(keys.data(), w.k_norm.data(), epsilon, n * static_cast<size_t>(config_.kv_heads), dim, keys.data());
+      kernels::RmsNorm(keys.data(), w.k_norm.data(), epsilon, n * static_cast<size_t>(config_.kv_heads), dim,
+                       keys.data());
     }
     ParallelFor(n, [&](size_t t) {
       const int64_t position = first + static_cast<int64_t>(t);
@@ -112,7 +117,8 @@ absl::Status Transformer::Forward(std::span<const int32_t> tokens, KvCache& cach
   const float* tail = &x[(n - rows) * hidden];
   kernels::RmsNorm(tail, weights_.final_norm.data(), epsilon, rows, hidden, normed.data());
   logits->resize(rows * static_cast<size_t>(config_.vocab));
-  kernels::Gemm(normed.data(), rows, hidden, weights_.head().data(), static_cast<size_t>(config_.vocab), nullptr, logits->data());
+  kernels::Gemm(normed.data(), rows, hidden, weights_.head().data(), static_cast<size_t>(config_.vocab), nullptr,
+                logits->data());
   return absl::OkStatus();
 }
 

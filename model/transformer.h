@@ -1,7 +1,7 @@
 // The forward pass of Llama-family models: embedding, pre-norm attention with RoPE and GQA, SwiGLU, logits.
 //
-// Float arithmetic throughout. Immutable after Load; Forward may be called from several threads at once, each with its own cache.
-// Architecture as in Hugging Face's LlamaModel, MistralModel, Qwen2Model and Qwen3Model.
+// Float arithmetic throughout. Immutable after Load; Forward may be called from several threads at once, each with its
+// own cache. Architecture as in Hugging Face's LlamaModel, MistralModel, Qwen2Model and Qwen3Model.
 #ifndef PERIGEE_MODEL_TRANSFORMER_H_
 #define PERIGEE_MODEL_TRANSFORMER_H_
 
@@ -38,10 +38,10 @@ class Transformer {
   const kernels::Rope& rope() const { return rope_; }
   pod::KvShape kv_shape() const { return {config_.layers, config_.kv_heads, config_.head_dim}; }
 
-  // Runs `tokens` at positions cache.tokens() and up, through all layers. *logits may be null with kNone. after_layer, where given, is
-  // called when a layer's keys and values are in the cache and its output is computed; its error ends the pass.
-  // INVALID_ARGUMENT for token ids outside the vocabulary and for positions past the model's context. After an error the cache may hold
-  // part of the chunk and must not be used again.
+  // Runs `tokens` at positions cache.tokens() and up, through all layers. *logits may be null with kNone. after_layer,
+  // where given, is called when a layer's keys and values are in the cache and its output is computed; its error ends
+  // the pass. INVALID_ARGUMENT for token ids outside the vocabulary and for positions past the model's context. After
+  // an error the cache may hold part of the chunk and must not be used again.
   absl::Status Forward(std::span<const int32_t> tokens, KvCache& cache, Logits which, std::vector<float>* logits,
                        const std::function<absl::Status(int layer)>& after_layer = nullptr) const;
 

@@ -28,13 +28,14 @@ absl::Status Node::CheckPrompt(std::span<const int32_t> tokens, int64_t more) co
   const int64_t count = static_cast<int64_t>(tokens.size());
   if (count == 0) return absl::InvalidArgumentError("the prompt is empty");
   if (count + more > config.max_positions) {
-    return absl::InvalidArgumentError(absl::StrCat("the prompt has ", count, " tokens", more > 0 ? " and the answer may have " : "",
-                                                   more > 0 ? absl::StrCat(more) : "", "; the model's context is ",
-                                                   config.max_positions, " tokens"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("the prompt has ", count, " tokens", more > 0 ? " and the answer may have " : "",
+                     more > 0 ? absl::StrCat(more) : "", "; the model's context is ", config.max_positions, " tokens"));
   }
   for (int32_t id : tokens) {
     if (id < 0 || id >= config.vocab) {
-      return absl::InvalidArgumentError(absl::StrCat("token id ", id, " is not in the model's vocabulary of ", config.vocab));
+      return absl::InvalidArgumentError(
+          absl::StrCat("token id ", id, " is not in the model's vocabulary of ", config.vocab));
     }
   }
   return absl::OkStatus();
@@ -55,8 +56,8 @@ absl::StatusOr<std::vector<FetchedPlane>> Node::FetchPlanes(const pod::Identity&
   for (size_t i = 0; i < planes.size(); ++i) {
     const kvstore::HeldPlane& held = lease.planes()[i];
     if (!held.found) {
-      out[i].status = absl::NotFoundError(absl::StrCat(pod::PlaneKindName(planes[i].kind), " plane ",
-                                                       kvstore::MissReasonName(held.miss.reason)));
+      out[i].status = absl::NotFoundError(
+          absl::StrCat(pod::PlaneKindName(planes[i].kind), " plane ", kvstore::MissReasonName(held.miss.reason)));
       continue;
     }
     out[i].status = pod::CheckPlaneHeader(held.header, layout, identity, planes[i].key, planes[i].kind);

@@ -1,5 +1,5 @@
-// What a prefill node and a decode node are both made of: a model under a plan, an engine, a pool of registered planes, and a client of
-// the store.
+// What a prefill node and a decode node are both made of: a model under a plan, an engine, a pool of registered planes,
+// and a client of the store.
 #ifndef PERIGEE_NODE_NODE_H_
 #define PERIGEE_NODE_NODE_H_
 
@@ -22,15 +22,15 @@ namespace perigee::node {
 
 struct NodeOptions {
   model::ServedModelOptions model;
-  std::string store_address;   // host:port
-  std::string transports;      // UCX_TLS; "": UCX chooses.
+  std::string store_address;  // host:port
+  std::string transports;     // UCX_TLS; "": UCX chooses.
   size_t pool_bytes = size_t{256} << 20;
   absl::Duration store_timeout = absl::Seconds(20);  // For one batch of control calls or transfers.
 };
 
 // A plane brought into this node's memory, checked against its header and checksums.
 struct FetchedPlane {
-  absl::Status status;        // NOT_FOUND with the store's reason; DATA_LOSS for wrong bytes; else bytes are here.
+  absl::Status status;  // NOT_FOUND with the store's reason; DATA_LOSS for wrong bytes; else bytes are here.
   model::PlaneBuffer bytes;
   size_t size_bytes = 0;
   int64_t base_position = 0;
@@ -53,7 +53,8 @@ class Node {
   absl::Status CheckPrompt(std::span<const int32_t> tokens, int64_t more) const;
   absl::StatusOr<pod::Identity> IdentityFor(const v1::Scope& scope) const;
 
-  // One lease, one batch of one-sided reads. The Status is the whole batch's: UNAVAILABLE, RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED.
+  // One lease, one batch of one-sided reads. The Status is the whole batch's: UNAVAILABLE, RESOURCE_EXHAUSTED,
+  // DEADLINE_EXCEEDED.
   absl::StatusOr<std::vector<FetchedPlane>> FetchPlanes(const pod::Identity& identity,
                                                         std::span<const kvstore::PlaneId> planes) const;
 

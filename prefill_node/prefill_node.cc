@@ -12,7 +12,9 @@ namespace {
 using kvstore::PlaneId;
 using pod::PlaneKind;
 
-uint64_t MicrosecondsSince(absl::Time start) { return static_cast<uint64_t>(absl::ToInt64Microseconds(absl::Now() - start)); }
+uint64_t MicrosecondsSince(absl::Time start) {
+  return static_cast<uint64_t>(absl::ToInt64Microseconds(absl::Now() - start));
+}
 
 }  // namespace
 
@@ -44,7 +46,8 @@ absl::StatusOr<PrefillNode::Prompt> PrefillNode::Read(const v1::PrefillRequest& 
   return prompt;
 }
 
-absl::Status PrefillNode::Prefill(const v1::PrefillRequest& request, absl::Time deadline, v1::PrefillResponse* response) const {
+absl::Status PrefillNode::Prefill(const v1::PrefillRequest& request, absl::Time deadline,
+                                  v1::PrefillResponse* response) const {
   PERIGEE_ASSIGN_OR_RETURN(const Prompt prompt, Read(request));
   model::PlaneCache cache = node_->NewCache();
   PERIGEE_ASSIGN_OR_RETURN(const int64_t reused, ReusePrefix(prompt, cache, response));
@@ -88,9 +91,11 @@ absl::StatusOr<int64_t> PrefillNode::ReusePrefix(const Prompt& prompt, model::Pl
       stored_bytes[b] += plane.payload_bytes;
     }
     for (const kvstore::MissedPlane& missed : lookup.blocks[b].misses) {
-      const bool tells_why = stored[b].distant ? missed.kind == PlaneKind::kProximal : missed.kind == PlaneKind::kDistant;
+      const bool tells_why =
+          stored[b].distant ? missed.kind == PlaneKind::kProximal : missed.kind == PlaneKind::kDistant;
       if (tells_why) {
-        stored[b].missing = absl::StrCat(pod::PlaneKindName(missed.kind), " plane ", kvstore::MissReasonName(missed.miss.reason));
+        stored[b].missing =
+            absl::StrCat(pod::PlaneKindName(missed.kind), " plane ", kvstore::MissReasonName(missed.miss.reason));
       }
     }
   }
@@ -173,7 +178,8 @@ absl::Status PrefillNode::ComputeChunk(const Prompt& prompt, int64_t end, absl::
     for (PlaneKind kind : pod::kPlaneKinds) {
       const size_t bytes = layout.plane_bytes(kind);
       if (bytes == 0) continue;
-      if (kind == PlaneKind::kProximal && !KeepsProximal(layout, static_cast<int64_t>(b) * block_tokens, prompt.branch_points)) {
+      if (kind == PlaneKind::kProximal &&
+          !KeepsProximal(layout, static_cast<int64_t>(b) * block_tokens, prompt.branch_points)) {
         continue;
       }
       pieces.push_back({b, kind});
@@ -191,7 +197,8 @@ absl::Status PrefillNode::ComputeChunk(const Prompt& prompt, int64_t end, absl::
   };
   // The tiles of layer l are final once l is computed: they travel while l + 1 is.
   const auto ship = [&](int layer) -> absl::Status {
-    if (absl::Now() > deadline) return absl::DeadlineExceededError("the request's time is over; the prefill was stopped");
+    if (absl::Now() > deadline)
+      return absl::DeadlineExceededError("the request's time is over; the prefill was stopped");
     for (size_t i = 0; i < pieces.size(); ++i) {
       if (batch.already_committed(i)) continue;
       for (const pod::Section& range : layout.layer_ranges(pieces[i].kind, layer)) {

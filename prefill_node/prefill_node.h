@@ -1,5 +1,5 @@
-// The prefill node: finds the longest stored prefix, computes the rest layer by layer, ships each layer's tiles while the next one is
-// computed, and commits.
+// The prefill node: finds the longest stored prefix, computes the rest layer by layer, ships each layer's tiles while
+// the next one is computed, and commits.
 #ifndef PERIGEE_PREFILL_NODE_PREFILL_NODE_H_
 #define PERIGEE_PREFILL_NODE_PREFILL_NODE_H_
 
@@ -25,9 +25,9 @@ class PrefillNode {
   // `node` outlives this object.
   PrefillNode(const node::Node* node, const PrefillOptions& options);
 
-  // INVALID_ARGUMENT for prompts that are empty, too long or not tokens of this model; UNAVAILABLE when the store is not there;
-  // RESOURCE_EXHAUSTED when the store or this node has no room. What was committed before an error stays and is found by a retry.
-  // DEADLINE_EXCEEDED between two layers once `deadline` has passed.
+  // INVALID_ARGUMENT for prompts that are empty, too long or not tokens of this model; UNAVAILABLE when the store is
+  // not there; RESOURCE_EXHAUSTED when the store or this node has no room. What was committed before an error stays and
+  // is found by a retry. DEADLINE_EXCEEDED between two layers once `deadline` has passed.
   absl::Status Prefill(const v1::PrefillRequest& request, absl::Time deadline, v1::PrefillResponse* response) const;
 
  private:
@@ -40,10 +40,12 @@ class PrefillNode {
   };
   absl::StatusOr<Prompt> Read(const v1::PrefillRequest& request) const;
   // How many tokens the store has, and, unless it has all, their planes in `cache`.
-  absl::StatusOr<int64_t> ReusePrefix(const Prompt& prompt, model::PlaneCache& cache, v1::PrefillResponse* response) const;
-  // Fetches the blocks before `end` into `cache`. False when planes are missing or wrong: they are marked so in `stored`.
-  absl::StatusOr<bool> FetchBlocks(const Prompt& prompt, int64_t end, std::vector<StoredBlock>& stored, model::PlaneCache& cache,
-                                   v1::PrefillResponse* response) const;
+  absl::StatusOr<int64_t> ReusePrefix(const Prompt& prompt, model::PlaneCache& cache,
+                                      v1::PrefillResponse* response) const;
+  // Fetches the blocks before `end` into `cache`. False when planes are missing or wrong: they are marked so in
+  // `stored`.
+  absl::StatusOr<bool> FetchBlocks(const Prompt& prompt, int64_t end, std::vector<StoredBlock>& stored,
+                                   model::PlaneCache& cache, v1::PrefillResponse* response) const;
   absl::Status ComputeChunk(const Prompt& prompt, int64_t end, absl::Time deadline, model::PlaneCache& cache,
                             v1::PrefillResponse* response) const;
 

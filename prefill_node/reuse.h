@@ -18,18 +18,19 @@ struct StoredBlock {
 };
 
 struct Reuse {
-  size_t blocks = 0;    // Leading blocks to fetch instead of computing.
+  size_t blocks = 0;  // Leading blocks to fetch instead of computing.
   std::string ended_because;
 };
 
 // The longest prefix that the rest can be computed from. `tokens` are to be cached, blocks[i] covers tokens
-// [i * block_tokens, min((i + 1) * block_tokens, tokens)). To continue at position p all distant planes before p are needed, and the
-// proximal planes of the blocks that a query at p is near to; a block that is not full is reused only when nothing follows it.
+// [i * block_tokens, min((i + 1) * block_tokens, tokens)). To continue at position p all distant planes before p are
+// needed, and the proximal planes of the blocks that a query at p is near to; a block that is not full is reused only
+// when nothing follows it.
 Reuse LongestUsablePrefix(const pod::Layout& layout, int64_t tokens, const std::vector<StoredBlock>& blocks);
 
-// Whether the block's proximal plane is needed by the request's own decoding or by a request that continues from one of the branch
-// points: each is rounded down to a block border, because that is where a continuation starts computing. Blocks behind a point are not
-// kept for its sake: what a continuation has there is its own.
+// Whether the block's proximal plane is needed by the request's own decoding or by a request that continues from one of
+// the branch points: each is rounded down to a block border, because that is where a continuation starts computing.
+// Blocks behind a point are not kept for its sake: what a continuation has there is its own.
 bool KeepsProximal(const pod::Layout& layout, int64_t block_begin, const std::vector<int64_t>& branch_points);
 
 }  // namespace perigee::prefill_node

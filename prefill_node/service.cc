@@ -5,7 +5,8 @@
 
 namespace perigee::prefill_node {
 
-grpc::Status PrefillService::Info(grpc::ServerContext* context, const v1::NodeInfoRequest* request, v1::NodeInfo* response) {
+grpc::Status PrefillService::Info(grpc::ServerContext* context, const v1::NodeInfoRequest* request,
+                                  v1::NodeInfo* response) {
   *response = node_->Info();
   return grpc::Status::OK;
 }

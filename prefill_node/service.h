@@ -13,7 +13,8 @@ class PrefillService final : public v1::PrefillNode::Service {
   PrefillService(const node::Node* node, const PrefillOptions& options) : node_(node), prefill_(node, options) {}
 
   grpc::Status Info(grpc::ServerContext* context, const v1::NodeInfoRequest* request, v1::NodeInfo* response) override;
-  grpc::Status Prefill(grpc::ServerContext* context, const v1::PrefillRequest* request, v1::PrefillResponse* response) override;
+  grpc::Status Prefill(grpc::ServerContext* context, const v1::PrefillRequest* request,
+                       v1::PrefillResponse* response) override;
 
  private:
   const node::Node* const node_;

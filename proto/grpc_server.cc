@@ -44,8 +44,8 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const std::string&
   std::unique_ptr<GrpcServer> out(new GrpcServer);
   out->server_ = builder.BuildAndStart();
   if (out->server_ == nullptr || port == 0) {
-    return absl::AlreadyExistsError(
-        absl::StrCat("cannot listen on ", listen, ": the port is in use or the address is not of this machine; choose another"));
+    return absl::AlreadyExistsError(absl::StrCat(
+        "cannot listen on ", listen, ": the port is in use or the address is not of this machine; choose another"));
   }
   out->address_ = absl::StrCat(listen.substr(0, colon), ":", port);
   return out;
@@ -53,7 +53,8 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const std::string&
 
 void GrpcServer::Stop(absl::Duration grace) {
   if (server_ == nullptr) return;
-  // gRPC's own graceful shutdown also waits for idle clients to hang up, and they do not look at their connections while idle.
+  // gRPC's own graceful shutdown also waits for idle clients to hang up, and they do not look at their connections
+  // while idle.
   const absl::Time end = absl::Now() + grace;
   while (CallCounter::Get().running() > 0 && absl::Now() < end) absl::SleepFor(absl::Milliseconds(5));
   server_->Shutdown(absl::ToChronoTime(absl::Now()));

@@ -14,8 +14,8 @@ namespace perigee {
 
 class GrpcServer {
  public:
-  // listen: "host:port", port 0 for any free one. The service is the caller's and outlives the server. ALREADY_EXISTS when the port is
-  // taken: unlike gRPC's default, two servers never share one.
+  // listen: "host:port", port 0 for any free one. The service is the caller's and outlives the server. ALREADY_EXISTS
+  // when the port is taken: unlike gRPC's default, two servers never share one.
   static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const std::string& listen, grpc::Service* service);
   ~GrpcServer() { Stop(absl::ZeroDuration()); }
 

@@ -101,7 +101,8 @@ uint64_t AvailableMemoryBytes() {
   if (const absl::StatusOr<std::string> info = ReadFile("/proc/meminfo"); info.ok()) {
     uint64_t kib = 0;
     const size_t at = info->find("MemAvailable:");
-    if (at != std::string::npos && std::sscanf(info->c_str() + at, "MemAvailable: %" SCNu64, &kib) == 1) bytes = kib * 1024;
+    if (at != std::string::npos && std::sscanf(info->c_str() + at, "MemAvailable: %" SCNu64, &kib) == 1)
+      bytes = kib * 1024;
   }
   return bytes;
 }
@@ -110,11 +111,12 @@ uint64_t AvailableMemoryBytes() {
 
 absl::StatusOr<MemoryRegion> Engine::AllocateMemory(size_t size_bytes) {
   if (size_bytes == 0) return absl::InvalidArgumentError("cannot allocate an empty region");
-  // UCX takes shared memory page by page and finds out at the end that it does not suffice, with the machine's memory gone and the
-  // segment left behind. So ask first.
+  // UCX takes shared memory page by page and finds out at the end that it does not suffice, with the machine's memory
+  // gone and the segment left behind. So ask first.
   const uint64_t available_bytes = AvailableMemoryBytes();
   if (size_bytes > available_bytes / 10 * 9) {
-    return absl::ResourceExhaustedError(absl::StrCat("cannot allocate ", size_bytes, " bytes of transfer memory: ", available_bytes,
+    return absl::ResourceExhaustedError(absl::StrCat("cannot allocate ", size_bytes,
+                                                     " bytes of transfer memory: ", available_bytes,
                                                      " bytes are available on this machine; ask for less"));
   }
   auto region = std::make_shared<internal::Region>();

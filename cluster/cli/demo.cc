@@ -1,7 +1,7 @@
 // perigee demo: the main job, end to end, with real processes and a real (small) model.
 //
-// A long text with pass keys hidden in it is asked about twice, and once more after the store's process was killed and started again.
-// Every figure is measured on the way; the same go to a JSON report.
+// A long text with pass keys hidden in it is asked about twice, and once more after the store's process was killed and
+// started again. Every figure is measured on the way; the same go to a JSON report.
 #include <cinttypes>
 #include <cstdio>
 #include <filesystem>
@@ -39,8 +39,11 @@ struct PassKey {
   double depth;  // Where in the prose, 0..1.
 };
 // Asked about: the first two. All lie outside the window of the question.
-constexpr PassKey kPassKeys[] = {
-    {"Torvek", "48213", 0.31}, {"Braimel", "90756", 0.62}, {"Plosun", "15384", 0.12}, {"Gadrin", "62907", 0.47}, {"Melkot", "33591", 0.80}};
+constexpr PassKey kPassKeys[] = {{"Torvek", "48213", 0.31},
+                                 {"Braimel", "90756", 0.62},
+                                 {"Plosun", "15384", 0.12},
+                                 {"Gadrin", "62907", 0.47},
+                                 {"Melkot", "33591", 0.80}};
 
 // The prose with every statement put in at the first sentence end after its depth.
 absl::StatusOr<std::string> HideKeys(std::string prose, size_t bytes) {
@@ -53,7 +56,8 @@ absl::StatusOr<std::string> HideKeys(std::string prose, size_t bytes) {
   std::sort(keys.begin(), keys.end(), [](const PassKey& a, const PassKey& b) { return a.depth > b.depth; });
   for (const PassKey& key : keys) {  // From the back, so that earlier places stay where they are.
     const size_t end = prose.find('.', static_cast<size_t>(key.depth * static_cast<double>(prose.size())));
-    if (end == std::string::npos) return absl::InvalidArgumentError("the prose has no sentence end where a pass key should go");
+    if (end == std::string::npos)
+      return absl::InvalidArgumentError("the prose has no sentence end where a pass key should go");
     prose.insert(end + 1, absl::StrCat(" The pass key for ", key.name, " is ", key.digits, "."));
   }
   return prose;
@@ -99,16 +103,18 @@ absl::StatusOr<Json> Ask(cluster::ClusterClient& client, const std::string& cont
   std::printf("  prompt          %s tokens: %s computed by the prefill node, %s reused from the store\n",
               Thousands(static_cast<uint64_t>(p.token_ids_size())).c_str(), Thousands(p.prefilled_tokens()).c_str(),
               Thousands(p.reused_tokens()).c_str());
-  std::printf("  bytes           dense cache %s; stored %s (%.1f %% less); fetched by the decode node %s (%.1f %% less)\n",
-              Thousands(p.bytes_full()).c_str(), Thousands(p.bytes_stored()).c_str(),
-              100 * (1 - static_cast<double>(p.bytes_stored()) / full), Thousands(r.started.bytes_fetched()).c_str(),
-              100 * (1 - static_cast<double>(r.started.bytes_fetched()) / full));
-  std::printf("  fetched         %s tokens in %u planes, %u from memory, %u from disk\n", Thousands(r.started.fetched_tokens()).c_str(),
-              r.started.planes_fetched(), r.started.planes_from_dram(), r.started.planes_from_ssd());
-  std::printf("  near window     tokens 0..%" PRId64 " and %" PRId64 "..%d, after rounding to blocks\n", r.started.near_sink_end() - 1,
-              r.started.near_recent_begin(), p.token_ids_size() - 1);
-  std::printf("  speed           first token after %.1f ms, then %.0f tokens/s\n", absl::ToDoubleMilliseconds(r.time_to_first_token),
-              r.tokens_per_s);
+  std::printf(
+      "  bytes           dense cache %s; stored %s (%.1f %% less); fetched by the decode node %s (%.1f %% less)\n",
+      Thousands(p.bytes_full()).c_str(), Thousands(p.bytes_stored()).c_str(),
+      100 * (1 - static_cast<double>(p.bytes_stored()) / full), Thousands(r.started.bytes_fetched()).c_str(),
+      100 * (1 - static_cast<double>(r.started.bytes_fetched()) / full));
+  std::printf("  fetched         %s tokens in %u planes, %u from memory, %u from disk\n",
+              Thousands(r.started.fetched_tokens()).c_str(), r.started.planes_fetched(), r.started.planes_from_dram(),
+              r.started.planes_from_ssd());
+  std::printf("  near window     tokens 0..%" PRId64 " and %" PRId64 "..%d, after rounding to blocks\n",
+              r.started.near_sink_end() - 1, r.started.near_recent_begin(), p.token_ids_size() - 1);
+  std::printf("  speed           first token after %.1f ms, then %.0f tokens/s\n",
+              absl::ToDoubleMilliseconds(r.time_to_first_token), r.tokens_per_s);
   std::fflush(stdout);
   return Report(r, answer, question.key.digits);
 }
@@ -125,20 +131,25 @@ absl::Status Run(const Options& options) {
   cluster_options.plan_file = options.plan_file;
   cluster_options.state_folder = options.state_folder;
   cluster_options.transports = options.transports;
-  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<cluster::LocalCluster> running, cluster::LocalCluster::Start(cluster_options));
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<cluster::LocalCluster> running,
+                           cluster::LocalCluster::Start(cluster_options));
   cluster::ClusterClient client(running->addresses());
   PERIGEE_ASSIGN_OR_RETURN(const v1::NodeInfo info, client.PrefillInfo());
   PERIGEE_ASSIGN_OR_RETURN(const pod::Plan plan, pod::Plan::Parse(info.plan_json()));
 
-  std::printf("Perigee demo: store (pid %d), prefill node (pid %d) and decode node (pid %d) are running\n", running->store_pid(),
-              running->prefill_pid(), running->decode_pid());
+  std::printf("Perigee demo: store (pid %d), prefill node (pid %d) and decode node (pid %d) are running\n",
+              running->store_pid(), running->prefill_pid(), running->decode_pid());
   const int block_tokens = static_cast<int>(info.block_tokens());
-  std::printf("  model           %s, %d layers x %d kv heads x %d dims (its retrieval circuit was seeded: models/podling/README.md)\n",
-              info.model_name().c_str(), plan.shape().layers, plan.shape().kv_heads, plan.shape().head_dim);
-  std::printf("  plan            %d leads, %d followers, %d near-only of %d slots; %s sharing; window %d + %d tokens, blocks of %d\n",
-              plan.CountRole(pod::Role::kLead), plan.CountRole(pod::Role::kFollower), plan.CountRole(pod::Role::kNearOnly),
-              plan.shape().slots(), plan.sharing() == pod::Sharing::kKey ? "key" : "score", plan.window().sink_tokens,
-              plan.window().recent_tokens, block_tokens);
+  std::printf(
+      "  model           %s, %d layers x %d kv heads x %d dims (its retrieval circuit was seeded: "
+      "models/podling/README.md)\n",
+      info.model_name().c_str(), plan.shape().layers, plan.shape().kv_heads, plan.shape().head_dim);
+  std::printf(
+      "  plan            %d leads, %d followers, %d near-only of %d slots; %s sharing; window %d + %d tokens, blocks "
+      "of %d\n",
+      plan.CountRole(pod::Role::kLead), plan.CountRole(pod::Role::kFollower), plan.CountRole(pod::Role::kNearOnly),
+      plan.shape().slots(), plan.sharing() == pod::Sharing::kKey ? "key" : "score", plan.window().sink_tokens,
+      plan.window().recent_tokens, block_tokens);
 
   const Question questions[] = {{"1. First question: nothing is stored yet", "miss", kPassKeys[0]},
                                 {"2. Another question about the same text: its cache is reused", "hit", kPassKeys[1]}};
@@ -163,8 +174,8 @@ absl::Status Run(const Options& options) {
   PERIGEE_ASSIGN_OR_RETURN(report[again.report_name], Ask(client, context, again));
 
   PERIGEE_RETURN_IF_ERROR(running->Stop());
-  std::printf("\nBy the plan's formula a cache of %" PRId64 " tokens needs %.1f %% fewer bytes than a dense one.\n", cached,
-              100 * report["plan_saving"].get<double>());
+  std::printf("\nBy the plan's formula a cache of %" PRId64 " tokens needs %.1f %% fewer bytes than a dense one.\n",
+              cached, 100 * report["plan_saving"].get<double>());
   if (!options.report_file.empty()) {
     std::filesystem::create_directories(std::filesystem::path(options.report_file).parent_path(), error);
     PERIGEE_RETURN_IF_ERROR(WriteFileAtomically(options.report_file, report.dump(2) + "\n"));
@@ -172,8 +183,8 @@ absl::Status Run(const Options& options) {
   }
   for (const char* name : {"miss", "hit", "after_restart"}) {
     if (report[name]["answer"] != report[name]["expected"]) {
-      return absl::InternalError(absl::StrCat("the answer to question '", name, "' is ", report[name]["answer"].dump(), ", expected ",
-                                              report[name]["expected"].dump()));
+      return absl::InternalError(absl::StrCat("the answer to question '", name, "' is ", report[name]["answer"].dump(),
+                                              ", expected ", report[name]["expected"].dump()));
     }
   }
   return absl::OkStatus();

@@ -31,10 +31,12 @@ absl::Status Run(Options options) {
     PERIGEE_ASSIGN_OR_RETURN(options.prompt, ReadFile(options.prompt_file, 64 << 20));
   }
   if (!options.prompt.empty()) options.request.segments.push_back(options.prompt);
-  if (options.request.segments.empty()) return absl::InvalidArgumentError("nothing to run: give --prompt, --prompt-file or --context-file");
+  if (options.request.segments.empty())
+    return absl::InvalidArgumentError("nothing to run: give --prompt, --prompt-file or --context-file");
   options.request.timeout = absl::Seconds(options.timeout_s);
 
-  PERIGEE_ASSIGN_OR_RETURN(const cluster::ClusterAddresses addresses, cluster::ClusterAddresses::Read(options.cluster_file));
+  PERIGEE_ASSIGN_OR_RETURN(const cluster::ClusterAddresses addresses,
+                           cluster::ClusterAddresses::Read(options.cluster_file));
   cluster::ClusterClient client(addresses);
   std::function<void(absl::string_view)> on_text;
   if (!options.json) {
@@ -46,7 +48,8 @@ absl::Status Run(Options options) {
   PERIGEE_ASSIGN_OR_RETURN(const cluster::GenerateResult result, client.Generate(options.request, on_text));
   const double ttft_ms = absl::ToDoubleMilliseconds(result.time_to_first_token);
   if (options.json) {
-    // The answer may hold any bytes a model can say; JSON takes valid UTF-8 only, and the decode node sends nothing else.
+    // The answer may hold any bytes a model can say; JSON takes valid UTF-8 only, and the decode node sends nothing
+    // else.
     const nlohmann::ordered_json json = {{"text", result.text},
                                          {"token_ids", result.token_ids},
                                          {"finish_reason", result.finished.reason()},
@@ -65,7 +68,9 @@ absl::Status Run(Options options) {
   }
   std::printf("\n");
   if (::isatty(STDERR_FILENO)) {
-    std::fprintf(stderr, "prompt %d tokens: %u computed, %u reused; %llu bytes fetched of %llu dense; first token after %.1f ms, then %.0f tokens/s\n",
+    std::fprintf(stderr,
+                 "prompt %d tokens: %u computed, %u reused; %llu bytes fetched of %llu dense; first token after %.1f "
+                 "ms, then %.0f tokens/s\n",
                  result.prefill.token_ids_size(), result.prefill.prefilled_tokens(), result.prefill.reused_tokens(),
                  static_cast<unsigned long long>(result.started.bytes_fetched()),
                  static_cast<unsigned long long>(result.prefill.bytes_full()), ttft_ms, result.tokens_per_s);
@@ -79,10 +84,13 @@ void AddGenerate(CLI::App& app, Action& action) {
   CLI::App* verb = app.add_subcommand("generate", "Run one prompt through a running cluster and print the answer");
   auto o = std::make_shared<Options>();
   verb->add_option("--cluster", o->cluster_file, "Address file written by 'perigee up'")->capture_default_str();
-  verb->add_option("--context-file", o->context_files, "Text before the prompt; may be repeated; each is reused by later requests");
+  verb->add_option("--context-file", o->context_files,
+                   "Text before the prompt; may be repeated; each is reused by later requests");
   CLI::Option* prompt = verb->add_option("--prompt", o->prompt, "The prompt");
   verb->add_option("--prompt-file", o->prompt_file, "The prompt, from a file")->excludes(prompt);
-  verb->add_option("--max-tokens", o->request.max_tokens, "Longest answer")->capture_default_str()->check(CLI::PositiveNumber);
+  verb->add_option("--max-tokens", o->request.max_tokens, "Longest answer")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
   verb->add_option("--temperature", o->request.temperature, "0: greedy")->capture_default_str();
   verb->add_option("--top-p", o->request.top_p, "0: off")->capture_default_str();
   verb->add_option("--top-k", o->request.top_k, "0: off")->capture_default_str();
@@ -92,7 +100,9 @@ void AddGenerate(CLI::App& app, Action& action) {
   verb->add_flag("--no-bos", o->request.no_bos, "Do not begin with the model's begin-of-sequence token");
   verb->add_option("--tenant", o->request.tenant, "Whose blocks may be reused");
   verb->add_option("--salt", o->request.salt, "Blocks are shared only under the same salt");
-  verb->add_option("--timeout-s", o->timeout_s, "For the whole request")->capture_default_str()->check(CLI::PositiveNumber);
+  verb->add_option("--timeout-s", o->timeout_s, "For the whole request")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
   verb->add_flag("--json", o->json, "Print one JSON object instead of text");
   verb->callback([o, &action] { action = [o] { return Run(*o); }; });
 }

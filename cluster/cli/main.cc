@@ -17,7 +17,8 @@ std::string DefaultStateFolder() {
 std::string DefaultModelFolder() {
   std::error_code error;
   const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
-  for (std::filesystem::path folder = self.parent_path(); !error && folder.has_relative_path(); folder = folder.parent_path()) {
+  for (std::filesystem::path folder = self.parent_path(); !error && folder.has_relative_path();
+       folder = folder.parent_path()) {
     const std::filesystem::path model = folder / "models" / "podling";
     if (std::filesystem::exists(model / "config.json", error)) return model.string();
   }

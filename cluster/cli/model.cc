@@ -55,11 +55,12 @@ absl::Status Inspect(const Options& o) {
   }
   for (const auto& [name, value] : json.items()) {
     if (name == "predicted_savings") continue;
-    std::printf("%-22s %s\n", name.c_str(), value.is_string() ? value.get<std::string>().c_str() : value.dump().c_str());
+    std::printf("%-22s %s\n", name.c_str(),
+                value.is_string() ? value.get<std::string>().c_str() : value.dump().c_str());
   }
   for (const auto& s : savings) {
-    std::printf("predicted saving       %.1f %% of a dense cache's bytes at %lld tokens\n", 100 * s["saving"].get<double>(),
-                static_cast<long long>(s["tokens"].get<int64_t>()));
+    std::printf("predicted saving       %.1f %% of a dense cache's bytes at %lld tokens\n",
+                100 * s["saving"].get<double>(), static_cast<long long>(s["tokens"].get<int64_t>()));
   }
   return absl::OkStatus();
 }
@@ -73,7 +74,8 @@ void AddModel(CLI::App& app, Action& action) {
   auto o = std::make_shared<Options>();
   o->model.folder = DefaultModelFolder();
   inspect->add_option("folder", o->model.folder, "Model folder (Hugging Face files)")->capture_default_str();
-  inspect->add_option("--plan", o->model.plan_file, "Plan file, or 'identity' (default: plan.json in the folder, else identity)");
+  inspect->add_option("--plan", o->model.plan_file,
+                      "Plan file, or 'identity' (default: plan.json in the folder, else identity)");
   inspect->add_option("--block-tokens", o->model.block_tokens, "16, 32, 64 or 128")->capture_default_str();
   inspect->add_option("--tokens", o->tokens, "Predict the saving at these lengths")->capture_default_str();
   inspect->add_flag("--json", o->json, "Print JSON");

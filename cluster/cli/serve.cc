@@ -83,7 +83,8 @@ absl::Status ServeNode(const std::string& role, const Options& o, Arguments... a
 }
 
 void AddCommon(CLI::App* verb, Options& o) {
-  verb->add_option("--listen", o.listen, "host:port of the control plane; port 0 takes a free one")->capture_default_str();
+  verb->add_option("--listen", o.listen, "host:port of the control plane; port 0 takes a free one")
+      ->capture_default_str();
   verb->add_option("--transports", o.transports, "UCX transports, e.g. tcp or shm,tcp (default: UCX chooses)");
   verb->add_option("--log-level", o.log_level, "trace, debug, info, warn, error or off")->capture_default_str();
   verb->add_option("--ready-fd", o.ready_fd, "Write 'ready ADDRESS' to this descriptor once serving");
@@ -92,10 +93,14 @@ void AddCommon(CLI::App* verb, Options& o) {
 void AddNode(CLI::App* verb, Options& o) {
   verb->add_option("--store", o.store, "The store's control address, host:port")->required();
   verb->add_option("--model", o.model.folder, "Model folder (Hugging Face files)")->capture_default_str();
-  verb->add_option("--plan", o.model.plan_file, "Plan file, or 'identity' (default: plan.json in the model folder, else identity)");
+  verb->add_option("--plan", o.model.plan_file,
+                   "Plan file, or 'identity' (default: plan.json in the model folder, else identity)");
   verb->add_option("--block-tokens", o.model.block_tokens, "16, 32, 64 or 128")->capture_default_str();
-  verb->add_option("--pool-mib", o.pool_mib, "Registered memory for planes")->capture_default_str()->check(CLI::PositiveNumber);
-  verb->add_option("--store-timeout-s", o.store_timeout_s, "For one batch of store calls or transfers")->capture_default_str();
+  verb->add_option("--pool-mib", o.pool_mib, "Registered memory for planes")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  verb->add_option("--store-timeout-s", o.store_timeout_s, "For one batch of store calls or transfers")
+      ->capture_default_str();
 }
 
 }  // namespace
@@ -111,7 +116,8 @@ void AddServe(CLI::App& app, Action& action) {
   AddCommon(store, *o);
   store->add_option("--data-dir", o->data_folder, "The disk tier's folder (default: memory only)");
   store->add_option("--data-port", o->data_port, "Port of the data plane; 0 takes a free one")->capture_default_str();
-  store->add_option("--advertise-host", o->advertise_host, "Host under which clients reach the data plane (default: the control plane's)");
+  store->add_option("--advertise-host", o->advertise_host,
+                    "Host under which clients reach the data plane (default: the control plane's)");
   store->add_option("--dram-mib", o->dram_mib, "Memory tier")->capture_default_str()->check(CLI::PositiveNumber);
   store->add_option("--ssd-mib", o->ssd_mib, "Disk tier")->capture_default_str()->check(CLI::PositiveNumber);
   store->callback([o, &action] { action = [o] { return ServeStore(*o); }; });
@@ -119,10 +125,13 @@ void AddServe(CLI::App& app, Action& action) {
   CLI::App* prefill = serve->add_subcommand("prefill", "A prefill node");
   AddCommon(prefill, *o);
   AddNode(prefill, *o);
-  prefill->add_option("--chunk-tokens", o->chunk_tokens, "Computed and committed together")->capture_default_str()->check(CLI::PositiveNumber);
+  prefill->add_option("--chunk-tokens", o->chunk_tokens, "Computed and committed together")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
   prefill->callback([o, &action] {
     action = [o] {
-      return ServeNode<prefill_node::PrefillService>("prefill", *o, prefill_node::PrefillOptions{.chunk_tokens = o->chunk_tokens});
+      return ServeNode<prefill_node::PrefillService>("prefill", *o,
+                                                     prefill_node::PrefillOptions{.chunk_tokens = o->chunk_tokens});
     };
   });
 

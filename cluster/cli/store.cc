@@ -33,7 +33,8 @@ struct Session {
 absl::StatusOr<Session> Connect(const Options& o) {
   std::string address = o.address;
   if (address.empty()) {
-    PERIGEE_ASSIGN_OR_RETURN(const cluster::ClusterAddresses addresses, cluster::ClusterAddresses::Read(o.cluster_file));
+    PERIGEE_ASSIGN_OR_RETURN(const cluster::ClusterAddresses addresses,
+                             cluster::ClusterAddresses::Read(o.cluster_file));
     address = addresses.store;
   }
   Session session;
@@ -62,7 +63,9 @@ absl::Status List(const Options& o) {
   PERIGEE_ASSIGN_OR_RETURN(const Session session, Connect(o));
   Json rows = Json::array();
   uint64_t count = 0;
-  if (!o.json) std::printf("%-64s %-8s %-4s %6s %9s %10s %s\n", "BLOCK KEY", "PLANE", "TIER", "TOKENS", "POSITION", "BYTES", "TENANT");
+  if (!o.json)
+    std::printf("%-64s %-8s %-4s %6s %9s %10s %s\n", "BLOCK KEY", "PLANE", "TIER", "TOKENS", "POSITION", "BYTES",
+                "TENANT");
   PERIGEE_RETURN_IF_ERROR(ForEachPlane(*session.client, o.tenant, [&](const kvstore::ListedPlane& p) {
     if (o.limit > 0 && count >= o.limit) return false;
     ++count;
@@ -76,8 +79,8 @@ absl::Status List(const Options& o) {
                       {"payload_bytes", p.meta.payload_bytes},
                       {"tenant", p.meta.tenant}});
     } else {
-      std::printf("%-64s %-8s %-4s %6d %9lld %10llu %s\n", p.id.key.ToString().c_str(), pod::PlaneKindName(p.id.kind), TierName(p.tier),
-                  p.meta.tokens, static_cast<long long>(p.meta.base_position),
+      std::printf("%-64s %-8s %-4s %6d %9lld %10llu %s\n", p.id.key.ToString().c_str(), pod::PlaneKindName(p.id.kind),
+                  TierName(p.tier), p.meta.tokens, static_cast<long long>(p.meta.base_position),
                   static_cast<unsigned long long>(p.meta.payload_bytes), p.meta.tenant.c_str());
     }
     return true;
@@ -91,16 +94,18 @@ absl::Status Stat(const Options& o) {
   PERIGEE_ASSIGN_OR_RETURN(const kvstore::StoreClient::Stat stat, session.client->GetStat());
   const kvstore::StoreStats& s = stat.store;
   Json json = {{"address", session.client->address()},
-               {"dram", {{"capacity_bytes", s.slab_bytes},
-                         {"used_bytes", s.slab_used_bytes},
-                         {"reserved_bytes", s.reserved_bytes},
-                         {"leased_bytes", s.leased_bytes},
-                         {"fragmentation", s.slab_fragmentation}}},
-               {"ssd", {{"capacity_bytes", s.ssd_capacity_bytes},
-                        {"used_bytes", s.ssd.used_bytes},
-                        {"live_bytes", s.ssd.live_bytes},
-                        {"segments", s.ssd.segments},
-                        {"lost_at_start", s.ssd.lost_at_start}}}};
+               {"dram",
+                {{"capacity_bytes", s.slab_bytes},
+                 {"used_bytes", s.slab_used_bytes},
+                 {"reserved_bytes", s.reserved_bytes},
+                 {"leased_bytes", s.leased_bytes},
+                 {"fragmentation", s.slab_fragmentation}}},
+               {"ssd",
+                {{"capacity_bytes", s.ssd_capacity_bytes},
+                 {"used_bytes", s.ssd.used_bytes},
+                 {"live_bytes", s.ssd.live_bytes},
+                 {"segments", s.ssd.segments},
+                 {"lost_at_start", s.ssd.lost_at_start}}}};
   Json planes;
   for (Tier tier : {Tier::kDram, Tier::kSsd}) {
     for (pod::PlaneKind kind : pod::kPlaneKinds) {
@@ -116,7 +121,9 @@ absl::Status Stat(const Options& o) {
   json["refused_commits"] = s.refused_commits;
   json["reservations"] = {{"open", s.reservations}, {"expired", s.expired_reservations}};
   json["leases"] = {{"open", s.leases}, {"expired", s.expired_leases}};
-  json["payload"] = {{"committed_bytes", s.committed_bytes}, {"leased_bytes", s.leased_payload_bytes}, {"fetched_bytes", s.fetched_bytes}};
+  json["payload"] = {{"committed_bytes", s.committed_bytes},
+                     {"leased_bytes", s.leased_payload_bytes},
+                     {"fetched_bytes", s.fetched_bytes}};
   json["grpc_message_bytes"] = stat.grpc_message_bytes;
   if (o.json) {
     std::printf("%s\n", json.dump(2).c_str());
@@ -124,19 +131,20 @@ absl::Status Stat(const Options& o) {
   }
   const auto mib = [](uint64_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
   std::printf("store %s\n", session.client->address().c_str());
-  std::printf("  memory   %.1f of %.1f MiB used, %.1f leased, %.1f reserved\n", mib(s.slab_used_bytes), mib(s.slab_bytes),
-              mib(s.leased_bytes), mib(s.reserved_bytes));
+  std::printf("  memory   %.1f of %.1f MiB used, %.1f leased, %.1f reserved\n", mib(s.slab_used_bytes),
+              mib(s.slab_bytes), mib(s.leased_bytes), mib(s.reserved_bytes));
   std::printf("  disk     %.1f of %.1f MiB used in %llu segments\n", mib(s.ssd.used_bytes), mib(s.ssd_capacity_bytes),
               static_cast<unsigned long long>(s.ssd.segments));
   for (Tier tier : {Tier::kDram, Tier::kSsd}) {
     for (pod::PlaneKind kind : pod::kPlaneKinds) {
       const kvstore::TierCount& c = s.counts[static_cast<int>(tier) - 1][static_cast<int>(kind) - 1];
-      std::printf("  %-4s     %8llu %-8s planes, %.1f MiB of payload\n", TierName(tier), static_cast<unsigned long long>(c.planes),
-                  pod::PlaneKindName(kind), mib(c.payload_bytes));
+      std::printf("  %-4s     %8llu %-8s planes, %.1f MiB of payload\n", TierName(tier),
+                  static_cast<unsigned long long>(c.planes), pod::PlaneKindName(kind), mib(c.payload_bytes));
     }
   }
-  std::printf("  reads    %llu from memory, %llu from disk, %llu misses\n", static_cast<unsigned long long>(s.hits_dram),
-              static_cast<unsigned long long>(s.hits_ssd), static_cast<unsigned long long>(s.misses));
+  std::printf("  reads    %llu from memory, %llu from disk, %llu misses\n",
+              static_cast<unsigned long long>(s.hits_dram), static_cast<unsigned long long>(s.hits_ssd),
+              static_cast<unsigned long long>(s.misses));
   std::printf("  health   %llu checksum failures, %llu refused commits, %llu records lost at start\n",
               static_cast<unsigned long long>(s.checksum_failures), static_cast<unsigned long long>(s.refused_commits),
               static_cast<unsigned long long>(s.ssd.lost_at_start));
@@ -144,7 +152,8 @@ absl::Status Stat(const Options& o) {
 }
 
 absl::Status Remove(const Options& o) {
-  if (o.all == !o.keys.empty()) return absl::InvalidArgumentError("name the block keys to remove (or unambiguous beginnings), or give --all");
+  if (o.all == !o.keys.empty())
+    return absl::InvalidArgumentError("name the block keys to remove (or unambiguous beginnings), or give --all");
   PERIGEE_ASSIGN_OR_RETURN(const Session session, Connect(o));
   std::vector<pod::BlockKey> found;
   PERIGEE_RETURN_IF_ERROR(ForEachPlane(*session.client, o.tenant, [&](const kvstore::ListedPlane& p) {
@@ -160,14 +169,16 @@ absl::Status Remove(const Options& o) {
     }
     if (matches.empty()) return absl::NotFoundError(absl::StrCat("no block key begins with '", prefix, "'"));
     if (matches.size() > 1) {
-      return absl::InvalidArgumentError(absl::StrCat(matches.size(), " block keys begin with '", prefix, "'; give more digits"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(matches.size(), " block keys begin with '", prefix, "'; give more digits"));
     }
     chosen.push_back(matches[0]);
   }
   uint32_t removed = 0;
   constexpr size_t kBatch = 4096;
   for (size_t i = 0; i < chosen.size(); i += kBatch) {
-    PERIGEE_ASSIGN_OR_RETURN(const uint32_t n, session.client->Delete(std::span(chosen).subspan(i, std::min(kBatch, chosen.size() - i))));
+    PERIGEE_ASSIGN_OR_RETURN(const uint32_t n,
+                             session.client->Delete(std::span(chosen).subspan(i, std::min(kBatch, chosen.size() - i))));
     removed += n;
   }
   if (o.json) {

@@ -9,12 +9,14 @@
 namespace perigee::cli {
 
 void AddUp(CLI::App& app, Action& action) {
-  CLI::App* verb = app.add_subcommand("up", "Run store, prefill node and decode node on this machine until interrupted");
+  CLI::App* verb =
+      app.add_subcommand("up", "Run store, prefill node and decode node on this machine until interrupted");
   auto options = std::make_shared<cluster::LocalClusterOptions>();
   options->model_folder = DefaultModelFolder();
   options->state_folder = DefaultStateFolder();
   verb->add_option("--model", options->model_folder, "Model folder (Hugging Face files)")->capture_default_str();
-  verb->add_option("--plan", options->plan_file, "Plan file, or 'identity' (default: plan.json in the model folder, else identity)");
+  verb->add_option("--plan", options->plan_file,
+                   "Plan file, or 'identity' (default: plan.json in the model folder, else identity)");
   verb->add_option("--state-dir", options->state_folder, "Data, logs and cluster.json")->capture_default_str();
   verb->add_option("--host", options->host, "Address to listen on")->capture_default_str();
   verb->add_option("--store-port", options->store_port, "0: any free port")->capture_default_str();
@@ -30,7 +32,8 @@ void AddUp(CLI::App& app, Action& action) {
   verb->callback([options, &action] {
     action = [options]() -> absl::Status {
       cluster::BlockTerminationSignals();
-      PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<cluster::LocalCluster> running, cluster::LocalCluster::Start(*options));
+      PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<cluster::LocalCluster> running,
+                               cluster::LocalCluster::Start(*options));
       const cluster::ClusterAddresses& a = running->addresses();
       std::printf("store    %s\nprefill  %s\ndecode   %s\nready: addresses in %s; stop with Ctrl-C\n", a.store.c_str(),
                   a.prefill.c_str(), a.decode.c_str(), running->address_file().c_str());

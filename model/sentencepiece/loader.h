@@ -9,7 +9,8 @@
 
 namespace perigee::model {
 
-// The module stays loaded for the process's life. NOT_FOUND when its file is neither beside the program nor where it was built. Any thread.
+// The module stays loaded for the process's life. NOT_FOUND when its file is neither beside the program nor where it
+// was built. Any thread.
 absl::StatusOr<std::unique_ptr<SentencePiece>> NewSentencePieceObject();
 
 }  // namespace perigee::model

@@ -1,8 +1,9 @@
 // sentencepiece, kept apart: a module that is loaded when the first tokenizer.model is read. Internal to model/.
 //
-// Debian's libsentencepiece carries its own copy of protobuf-lite and exports it. In one process with gRPC's libprotobuf each binds to the
-// other's symbols and both crash while the program starts. So nothing of ours links to it: this module does, and it is opened with its
-// own symbols first (RTLD_DEEPBIND). Its header also puts std::string_view into namespace absl, where Abseil has a type of that name.
+// Debian's libsentencepiece carries its own copy of protobuf-lite and exports it. In one process with gRPC's
+// libprotobuf each binds to the other's symbols and both crash while the program starts. So nothing of ours links to
+// it: this module does, and it is opened with its own symbols first (RTLD_DEEPBIND). Its header also puts
+// std::string_view into namespace absl, where Abseil has a type of that name.
 #ifndef PERIGEE_MODEL_SENTENCEPIECE_MODULE_H_
 #define PERIGEE_MODEL_SENTENCEPIECE_MODULE_H_
 

@@ -52,9 +52,15 @@ TEST_F(AddressesTest, AMissingFileIsNamedWithTheWayOut) {
 TEST_F(AddressesTest, GarbageIsAClearErrorThatNamesTheFile) {
   const std::string good = R"({"store":"a:1","prefill":"b:2","decode":"c:3"})";
   ASSERT_TRUE(ReadText(good).ok());
-  std::vector<std::string> texts = {"null", "[]", "7", R"("store")", R"({"store":1,"prefill":"b","decode":"c"})",
-                                    R"({"store":"a","prefill":null,"decode":"c"})", R"({"store":"a","prefill":"b"})",
-                                    std::string("\0\xff\xfe", 3), std::string(100000, '[')};
+  std::vector<std::string> texts = {"null",
+                                    "[]",
+                                    "7",
+                                    R"("store")",
+                                    R"({"store":1,"prefill":"b","decode":"c"})",
+                                    R"({"store":"a","prefill":null,"decode":"c"})",
+                                    R"({"store":"a","prefill":"b"})",
+                                    std::string("\0\xff\xfe", 3),
+                                    std::string(100000, '[')};
   for (size_t n = 0; n < good.size(); ++n) texts.push_back(good.substr(0, n));
   for (const std::string& text : texts) {
     const absl::Status status = ReadText(text);
@@ -76,7 +82,8 @@ TEST_F(AddressesTest, FlippedBitsNeverCrash) {
 // A cluster of two scripted services in this process.
 class FakePrefill final : public v1::PrefillNode::Service {
  public:
-  grpc::Status Prefill(grpc::ServerContext*, const v1::PrefillRequest* request, v1::PrefillResponse* response) override {
+  grpc::Status Prefill(grpc::ServerContext*, const v1::PrefillRequest* request,
+                       v1::PrefillResponse* response) override {
     ++calls;
     last = *request;
     for (int32_t id : {5, 6, 7}) response->add_token_ids(id);
@@ -192,7 +199,8 @@ TEST_F(ClusterClientTest, GivesUpAfterThreeAttemptsAndSaysWhy) {
 TEST_F(ClusterClientTest, NeverRetriesOnceTextWasShown) {
   decode_.failures_after_token = 100;
   std::string shown;
-  const absl::Status status = client_->Generate(options_, [&](absl::string_view piece) { shown += std::string(piece); }).status();
+  const absl::Status status =
+      client_->Generate(options_, [&](absl::string_view piece) { shown += std::string(piece); }).status();
   EXPECT_FALSE(status.ok());
   EXPECT_EQ(decode_.calls, 1);
   EXPECT_EQ(shown, "he");
@@ -243,11 +251,14 @@ TEST_F(ClusterClientTest, TextThatIsNotUtf8IsRefusedBeforeItIsSent) {
   EXPECT_TRUE(absl::IsInvalidArgument(client_->Generate(options_).status()));
   options_.salt = "";
   // Overlong, surrogate, above U+10FFFF, cut off; and the borders that are right.
-  for (const char* bad : {"\xc0\xaf", "\xe0\x9f\xbf", "\xed\xa0\x80", "\xf0\x8f\xbf\xbf", "\xf4\x90\x80\x80", "\xf5\x80\x80\x80", "\xe2\x82"}) {
+  for (const char* bad : {"\xc0\xaf", "\xe0\x9f\xbf", "\xed\xa0\x80", "\xf0\x8f\xbf\xbf", "\xf4\x90\x80\x80",
+                          "\xf5\x80\x80\x80", "\xe2\x82"}) {
     options_.segments = {bad};
-    EXPECT_TRUE(absl::IsInvalidArgument(client_->Generate(options_).status())) << ::testing::PrintToString(std::string(bad));
+    EXPECT_TRUE(absl::IsInvalidArgument(client_->Generate(options_).status()))
+        << ::testing::PrintToString(std::string(bad));
   }
-  for (const char* good : {"\xc2\x80", "\xe0\xa0\x80", "\xed\x9f\xbf", "\xef\xbf\xbf", "\xf0\x90\x80\x80", "\xf4\x8f\xbf\xbf"}) {
+  for (const char* good :
+       {"\xc2\x80", "\xe0\xa0\x80", "\xed\x9f\xbf", "\xef\xbf\xbf", "\xf0\x90\x80\x80", "\xf4\x8f\xbf\xbf"}) {
     options_.segments = {good};
     const absl::Status status = client_->Generate(options_).status();
     EXPECT_TRUE(status.ok()) << ::testing::PrintToString(std::string(good)) << status;

@@ -62,7 +62,8 @@ TEST_F(ProcessTest, ReadyLineMayArriveInPieces) {
 }
 
 TEST_F(ProcessTest, ChildGetsTheReadyDescriptorsNumberAsItsLastArguments) {
-  auto child = ChildProcess::Start("/bin/sh", {"-c", "echo \"ready $0=$1\" >&3; exec sleep 60"}, folder_ + "/worker.log");
+  auto child =
+      ChildProcess::Start("/bin/sh", {"-c", "echo \"ready $0=$1\" >&3; exec sleep 60"}, folder_ + "/worker.log");
   ASSERT_TRUE(child.ok()) << child.status();
   EXPECT_EQ(child->WaitReady(kDeadline).value_or("-"), "--ready-fd=3");
 }

@@ -37,8 +37,9 @@ class CliTest : public ::testing::Test {
 };
 
 TEST_F(CliTest, HelpOfEveryVerbExitsWithZero) {
-  for (const char* verb : {"", "up", "generate", "store", "store ls", "store stat", "store rm", "model", "model inspect", "calibrate",
-                           "demo", "serve", "serve store", "serve prefill", "serve decode"}) {
+  for (const char* verb :
+       {"", "up", "generate", "store", "store ls", "store stat", "store rm", "model", "model inspect", "calibrate",
+        "demo", "serve", "serve store", "serve prefill", "serve decode"}) {
     std::vector<std::string> arguments = absl::StrSplit(verb, ' ', absl::SkipEmpty());
     arguments.push_back("--help");
     const Ran ran = Perigee(arguments);
@@ -50,21 +51,28 @@ TEST_F(CliTest, HelpOfEveryVerbExitsWithZero) {
 }
 
 TEST_F(CliTest, AWrongCommandLineExitsWithTwo) {
-  const std::vector<std::vector<std::string>> wrong = {{},
-                                                       {"frobnicate"},
-                                                       {"--frobnicate"},
-                                                       {"generate", "--frobnicate"},
-                                                       {"up", "--store-port", "99999"},
-                                                       {"up", "--store-port", "many"},
-                                                       {"generate", "--max-tokens", "0", "--prompt", "x"},
-                                                       {"generate", "--max-tokens", "-1", "--prompt", "x"},
-                                                       {"generate", "--timeout-s", "0", "--prompt", "x"},
-                                                       {"generate", "--prompt", "x", "--prompt-file", "y"},
-                                                       {"serve"},
-                                                       {"serve", "prefill"},
-                                                       {"store"},
-                                                       {"store", "ls", "--limit", "few"},
-                                                       {"demo"}};
+  const std::vector<std::vector<std::string>> wrong = {
+      {},
+      {"frobnicate"},
+      {"--frobnicate"},
+      {"generate", "--frobnicate"},
+      {"up", "--store-port", "99999"},
+      {"up", "--store-port", "many"},
+      {"generate", "--max-tokens", "0", "--prompt", "x"},
+      {"generate", "--max-tokens", "-1", "--prompt", "x"},
+      {"generate", "--timeout-s", "0", "--prompt", "x"},
+      {"generate", "--prompt", "x", "--prompt-file", "y"},
+      {"serve"},
+      {"serve", "prefill"},
+      {"serve", "prefill", "--store", "h:1", "--store-timeout-s", "0"},
+      {"serve", "prefill", "--store", "h:1", "--pool-mib", "17592186044417"},
+      {"serve", "store", "--dram-mib", "0"},
+      {"serve", "store", "--dram-mib", "17592186044417"},
+      {"up", "--dram-mib", "17592186044417"},
+      {"up", "--pool-mib", "0"},
+      {"store"},
+      {"store", "ls", "--limit", "few"},
+      {"demo"}};
   for (const auto& arguments : wrong) {
     const Ran ran = Perigee(arguments);
     EXPECT_EQ(ran.exit_code, 2) << ::testing::PrintToString(arguments) << ran.out << ran.err;
@@ -73,8 +81,10 @@ TEST_F(CliTest, AWrongCommandLineExitsWithTwo) {
 }
 
 TEST_F(CliTest, WithoutAClusterTheMissingFileIsNamed) {
-  for (const std::vector<std::string>& arguments :
-       {std::vector<std::string>{"generate", "--prompt", "x"}, {"store", "ls"}, {"store", "stat", "--json"}, {"store", "rm", "--all"}}) {
+  for (const std::vector<std::string>& arguments : {std::vector<std::string>{"generate", "--prompt", "x"},
+                                                    {"store", "ls"},
+                                                    {"store", "stat", "--json"},
+                                                    {"store", "rm", "--all"}}) {
     const Ran ran = Perigee(arguments);
     ExpectFailure(ran, home_.path() + "/cluster.json");
     EXPECT_THAT(ran.err, HasSubstr("perigee up"));
@@ -90,13 +100,18 @@ TEST_F(CliTest, WithoutAClusterTheMissingFileIsNamed) {
 class BadModelTest : public CliTest {
  protected:
   BadModelTest() {
-    for (const char* file : {"config.json", "model.safetensors", "plan.json", "tokenizer.json", "tokenizer_config.json"}) {
+    for (const char* file :
+         {"config.json", "model.safetensors", "plan.json", "tokenizer.json", "tokenizer_config.json"}) {
       fs::copy_file(fs::path(kModel) / file, Path(file));
     }
   }
   std::string Path(const std::string& file) const { return home_.path() + "/" + file; }
-  void Put(const std::string& file, const std::string& bytes) const { std::ofstream(Path(file), std::ios::binary) << bytes; }
-  std::string Original(const std::string& file) const { return ReadFile(std::string(kModel) + "/" + file).value_or(""); }
+  void Put(const std::string& file, const std::string& bytes) const {
+    std::ofstream(Path(file), std::ios::binary) << bytes;
+  }
+  std::string Original(const std::string& file) const {
+    return ReadFile(std::string(kModel) + "/" + file).value_or("");
+  }
   void ExpectRefused(const std::string& file, const std::string& bytes, const std::string& says = "") {
     Put(file, bytes);
     SCOPED_TRACE(testing::Message() << file << " of " << bytes.size() << " bytes");
@@ -143,17 +158,21 @@ TEST_F(BadModelTest, BrokenConfigsAreRefusedByName) {
   ExpectRefused("config.json", "");
   ExpectRefused("config.json", "{}");
   ExpectRefused("config.json", "[1, 2]");
-  ExpectRefused("config.json", absl::StrReplaceAll(good, {{"\"hidden_size\": 128", "\"hidden_size\": 0"}}), "hidden_size");
-  ExpectRefused("config.json", absl::StrReplaceAll(good, {{"\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3"}}));
-  ExpectRefused("config.json", absl::StrReplaceAll(good, {{"\"num_attention_heads\": 4", "\"num_attention_heads\": -4"}}));
+  ExpectRefused("config.json", absl::StrReplaceAll(good, {{"\"hidden_size\": 128", "\"hidden_size\": 0"}}),
+                "hidden_size");
+  ExpectRefused("config.json",
+                absl::StrReplaceAll(good, {{"\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3"}}));
+  ExpectRefused("config.json",
+                absl::StrReplaceAll(good, {{"\"num_attention_heads\": 4", "\"num_attention_heads\": -4"}}));
 }
 
 TEST_F(BadModelTest, AConfigThatTheWeightsDoNotFitNamesTheTensor) {
   const std::string good = Original("config.json");
-  for (const auto& [from, to] : {std::pair<const char*, const char*>{"\"num_hidden_layers\": 8", "\"num_hidden_layers\": 1000000000"},
-                                 {"\"num_hidden_layers\": 8", "\"num_hidden_layers\": 9"},
-                                 {"\"intermediate_size\": 384", "\"intermediate_size\": 385"},
-                                 {"\"vocab_size\": 1024", "\"vocab_size\": 2000000000"}}) {
+  for (const auto& [from, to] :
+       {std::pair<const char*, const char*>{"\"num_hidden_layers\": 8", "\"num_hidden_layers\": 1000000000"},
+        {"\"num_hidden_layers\": 8", "\"num_hidden_layers\": 9"},
+        {"\"intermediate_size\": 384", "\"intermediate_size\": 385"},
+        {"\"vocab_size\": 1024", "\"vocab_size\": 2000000000"}}) {
     Put("config.json", absl::StrReplaceAll(good, {{from, to}}));
     const Ran ran = Perigee({"model", "inspect", home_.path()});
     ExpectFailure(ran, "");
@@ -167,8 +186,10 @@ TEST_F(BadModelTest, BrokenPlansAreRefusedByName) {
   ExpectRefused("plan.json", "");
   ExpectRefused("plan.json", "garbage");
   ExpectRefused("plan.json", "{}");
-  ExpectRefused("plan.json", absl::StrReplaceAll(good, {{"\"recent_tokens\": 128", "\"recent_tokens\": 0"}}), "recent_tokens");
-  ExpectRefused("plan.json", absl::StrReplaceAll(good, {{"\"sink_tokens\": 16", "\"sink_tokens\": -1"}}), "sink_tokens");
+  ExpectRefused("plan.json", absl::StrReplaceAll(good, {{"\"recent_tokens\": 128", "\"recent_tokens\": 0"}}),
+                "recent_tokens");
+  ExpectRefused("plan.json", absl::StrReplaceAll(good, {{"\"sink_tokens\": 16", "\"sink_tokens\": -1"}}),
+                "sink_tokens");
   ExpectRefused("plan.json", absl::StrReplaceAll(good, {{"\"version\": 1", "\"version\": 2"}}), "version");
   ExpectRefused("plan.json", absl::StrReplaceAll(good, {{"\"lead\":[2,0]", "\"lead\":[7,0]"}}));
 }
@@ -177,7 +198,8 @@ TEST_F(BadModelTest, APlanOfAnotherModelIsRefusedAlsoByTheNodes) {
   const std::string other = absl::StrReplaceAll(Original("plan.json"), {{"392e457a", "00000000"}});
   ExpectRefused("plan.json", other, "392e457a");
   Put("plan.json", other);
-  const Ran ran = Perigee({"up", "--state-dir", home_.path() + "/state", "--plan", Path("plan.json"), "--model", kModel});
+  const Ran ran =
+      Perigee({"up", "--state-dir", home_.path() + "/state", "--plan", Path("plan.json"), "--model", kModel});
   ExpectFailure(ran, "plan.json");
   EXPECT_THAT(ran.err, HasSubstr("392e457a"));
   EXPECT_FALSE(fs::exists(home_.path() + "/state/cluster.json"));
@@ -197,7 +219,8 @@ TEST_F(BadModelTest, MissingFilesAreNamed) {
 
 TEST_F(CliTest, AStoreThatIsNotThereFailsWithinTheConnectDeadline) {
   for (const char* role : {"prefill", "decode"}) {
-    const Ran ran = Perigee({"serve", role, "--store", "127.0.0.1:1", "--model", kModel, "--pool-mib", "8"}, absl::Seconds(30));
+    const Ran ran =
+        Perigee({"serve", role, "--store", "127.0.0.1:1", "--model", kModel, "--pool-mib", "8"}, absl::Seconds(30));
     ExpectFailure(ran, "127.0.0.1:1");
     EXPECT_LT(ran.took, absl::Seconds(20));
   }
@@ -224,8 +247,8 @@ TEST_F(CliTest, APortInUseIsAClearError) {
   ::getsockname(socket, reinterpret_cast<sockaddr*>(&address), &length);
   const std::string port = absl::StrCat(ntohs(address.sin_port));
   for (const char* option : {"--store-port", "--decode-port"}) {
-    const Ran ran = Perigee({"up", "--state-dir", home_.path() + "/state", "--model", kModel, option, port, "--dram-mib", "16",
-                             "--pool-mib", "16"});
+    const Ran ran = Perigee({"up", "--state-dir", home_.path() + "/state", "--model", kModel, option, port,
+                             "--dram-mib", "16", "--pool-mib", "16"});
     ExpectFailure(ran, "in use");
     EXPECT_THAT(ran.err, HasSubstr(port));
   }
@@ -266,7 +289,8 @@ class RunningTest : public CliTest {
   }
   static std::string Prose(int sentences) {
     std::string text;
-    for (int i = 0; i < sentences; ++i) absl::StrAppend(&text, "On day ", i, " the old man walked to the river and came back. ");
+    for (int i = 0; i < sentences; ++i)
+      absl::StrAppend(&text, "On day ", i, " the old man walked to the river and came back. ");
     return text;
   }
   static TempFolder* shared_;
@@ -283,21 +307,23 @@ TEST_F(RunningTest, GeneratePrintsTheAnswerAndNothingElse) {
   EXPECT_EQ(json["text"].get<std::string>() + "\n", text.out);
   EXPECT_LE(json["token_ids"].size(), 12u);
   EXPECT_EQ(json["prefilled_tokens"], 0);  // The first call stored it.
-  for (const char* field : {"finish_reason", "prompt_tokens", "reused_tokens", "fetched_tokens", "bytes_full", "bytes_stored",
-                            "bytes_fetched", "ttft_ms", "decode_tokens_per_s", "attempts"}) {
+  for (const char* field : {"finish_reason", "prompt_tokens", "reused_tokens", "fetched_tokens", "bytes_full",
+                            "bytes_stored", "bytes_fetched", "ttft_ms", "decode_tokens_per_s", "attempts"}) {
     EXPECT_TRUE(json.contains(field)) << field;
   }
 }
 
 TEST_F(RunningTest, AContextFileIsReusedByTheNextQuestion) {
   const std::string context = Text("context.txt", Prose(30));
-  const Json first = JsonOf({"generate", "--context-file", context, "--prompt", " What did he do?", "--max-tokens", "4"});
+  const Json first =
+      JsonOf({"generate", "--context-file", context, "--prompt", " What did he do?", "--max-tokens", "4"});
   const std::string question = Text("question.txt", " Where did he walk?");
   const Json second = JsonOf({"generate", "--context-file", context, "--prompt-file", question, "--max-tokens", "4"});
   EXPECT_EQ(first["reused_tokens"], 0);
   EXPECT_GT(second["reused_tokens"].get<int>(), 300);
   EXPECT_LT(second["prefilled_tokens"].get<int>(), 64 + 20);
-  const Json other = JsonOf({"generate", "--context-file", context, "--prompt", " Why?", "--max-tokens", "4", "--salt", "other"});
+  const Json other =
+      JsonOf({"generate", "--context-file", context, "--prompt", " Why?", "--max-tokens", "4", "--salt", "other"});
   EXPECT_EQ(other["reused_tokens"], 0);
 }
 
@@ -313,7 +339,8 @@ TEST_F(RunningTest, BadRequestsAreRefusedWithTheReason) {
 
 TEST_F(RunningTest, AnswersAreValidUtf8WhateverTheModelSays) {
   for (int seed = 1; seed < 4; ++seed) {
-    JsonOf({"generate", "--prompt", "x", "--temperature", "100", "--seed", absl::StrCat(seed), "--max-tokens", "40", "--ignore-eos"});
+    JsonOf({"generate", "--prompt", "x", "--temperature", "100", "--seed", absl::StrCat(seed), "--max-tokens", "40",
+            "--ignore-eos"});
   }
 }
 
@@ -343,7 +370,7 @@ TEST_F(RunningTest, StoreVerbsListCountAndRemove) {
   for (const Json& plane : JsonOf({"store", "ls", "--tenant", "librarian"})) EXPECT_NE(plane["key"], key);
   ExpectFailure(Perigee({"store", "rm", key.substr(0, 20)}), key.substr(0, 20));
   ExpectFailure(Perigee({"store", "rm"}), "--all");
-  ExpectFailure(Perigee({"store", "rm", ""}), "");
+  ExpectFailure(Perigee({"store", "rm", ""}), "empty");
   EXPECT_EQ(Perigee({"store", "rm", "--all", "--tenant", "librarian"}).exit_code, 0);
   EXPECT_TRUE(JsonOf({"store", "ls", "--tenant", "librarian"}).empty());
 }

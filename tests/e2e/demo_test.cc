@@ -23,14 +23,17 @@ std::string Prose(const std::string& folder) {
     const std::string prose = ReadFile(path).value_or("");
     if (prose.size() > 12000) return path;
   }
-  static const char* const kWho[] = {"the king", "his brother", "an old shepherd", "the captain", "her mother", "a stranger", "the judge"};
-  static const char* const kDid[] = {"walked to", "looked upon", "spoke of", "came back from", "remembered", "departed from"};
-  static const char* const kWhere[] = {"the river", "the city", "the great hall", "the field", "the sea", "the mountain", "the garden",
-                                       "the house", "the north road", "the well", "the gate"};
+  static const char* const kWho[] = {"the king",   "his brother", "an old shepherd", "the captain",
+                                     "her mother", "a stranger",  "the judge"};
+  static const char* const kDid[] = {"walked to",      "looked upon", "spoke of",
+                                     "came back from", "remembered",  "departed from"};
+  static const char* const kWhere[] = {"the river",      "the city",     "the great hall", "the field",
+                                       "the sea",        "the mountain", "the garden",     "the house",
+                                       "the north road", "the well",     "the gate"};
   std::string prose;
   for (int i = 0; prose.size() < 12000; ++i) {
-    absl::StrAppend(&prose, "And it came to pass that ", kWho[i % 7], " ", kDid[i % 6], " ", kWhere[i % 11], ", and ", kWho[(i / 7 + 3) % 7],
-                    " ", kDid[(i / 3) % 6], " ", kWhere[(i / 5 + 2) % 11], ". ");
+    absl::StrAppend(&prose, "And it came to pass that ", kWho[i % 7], " ", kDid[i % 6], " ", kWhere[i % 11], ", and ",
+                    kWho[(i / 7 + 3) % 7], " ", kDid[(i / 3) % 6], " ", kWhere[(i / 5 + 2) % 11], ". ");
   }
   EXPECT_TRUE(WriteFileAtomically(path, prose).ok());
   return path;
@@ -39,9 +42,9 @@ std::string Prose(const std::string& folder) {
 TEST(DemoTest, ReportHoldsMeasuredFactsThatAgreeAndRightAnswers) {
   TempFolder home;
   const std::string report_path = home.path() + "/out/report.json";
-  const Ran ran = RunProgram({"demo", "--prose", Prose(home.path()), "--model", kModel, "--state-dir", home.path() + "/state", "--report",
-                       report_path},
-                      home.path(), absl::Seconds(200));
+  const Ran ran = RunProgram({"demo", "--prose", Prose(home.path()), "--model", kModel, "--state-dir",
+                              home.path() + "/state", "--report", report_path},
+                             home.path(), absl::Seconds(200));
   ASSERT_EQ(ran.exit_code, 0) << ran.out << ran.err;
   const Json report = Json::parse(ReadFile(report_path).value_or(""), nullptr, false);
   ASSERT_TRUE(report.is_object());

@@ -1,7 +1,8 @@
 // What three processes answer over stored, compressed planes is what one process answers.
 //
-// Under the identity plan the other side is full attention over a dense cache; under a real plan it is the in-process reference of the
-// near/far attention. Both references run the plain double-precision attention; both caches hold 16-bit keys and values.
+// Under the identity plan the other side is full attention over a dense cache; under a real plan it is the in-process
+// reference of the near/far attention. Both references run the plain double-precision attention; both caches hold
+// 16-bit keys and values.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -18,7 +19,8 @@ namespace {
 
 constexpr uint32_t kAnswerTokens = 64;
 constexpr int kBlockTokens = 64;
-// Float against double attention, and another order of sums: far inside what bf16 keys and values themselves leave open.
+// Float against double attention, and another order of sums: far inside what bf16 keys and values themselves leave
+// open.
 constexpr float kLogitTolerance = 0.02f;
 
 const std::string kModel = std::string(PERIGEE_SOURCE_DIR) + "/models/podling";
@@ -30,8 +32,10 @@ std::vector<std::vector<int32_t>> Prompts() {
   const auto ids = nlohmann::json::parse(*ReadFile(path))["prompt_ids"].get<std::vector<int32_t>>();
   std::vector<std::vector<int32_t>> prompts;
   // One token, block borders -1, 0, +1 (of the prompt and of its cached part), around the window, and far beyond it.
-  for (size_t n : {1, 2, 16, 17, 63, 64, 65, 66, 127, 128, 129, 130, 191, 192, 193, 256, 257, 258, 320, 511, 512, 513, 777, 1019}) {
-    // Different beginnings, so that prompts are not each other's prefixes, and some that are (reuse must not change an answer).
+  for (size_t n : {1,   2,   16,  17,  63,  64,  65,  66,  127, 128, 129, 130,
+                   191, 192, 193, 256, 257, 258, 320, 511, 512, 513, 777, 1019}) {
+    // Different beginnings, so that prompts are not each other's prefixes, and some that are (reuse must not change an
+    // answer).
     const size_t begin = n % 3 == 0 ? 0 : std::min(ids.size() - n, n % 41);
     prompts.emplace_back(ids.begin() + static_cast<ptrdiff_t>(begin), ids.begin() + static_cast<ptrdiff_t>(begin + n));
   }
@@ -39,7 +43,8 @@ std::vector<std::vector<int32_t>> Prompts() {
 }
 
 TEST_P(EquivalenceTest, DisaggregatedGreedyTokensAndLogitsEqualTheSingleProcess) {
-  const auto served = model::ServedModel::Load({.folder = kModel, .plan_file = GetParam(), .block_tokens = kBlockTokens});
+  const auto served =
+      model::ServedModel::Load({.folder = kModel, .plan_file = GetParam(), .block_tokens = kBlockTokens});
   ASSERT_TRUE(served.ok()) << served.status();
   const model::Transformer& transformer = (*served)->transformer();
 
@@ -79,7 +84,8 @@ TEST_P(EquivalenceTest, DisaggregatedGreedyTokensAndLogitsEqualTheSingleProcess)
       ASSERT_EQ(answer->logits.size(), kAnswerTokens);
       // Past a difference in tokens the logits are of different texts.
       if (step == 0 || expected[step - 1] == answer->token_ids[step - 1]) {
-        for (size_t v = 0; v < logits.size(); ++v) worst = std::max(worst, std::abs(logits[v] - answer->logits[step][v]));
+        for (size_t v = 0; v < logits.size(); ++v)
+          worst = std::max(worst, std::abs(logits[v] - answer->logits[step][v]));
       }
     }
     EXPECT_EQ(answer->token_ids, expected);

@@ -1,4 +1,5 @@
-// A cluster of real processes on which things go wrong: no wrong tokens, no hang, nothing committed lost, and payload crosses UCX only.
+// A cluster of real processes on which things go wrong: no wrong tokens, no hang, nothing committed lost, and payload
+// crosses UCX only.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <linux/tcp.h>
@@ -49,7 +50,8 @@ class FailureTest : public ::testing::Test {
     cluster_ = *std::move(cluster);
     client_ = std::make_unique<cluster::ClusterClient>(cluster_->addresses());
   }
-  absl::StatusOr<cluster::GenerateResult> Ask(const std::vector<int32_t>& prompt, absl::Duration timeout = absl::Seconds(40)) {
+  absl::StatusOr<cluster::GenerateResult> Ask(const std::vector<int32_t>& prompt,
+                                              absl::Duration timeout = absl::Seconds(40)) {
     cluster::GenerateOptions options;
     options.token_ids = prompt;
     options.max_tokens = 8;
@@ -86,7 +88,8 @@ class FailureTest : public ::testing::Test {
   std::unique_ptr<cluster::ClusterClient> client_;
 };
 
-// Bytes of the TCP connections that `pid` opened (not those it accepted), by the peer's port, as `ss -tinp` would show them.
+// Bytes of the TCP connections that `pid` opened (not those it accepted), by the peer's port, as `ss -tinp` would show
+// them.
 struct TcpBytes {
   uint64_t sent = 0, received = 0;
 };
@@ -97,7 +100,8 @@ absl::StatusOr<std::map<uint16_t, TcpBytes>> TcpBytesByPeerPort(pid_t pid, uint1
   for (const auto& entry : fs::directory_iterator(absl::StrCat("/proc/", pid, "/fd"))) {
     std::error_code error;
     if (!absl::StartsWith(fs::read_symlink(entry.path(), error).string(), "socket:")) continue;
-    const UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, process.get(), std::stoi(entry.path().filename()), 0)));
+    const UniqueFd fd(
+        static_cast<int>(::syscall(SYS_pidfd_getfd, process.get(), std::stoi(entry.path().filename()), 0)));
     if (!fd) return ErrnoStatus("pidfd_getfd", entry.path().string(), errno);
     sockaddr_storage own{}, peer{};
     socklen_t own_length = sizeof(own), peer_length = sizeof(peer);
@@ -116,7 +120,9 @@ absl::StatusOr<std::map<uint16_t, TcpBytes>> TcpBytesByPeerPort(pid_t pid, uint1
   }
   return out;
 }
-uint16_t PortOf(const std::string& address) { return static_cast<uint16_t>(std::stoi(address.substr(address.rfind(':') + 1))); }
+uint16_t PortOf(const std::string& address) {
+  return static_cast<uint16_t>(std::stoi(address.substr(address.rfind(':') + 1)));
+}
 
 TEST_F(FailureTest, PayloadCrossesUcxAndNotGrpc) {
   Start([](auto& options) { options.transports = "tcp"; });
@@ -148,7 +154,8 @@ TEST_F(FailureTest, PayloadCrossesUcxAndNotGrpc) {
   const uint16_t grpc_port = PortOf(cluster_->addresses().store);
   const auto writer = TcpBytesByPeerPort(cluster_->prefill_pid(), PortOf(cluster_->addresses().prefill));
   const auto reader = TcpBytesByPeerPort(cluster_->decode_pid(), PortOf(cluster_->addresses().decode));
-  if (!writer.ok() || !reader.ok()) GTEST_SKIP() << "the kernel's half is not shown: " << writer.status() << ", " << reader.status();
+  if (!writer.ok() || !reader.ok())
+    GTEST_SKIP() << "the kernel's half is not shown: " << writer.status() << ", " << reader.status();
   ASSERT_EQ(writer->count(grpc_port), 1u);
   ASSERT_EQ(reader->count(grpc_port), 1u);
   uint64_t data_sent = 0, data_received = 0;
@@ -213,13 +220,20 @@ TEST_F(FailureTest, ATruncatedSegmentLosesOnlyWhatWasInIt) {
   }
 }
 
-TEST_F(FailureTest, ADeletedIndexIsAnEmptyStore) {
+TEST_F(FailureTest, ADeletedIndexIsAClearErrorAndWithoutItsSegmentsAnEmptyStore) {
   Start();
   const auto prompt = Ids(600, 1);
   const auto before = Ask(prompt);
   ASSERT_TRUE(before.ok()) << before.status();
   cluster_->KillStore();
   fs::remove_all(state_ + "/store/index");
+  const absl::Status lost = cluster_->StartStore();
+  EXPECT_THAT(std::string(lost.message()), HasSubstr(state_ + "/store/index"));
+  const absl::Status down = Ask(prompt, absl::Seconds(10)).status();
+  EXPECT_TRUE(absl::IsUnavailable(down)) << down;
+
+  // As the message advises.
+  fs::rename(state_ + "/store/segments", state_ + "/segments.lost");
   const absl::Status started = cluster_->StartStore();
   ASSERT_TRUE(started.ok()) << started;
   const auto after = Ask(prompt);
@@ -263,7 +277,8 @@ TEST_F(FailureTest, AStoreKilledUnderLoadGivesRightAnswersOrClearErrorsAndComesB
               << answer.status();
           EXPECT_THAT(std::string(answer.status().message()), HasSubstr("node 127.0.0.1"));
           ++failed;
-          absl::SleepFor(absl::Milliseconds(20));  // As a client that backs off: a machine full of refusals shows nothing more.
+          absl::SleepFor(
+              absl::Milliseconds(20));  // As a client that backs off: a machine full of refusals shows nothing more.
         }
       }
     });

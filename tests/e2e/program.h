@@ -109,7 +109,8 @@ struct Ran {
   absl::Duration took;
 };
 
-inline Ran RunProgram(std::vector<std::string> arguments, const std::string& home, absl::Duration deadline = absl::Seconds(60)) {
+inline Ran RunProgram(std::vector<std::string> arguments, const std::string& home,
+                      absl::Duration deadline = absl::Seconds(60)) {
   const absl::Time start = absl::Now();
   Program program(std::move(arguments), home);
   Ran ran;

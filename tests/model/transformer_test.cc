@@ -42,7 +42,9 @@ class TransformerTest : public ::testing::Test {
     }
     return *pod::Plan::Create(plan.shape(), plan.window(), sharing, plan.near_codec(), slots, plan.model_fingerprint());
   }
-  static pod::Plan IdentityPlan() { return *pod::Plan::Identity(served_->plan().shape(), {16, 128}, served_->fingerprint()); }
+  static pod::Plan IdentityPlan() {
+    return *pod::Plan::Identity(served_->plan().shape(), {16, 128}, served_->fingerprint());
+  }
 
   // Runs prompt and answer in chunks; the logits of the last prompt token and the teacher-forced greedy tokens.
   struct Outcome {
@@ -83,7 +85,8 @@ class TransformerTest : public ::testing::Test {
 ServedModel* TransformerTest::served_ = nullptr;
 std::vector<int32_t> TransformerTest::prompt_, TransformerTest::answer_;
 
-// PyTorch in float64 with unrounded keys and values, on the same bf16 weights: what is left is the cache's bf16 rounding.
+// PyTorch in float64 with unrounded keys and values, on the same bf16 weights: what is left is the cache's bf16
+// rounding.
 constexpr float kBf16CacheTolerance = 0.08f;
 
 TEST_F(TransformerTest, AgreesWithPyTorchUnderFullAttentionKeySharingAndScoreSharing) {
@@ -107,7 +110,9 @@ TEST_F(TransformerTest, AgreesWithTheFloat32CheckpointsPublishedValuesWithinBf16
   DenseCache cache(PlanWith(pod::Sharing::kKey), 1, q_heads());
   const Outcome outcome = Run(cache, 4096);
   EXPECT_EQ(outcome.predicted, expected["key_sharing"]["predicted"].get<std::vector<int>>());
-  EXPECT_LT(MaxDifference(outcome.last_prompt_logits, expected["key_sharing"]["last_prompt_logits"].get<std::vector<float>>()), 0.5f);
+  EXPECT_LT(MaxDifference(outcome.last_prompt_logits,
+                          expected["key_sharing"]["last_prompt_logits"].get<std::vector<float>>()),
+            0.5f);
 }
 
 TEST_F(TransformerTest, PlanesGiveWhatTheDoubleReferenceGivesWhateverTheChunking) {

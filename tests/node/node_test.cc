@@ -17,8 +17,8 @@
 namespace perigee {
 namespace {
 
-using ::testing::HasSubstr;
 using pod::PlaneKind;
+using ::testing::HasSubstr;
 
 constexpr int kBlockTokens = 64;
 const char* const kModel = PERIGEE_SOURCE_DIR "/models/podling";
@@ -32,7 +32,8 @@ std::unique_ptr<kvstore::StoreServer> StartStore(uint64_t slab_bytes) {
   return *std::move(server);
 }
 
-std::unique_ptr<node::Node> StartNode(const std::string& plan, const std::string& store, size_t pool_bytes = size_t{64} << 20) {
+std::unique_ptr<node::Node> StartNode(const std::string& plan, const std::string& store,
+                                      size_t pool_bytes = size_t{64} << 20) {
   auto node = node::Node::Create({.model = {.folder = kModel, .plan_file = plan, .block_tokens = kBlockTokens},
                                   .store_address = store,
                                   .transports = {},
@@ -92,7 +93,8 @@ class NodeTest : public ::testing::TestWithParam<std::string> {
   v1::PrefillRequest Request(const std::vector<std::vector<int32_t>>& segments) const {
     v1::PrefillRequest request;
     request.mutable_scope()->set_tenant(tenant_);
-    for (const auto& ids : segments) request.add_segments()->mutable_tokens()->mutable_ids()->Assign(ids.begin(), ids.end());
+    for (const auto& ids : segments)
+      request.add_segments()->mutable_tokens()->mutable_ids()->Assign(ids.begin(), ids.end());
     return request;
   }
   absl::StatusOr<v1::PrefillResponse> Prefill(const v1::PrefillRequest& request) const {
@@ -236,7 +238,8 @@ TEST_P(NodeTest, StoredBytesEqualTheLayoutsToTheByte) {
   EXPECT_EQ(stored.at(PlaneKind::kSummary).payload_bytes, kBlocks * layout_.plane_bytes(PlaneKind::kSummary));
   uint64_t total = kBlocks * (Bytes(PlaneKind::kDistant) + Bytes(PlaneKind::kSummary));
   if (has_proximal()) {
-    // The sink, and what is near to a continuation from the prompt's last block border (960), which the decoder's window lies in.
+    // The sink, and what is near to a continuation from the prompt's last block border (960), which the decoder's
+    // window lies in.
     const uint64_t near = NearBlocks(960) + 1;
     EXPECT_LT(near, kBlocks);
     EXPECT_EQ(stored.at(PlaneKind::kProximal).planes, near);
@@ -253,7 +256,8 @@ TEST_P(NodeTest, ProximalPlanesAreStoredForSinkWindowAndBranchBlocksOnly) {
   const auto context = Ids(640, 1), rest = Ids(900, 2);
   const auto prompt = Joined(context, rest);
   ASSERT_TRUE(Prefill({context, rest}).ok());
-  // A query at a point with a window of 128 tokens reaches back into the block of (point - 127): 512 of 640, 1408 of 1536.
+  // A query at a point with a window of 128 tokens reaches back into the block of (point - 127): 512 of 640, 1408 of
+  // 1536.
   std::vector<size_t> expected = {0, 8, 9, 22, 23, 24};
   if (!has_proximal()) expected.clear();
   std::vector<size_t> kept;
@@ -280,7 +284,8 @@ TEST_P(NodeTest, DecodeFetchesDistantPlanesOfAllBlocksAndProximalOnesOfTheNear) 
   EXPECT_EQ(answer.started.planes_from_dram(), 16 + near);
   EXPECT_EQ(answer.started.bytes_fetched(), 16 * Bytes(PlaneKind::kDistant) + near * Bytes(PlaneKind::kProximal));
   EXPECT_EQ(bench_.decode_side->Info().payload_bytes() - payload_before, answer.started.bytes_fetched());
-  EXPECT_EQ(answer.started.near_sink_end(), std::min<int64_t>(1020, pod::SinkEnd(layout_.plan().window(), kBlockTokens)));
+  EXPECT_EQ(answer.started.near_sink_end(),
+            std::min<int64_t>(1020, pod::SinkEnd(layout_.plan().window(), kBlockTokens)));
   EXPECT_EQ(answer.started.near_recent_begin(), pod::RecentBegin(layout_.plan().window(), kBlockTokens, 1019));
   EXPECT_EQ(answer.starts, 1);
   EXPECT_EQ(answer.finishes, 1);
@@ -321,7 +326,8 @@ TEST_P(NodeTest, AfterABlockWentPrefillRecomputesFromThereAndTheAnswerIsTheSame)
   EXPECT_THAT(again->reuse_ended_because(), HasSubstr("deleted"));
   EXPECT_EQ(Generate(Ask(prompt, 16)).tokens, before.tokens);
 
-  // In the far middle, there may be no proximal planes to continue from: then more is computed, but only the lost block is written.
+  // In the far middle, there may be no proximal planes to continue from: then more is computed, but only the lost block
+  // is written.
   ASSERT_TRUE(bench_.prefill_side->store().Delete({&keys[4], 1}).ok());
   again = Prefill({prompt});
   ASSERT_TRUE(again.ok()) << again.status();
@@ -460,7 +466,8 @@ TEST_P(NodeTest, ConcurrentRequestsAnswerAsAlone) {
     std::vector<std::thread> threads;
     for (size_t i = 0; i < 4; ++i) {
       threads.emplace_back([&, i] {
-        const absl::Status status = Prefill({context, std::vector<int32_t>(prompts[i].begin() + 500, prompts[i].end())}).status();
+        const absl::Status status =
+            Prefill({context, std::vector<int32_t>(prompts[i].begin() + 500, prompts[i].end())}).status();
         if (status.ok()) together[i] = Generate(Ask(prompts[i], 16));
         together[i].status.Update(status);
       });
@@ -477,9 +484,8 @@ TEST_P(NodeTest, AReaderWhoIsGoneEndsTheGeneration) {
   const auto prompt = Ids(20, 1);
   ASSERT_TRUE(Prefill({prompt}).ok());
   int tokens = 0;
-  const absl::Status status = decode_.Generate(Ask(prompt, 1000), [&](const v1::GenerateEvent& event) {
-    return !event.has_token() || ++tokens < 3;
-  });
+  const absl::Status status = decode_.Generate(
+      Ask(prompt, 1000), [&](const v1::GenerateEvent& event) { return !event.has_token() || ++tokens < 3; });
   EXPECT_TRUE(absl::IsCancelled(status)) << status;
   EXPECT_EQ(tokens, 3);
 }
@@ -509,7 +515,8 @@ TEST_P(NodeTest, SamplingFollowsItsSeed) {
 TEST_P(NodeTest, AStopTextThatNeverComesLeavesTheTextAsItIs) {
   const auto prompt = Ids(40, 1);
   ASSERT_TRUE(Prefill({prompt}).ok());
-  // An answer whose last token is an incomplete character, so that both the stop text and the decoder hold something back at the end.
+  // An answer whose last token is an incomplete character, so that both the stop text and the decoder hold something
+  // back at the end.
   for (uint64_t seed = 1; seed < 400; ++seed) {
     auto request = Ask(prompt, 3);
     request.set_temperature(100);
@@ -560,7 +567,8 @@ TEST_P(NodeTest, TextSegmentsGiveTheTokenizersIds) {
 TEST(NodeLimitsTest, AFullPoolIsResourceExhaustedAndRecovers) {
   const auto store = StartStore(uint64_t{64} << 20);
   const auto big = StartNode("identity", store->address());
-  const auto small = StartNode("identity", store->address(), size_t{1} << 20);  // 8 blocks of 128 KiB, but for the summaries.
+  const auto small =
+      StartNode("identity", store->address(), size_t{1} << 20);  // 8 blocks of 128 KiB, but for the summaries.
   const auto request = [](size_t tokens) {
     v1::PrefillRequest r;
     const auto ids = Ids(tokens, static_cast<uint32_t>(tokens));

@@ -11,8 +11,8 @@ namespace {
 constexpr int kBlockTokens = 16;
 
 pod::Layout MakeLayout(int sink_tokens, int recent_tokens) {
-  const auto plan =
-      pod::Plan::Identity({.layers = 1, .kv_heads = 1, .head_dim = 2}, {.sink_tokens = sink_tokens, .recent_tokens = recent_tokens}, {});
+  const auto plan = pod::Plan::Identity({.layers = 1, .kv_heads = 1, .head_dim = 2},
+                                        {.sink_tokens = sink_tokens, .recent_tokens = recent_tokens}, {});
   EXPECT_TRUE(plan.ok()) << plan.status();
   return *pod::Layout::Create(*plan, kBlockTokens);
 }
@@ -22,7 +22,8 @@ std::vector<StoredBlock> Blocks(const std::string& pattern) {
   std::vector<StoredBlock> blocks;
   for (size_t b = 0; b < pattern.size(); ++b) {
     const char c = pattern[b];
-    blocks.push_back({.distant = c == 'B' || c == 'd', .proximal = c == 'B' || c == 'p', .missing = absl::StrCat("reason ", b)});
+    blocks.push_back(
+        {.distant = c == 'B' || c == 'd', .proximal = c == 'B' || c == 'p', .missing = absl::StrCat("reason ", b)});
   }
   return blocks;
 }
@@ -71,7 +72,8 @@ TEST(LongestUsablePrefixTest, AMissingSinkOrWindowPlaneShortensThePrefix) {
 }
 
 TEST(LongestUsablePrefixTest, ABranchPointInTheMiddleIsUsable) {
-  // Kept for a continuation at 64: the sink and blocks 2 and 3; the rest of an older, other prompt has no proximal planes.
+  // Kept for a continuation at 64: the sink and blocks 2 and 3; the rest of an older, other prompt has no proximal
+  // planes.
   EXPECT_EQ(Longest("BdBBddd", 112).blocks, 4u);
 }
 

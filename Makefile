@@ -26,7 +26,7 @@ demo: configure
 	@$(BUILD)/cluster/perigee demo --prose build/demo/prose.txt --report build/demo/report.json
 
 test: build
-	@ctest --test-dir $(BUILD) --output-on-failure
+	@ctest --test-dir $(BUILD) --output-on-failure -j2
 
 bench: configure
 	@cmake --build --preset $(PRESET) --target transfer_bench attention_bench merge_reports

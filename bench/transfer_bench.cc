@@ -128,7 +128,7 @@ double Ours(const transport::Connection& connection, const transport::RemoteRegi
   return block * count / kMegabyte / absl::ToDoubleSeconds(absl::Now() - start);
 }
 
-// ucx_perftest's server was seen to fill the machine's memory after its client had gone, so the peer runs under limits.
+// Under limits: a ucx_perftest whose other side is lost waits, and spins, for ever.
 std::vector<std::string> Limited(std::vector<std::string> command) {
   std::vector<std::string> limited = {"timeout", "60", "prlimit", "--as=4294967296"};
   limited.insert(limited.end(), command.begin(), command.end());

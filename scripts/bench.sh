@@ -23,4 +23,8 @@ for entry in "${programs[@]}"; do
   wanted "$room" || continue
   "$build/bench/$program" --json "$out/$program.json"
 done
+if ! ls "$out"/*_bench.json >/dev/null 2>&1; then
+  echo "bench: no benchmark has rows beginning with '$prefixes'; there are rows in: ${programs[*]##*:}" >&2
+  exit 2
+fi
 "$build/bench/merge_reports" "$out/report.json" "$prefixes" "$out"/*_bench.json

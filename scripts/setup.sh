@@ -5,7 +5,7 @@ set -euo pipefail
 
 packages=(
   # Tools
-  g++ cmake ninja-build ccache pkg-config make git ca-certificates
+  g++ cmake ninja-build ccache pkg-config make git ca-certificates python3
   protobuf-compiler protobuf-compiler-grpc
   # Transport, control plane, storage
   libucx-dev ucx-utils libgrpc++-dev libprotobuf-dev libabsl-dev librocksdb-dev liburing-dev

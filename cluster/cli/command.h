@@ -5,6 +5,7 @@
 #define PERIGEE_CLUSTER_CLI_COMMAND_H_
 
 #include <CLI/CLI.hpp>
+#include <cstdint>
 #include <functional>
 #include <string>
 
@@ -14,6 +15,18 @@ namespace perigee::cli {
 
 // What was chosen on the command line; main runs it after parsing.
 using Action = std::function<absl::Status()>;
+
+// Of options in MiB: what is left of the range fits 64 bits in bytes.
+inline const CLI::Range kMebibytes(uint64_t{1}, uint64_t{1} << 40);
+
+// Of timeouts in seconds. CLI::Range lets NaN through.
+inline const CLI::Validator kTimeoutSeconds(
+    [](const std::string& text) -> std::string {
+      double value = 0;
+      const bool fits = CLI::detail::lexical_cast(text, value) && value >= 0.001 && value <= 86400;
+      return fits ? "" : "'" + text + "' is not a time between 0.001 and 86400 seconds";
+    },
+    "SECONDS");
 
 void AddServe(CLI::App& app, Action& action);
 void AddUp(CLI::App& app, Action& action);

@@ -82,6 +82,7 @@ Json Report(const cluster::GenerateResult& r, const std::string& answer, const c
           {"bytes_full", r.prefill.bytes_full()},
           {"bytes_stored", r.prefill.bytes_stored()},
           {"bytes_fetched", r.started.bytes_fetched()},
+          {"bytes_fetched_by_prefill", r.prefill.bytes_fetched()},
           {"ttft_ms", absl::ToDoubleMilliseconds(r.time_to_first_token)},
           {"decode_tokens_per_s", r.tokens_per_s},
           {"answer", answer},
@@ -111,6 +112,10 @@ absl::StatusOr<Json> Ask(cluster::ClusterClient& client, const std::string& cont
   std::printf("  fetched         %s tokens in %u planes, %u from memory, %u from disk\n",
               Thousands(r.started.fetched_tokens()).c_str(), r.started.planes_fetched(), r.started.planes_from_dram(),
               r.started.planes_from_ssd());
+  if (p.bytes_fetched() > 0) {
+    std::printf("  continued       from %s bytes that the prefill node fetched for itself\n",
+                Thousands(p.bytes_fetched()).c_str());
+  }
   std::printf("  near window     tokens 0..%" PRId64 " and %" PRId64 "..%d, after rounding to blocks\n",
               r.started.near_sink_end() - 1, r.started.near_recent_begin(), p.token_ids_size() - 1);
   std::printf("  speed           first token after %.1f ms, then %.0f tokens/s\n",

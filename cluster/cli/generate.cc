@@ -100,9 +100,7 @@ void AddGenerate(CLI::App& app, Action& action) {
   verb->add_flag("--no-bos", o->request.no_bos, "Do not begin with the model's begin-of-sequence token");
   verb->add_option("--tenant", o->request.tenant, "Whose blocks may be reused");
   verb->add_option("--salt", o->request.salt, "Blocks are shared only under the same salt");
-  verb->add_option("--timeout-s", o->timeout_s, "For the whole request")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+  verb->add_option("--timeout-s", o->timeout_s, "For the whole request")->capture_default_str()->check(kTimeoutSeconds);
   verb->add_flag("--json", o->json, "Print one JSON object instead of text");
   verb->callback([o, &action] { action = [o] { return Run(*o); }; });
 }

@@ -96,11 +96,10 @@ void AddNode(CLI::App* verb, Options& o) {
   verb->add_option("--plan", o.model.plan_file,
                    "Plan file, or 'identity' (default: plan.json in the model folder, else identity)");
   verb->add_option("--block-tokens", o.model.block_tokens, "16, 32, 64 or 128")->capture_default_str();
-  verb->add_option("--pool-mib", o.pool_mib, "Registered memory for planes")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+  verb->add_option("--pool-mib", o.pool_mib, "Registered memory for planes")->capture_default_str()->check(kMebibytes);
   verb->add_option("--store-timeout-s", o.store_timeout_s, "For one batch of store calls or transfers")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(kTimeoutSeconds);
 }
 
 }  // namespace
@@ -118,8 +117,8 @@ void AddServe(CLI::App& app, Action& action) {
   store->add_option("--data-port", o->data_port, "Port of the data plane; 0 takes a free one")->capture_default_str();
   store->add_option("--advertise-host", o->advertise_host,
                     "Host under which clients reach the data plane (default: the control plane's)");
-  store->add_option("--dram-mib", o->dram_mib, "Memory tier")->capture_default_str()->check(CLI::PositiveNumber);
-  store->add_option("--ssd-mib", o->ssd_mib, "Disk tier")->capture_default_str()->check(CLI::PositiveNumber);
+  store->add_option("--dram-mib", o->dram_mib, "Memory tier")->capture_default_str()->check(kMebibytes);
+  store->add_option("--ssd-mib", o->ssd_mib, "Disk tier")->capture_default_str()->check(kMebibytes);
   store->callback([o, &action] { action = [o] { return ServeStore(*o); }; });
 
   CLI::App* prefill = serve->add_subcommand("prefill", "A prefill node");

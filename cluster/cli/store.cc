@@ -154,6 +154,10 @@ absl::Status Stat(const Options& o) {
 absl::Status Remove(const Options& o) {
   if (o.all == !o.keys.empty())
     return absl::InvalidArgumentError("name the block keys to remove (or unambiguous beginnings), or give --all");
+  for (const std::string& prefix : o.keys) {
+    if (prefix.empty())
+      return absl::InvalidArgumentError("a block key to remove is empty");  // It would begin every key.
+  }
   PERIGEE_ASSIGN_OR_RETURN(const Session session, Connect(o));
   std::vector<pod::BlockKey> found;
   PERIGEE_RETURN_IF_ERROR(ForEachPlane(*session.client, o.tenant, [&](const kvstore::ListedPlane& p) {

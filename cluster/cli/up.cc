@@ -23,10 +23,16 @@ void AddUp(CLI::App& app, Action& action) {
   verb->add_option("--prefill-port", options->prefill_port, "0: any free port")->capture_default_str();
   verb->add_option("--decode-port", options->decode_port, "0: any free port")->capture_default_str();
   verb->add_option("--block-tokens", options->block_tokens, "16, 32, 64 or 128")->capture_default_str();
-  verb->add_option("--chunk-tokens", options->chunk_tokens, "Prefill chunk")->capture_default_str();
-  verb->add_option("--dram-mib", options->dram_mib, "The store's memory tier")->capture_default_str();
-  verb->add_option("--ssd-mib", options->ssd_mib, "The store's disk tier")->capture_default_str();
-  verb->add_option("--pool-mib", options->pool_mib, "Each node's memory for planes")->capture_default_str();
+  verb->add_option("--chunk-tokens", options->chunk_tokens, "Prefill chunk")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  verb->add_option("--dram-mib", options->dram_mib, "The store's memory tier")
+      ->capture_default_str()
+      ->check(kMebibytes);
+  verb->add_option("--ssd-mib", options->ssd_mib, "The store's disk tier")->capture_default_str()->check(kMebibytes);
+  verb->add_option("--pool-mib", options->pool_mib, "Each node's memory for planes")
+      ->capture_default_str()
+      ->check(kMebibytes);
   verb->add_option("--transports", options->transports, "UCX transports, e.g. tcp or shm,tcp (default: UCX chooses)");
   verb->add_option("--log-level", options->log_level, "trace, debug, info, warn, error or off")->capture_default_str();
   verb->callback([options, &action] {

@@ -42,19 +42,39 @@ std::vector<std::vector<int32_t>> Prompts() {
   return prompts;
 }
 
+// podling's own plan ("plan"), or one made from it: under score sharing, or with followers of layers 5 and up
+// near-only.
+std::string PlanFile(const std::string& name) {
+  if (name == "identity") return name;
+  const auto plan = *pod::Plan::Parse(*ReadFile(kModel + "/plan.json"));
+  std::vector<pod::Slot> slots;
+  for (int l = 0; l < plan.shape().layers; ++l) {
+    for (int h = 0; h < plan.shape().kv_heads; ++h) {
+      slots.push_back(plan.slot(l, h));
+      if (name == "near_only" && l >= 5) slots.back().role = pod::Role::kNearOnly;
+    }
+  }
+  const auto made =
+      *pod::Plan::Create(plan.shape(), plan.window(), name == "score_sharing" ? pod::Sharing::kScore : plan.sharing(),
+                         plan.near_codec(), slots, plan.model_fingerprint());
+  const std::string path = testing::TempDir() + "/perigee_equivalence_" + name + ".json";
+  EXPECT_TRUE(WriteFileAtomically(path, made.ToJson()).ok());
+  return path;
+}
+
 TEST_P(EquivalenceTest, DisaggregatedGreedyTokensAndLogitsEqualTheSingleProcess) {
   const auto served =
-      model::ServedModel::Load({.folder = kModel, .plan_file = GetParam(), .block_tokens = kBlockTokens});
+      model::ServedModel::Load({.folder = kModel, .plan_file = PlanFile(GetParam()), .block_tokens = kBlockTokens});
   ASSERT_TRUE(served.ok()) << served.status();
   const model::Transformer& transformer = (*served)->transformer();
 
   cluster::LocalClusterOptions options;
   options.executable = PERIGEE_PROGRAM;
   options.model_folder = kModel;
-  options.plan_file = GetParam();
+  options.plan_file = PlanFile(GetParam());
   options.block_tokens = kBlockTokens;
   options.chunk_tokens = 128;  // Several chunks even in short prompts.
-  options.state_folder = testing::TempDir() + "/perigee_equivalence_" + (GetParam().empty() ? "plan" : GetParam());
+  options.state_folder = testing::TempDir() + "/perigee_equivalence_" + GetParam();
   const auto cluster = cluster::LocalCluster::Start(options);
   ASSERT_TRUE(cluster.ok()) << cluster.status();
   cluster::ClusterClient client((*cluster)->addresses());
@@ -94,8 +114,8 @@ TEST_P(EquivalenceTest, DisaggregatedGreedyTokensAndLogitsEqualTheSingleProcess)
   EXPECT_TRUE((*cluster)->Stop().ok());
 }
 
-INSTANTIATE_TEST_SUITE_P(Plans, EquivalenceTest, ::testing::Values("identity", ""),
-                         [](const auto& info) { return info.param.empty() ? "PodlingsPlan" : "IdentityPlan"; });
+INSTANTIATE_TEST_SUITE_P(Plans, EquivalenceTest, ::testing::Values("identity", "plan", "score_sharing", "near_only"),
+                         [](const auto& info) { return info.param; });
 
 }  // namespace
 }  // namespace perigee

@@ -106,13 +106,30 @@ TEST_F(TransformerTest, AgreesWithPyTorchUnderFullAttentionKeySharingAndScoreSha
 
 // The checkpoint's makers published values of the float32 weights; ours are bf16.
 TEST_F(TransformerTest, AgreesWithTheFloat32CheckpointsPublishedValuesWithinBf16Weights) {
+  constexpr float kBf16WeightsTolerance = 0.5f;
   const Json expected = ReadJson("reference_sharing.json");
-  DenseCache cache(PlanWith(pod::Sharing::kKey), 1, q_heads());
-  const Outcome outcome = Run(cache, 4096);
-  EXPECT_EQ(outcome.predicted, expected["key_sharing"]["predicted"].get<std::vector<int>>());
-  EXPECT_LT(MaxDifference(outcome.last_prompt_logits,
-                          expected["key_sharing"]["last_prompt_logits"].get<std::vector<float>>()),
-            0.5f);
+  const std::pair<const char*, pod::Plan> cases[] = {{"full", IdentityPlan()},
+                                                     {"key_sharing", PlanWith(pod::Sharing::kKey)},
+                                                     {"score_sharing", PlanWith(pod::Sharing::kScore)}};
+  for (const auto& [name, plan] : cases) {
+    SCOPED_TRACE(name);
+    DenseCache cache(plan, /*round_tokens=*/1, q_heads());
+    const Outcome outcome = Run(cache, 4096);
+    EXPECT_EQ(outcome.predicted, expected[name]["predicted"].get<std::vector<int>>());
+    EXPECT_LT(MaxDifference(outcome.last_prompt_logits, expected[name]["last_prompt_logits"].get<std::vector<float>>()),
+              kBf16WeightsTolerance);
+  }
+}
+
+// Full attention knows no window, so the served kernels can be held to PyTorch without the double reference between.
+TEST_F(TransformerTest, PlanesUnderTheIdentityPlanAgreeWithPyTorchDirectly) {
+  const Json expected = ReadJson("podling_expected.json")["full"];
+  const pod::Layout layout = *pod::Layout::Create(IdentityPlan(), 64);
+  PlaneCache cache(&layout, &transformer().rope(), q_heads(), HeapPlanes());
+  const Outcome outcome = Run(cache, 256);
+  EXPECT_EQ(outcome.predicted, expected["predicted"].get<std::vector<int>>());
+  EXPECT_LT(MaxDifference(outcome.last_prompt_logits, expected["last_prompt_logits"].get<std::vector<float>>()),
+            kBf16CacheTolerance);
 }
 
 TEST_F(TransformerTest, PlanesGiveWhatTheDoubleReferenceGivesWhateverTheChunking) {

@@ -241,8 +241,10 @@ absl::Status SsdTier::MakeRoom(uint64_t bytes, std::vector<Stored>* evicted) {
   evicted->insert(evicted->end(), dropped.begin(), dropped.end());
   if (!victims.empty()) {
     absl::MutexLock journal(&journal_mu_);
-    PERIGEE_RETURN_IF_ERROR(DropFromIndex(dropped, /*only_if_current=*/false));
+    const absl::Status unindexed = DropFromIndex(dropped, /*only_if_current=*/false);
+    // Nobody knows these files any more: they go even if the index keeps naming them; the next start drops such entries.
     UnlinkAll(victims);
+    PERIGEE_RETURN_IF_ERROR(unindexed);
   }
   if (!enough) {
     return absl::ResourceExhaustedError(

@@ -32,7 +32,7 @@ def load(folder):
             bits = np.frombuffer(raw, "<u2").astype(np.uint32) << 16
             values = bits.view(np.float32)
         else:
-            values = np.frombuffer(raw, "<f4")
+            values = np.frombuffer(raw, {"F32": "<f4", "F16": "<f2"}[info["dtype"]])
         tensors[name] = torch.from_numpy(values.astype(np.float64).reshape(info["shape"]))
     return config, tensors
 
@@ -53,6 +53,12 @@ def forward(config, w, ids, lead=None, sharing="key", sink=0, recent=0):
     dim = config.get("head_dim") or config["hidden_size"] // heads
     group, count, epsilon = heads // kv_heads, len(ids), config["rms_norm_eps"]
     frequency = config["rope_theta"] ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    scaling = config.get("rope_scaling")
+    if scaling:  # "llama3", as in Llama 3.1's release.
+        wavelength = 2 * torch.pi / frequency
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        smooth = ((scaling["original_max_position_embeddings"] / wavelength - low) / (high - low)).clamp(0, 1)
+        frequency = (1 - smooth) * frequency / scaling["factor"] + smooth * frequency
     angle = torch.outer(torch.arange(count, dtype=torch.float64), frequency)[:, None]
     cos, sin = angle.cos(), angle.sin()
     i, j = torch.arange(count)[:, None], torch.arange(count)[None, :]
@@ -62,7 +68,13 @@ def forward(config, w, ids, lead=None, sharing="key", sink=0, recent=0):
     for layer in range(config["num_hidden_layers"]):
         p = f"model.layers.{layer}."
         y = rms_norm(x, w[p + "input_layernorm.weight"], epsilon)
-        project = lambda name, n: (y @ w[p + f"self_attn.{name}.weight"].T).reshape(count, n, dim)
+
+        def project(name, n):
+            out = y @ w[p + f"self_attn.{name}.weight"].T + w.get(p + f"self_attn.{name}.bias", 0)
+            out = out.reshape(count, n, dim)
+            norm = w.get(p + f"self_attn.{name[0]}_norm.weight")
+            return out if norm is None else rms_norm(out, norm, epsilon)
+
         queries.append(rotate(project("q_proj", heads), cos, sin))
         keys.append(rotate(project("k_proj", kv_heads), cos, sin))
         values = project("v_proj", kv_heads)
@@ -103,4 +115,5 @@ def main():
     print()
 
 
-main()
+if __name__ == "__main__":
+    main()

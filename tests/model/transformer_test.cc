@@ -173,5 +173,31 @@ TEST_F(TransformerTest, RefusesForeignTokensAndPositionsPastTheContext) {
   EXPECT_EQ(transformer().Forward({}, cache, Logits::kNone, nullptr).code(), absl::StatusCode::kInvalidArgument);
 }
 
+// What podling does not have: scaled RoPE, biases, QK-norm, tied embeddings, 16- and 32-bit float weights.
+class FamilyTest : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(FamilyTest, AgreesWithPyTorch) {
+  const std::string folder = kData + "families/" + GetParam();
+  const auto transformer = Transformer::Load(folder);
+  ASSERT_TRUE(transformer.ok()) << transformer.status();
+  const Json expected = Json::parse(*ReadFile(folder + "/expected.json"));
+  const auto ids = expected["ids"].get<std::vector<int32_t>>();
+  const pod::Plan plan = *pod::Plan::Identity((*transformer)->kv_shape(), {16, 32}, Digest{}, pod::Codec::kFp16);
+  const pod::Layout layout = *pod::Layout::Create(plan, 16);
+  PlaneCache cache(&layout, &(*transformer)->rope(), (*transformer)->config().q_heads, HeapPlanes());
+  std::vector<float> logits;
+  for (size_t begin = 0; begin < ids.size(); begin += 50) {
+    ASSERT_TRUE((*transformer)->Forward(std::span(ids).subspan(begin, 50), cache, Logits::kLast, &logits).ok());
+  }
+  const auto want = expected["last_logits"].get<std::vector<float>>();
+  ASSERT_EQ(logits.size(), want.size());
+  // What is left is the cache's fp16 rounding.
+  for (size_t v = 0; v < want.size(); ++v) EXPECT_NEAR(logits[v], want[v], 0.01f) << v;
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, FamilyTest,
+                         ::testing::Values("llama3_rope_f32", "mistral_f32", "qwen2_bias_f16", "qwen3_norm_tied_f32"),
+                         [](const auto& info) { return info.param; });
+
 }  // namespace
 }  // namespace perigee::model

@@ -13,10 +13,6 @@ namespace {
 using kvstore::PlaneId;
 using pod::PlaneKind;
 
-uint64_t MicrosecondsSince(absl::Time start) {
-  return static_cast<uint64_t>(absl::ToInt64Microseconds(absl::Now() - start));
-}
-
 std::span<const int32_t> PromptOf(const v1::GenerateRequest& request) {
   return {request.token_ids().data(), static_cast<size_t>(request.token_ids_size())};
 }
@@ -61,7 +57,7 @@ absl::Status DecodeNode::FetchPrompt(const v1::GenerateRequest& request, const p
   }
   const absl::Time start = absl::Now();
   PERIGEE_ASSIGN_OR_RETURN(std::vector<node::FetchedPlane> fetched, node_->FetchPlanes(identity, planes));
-  started->set_fetch_us(MicrosecondsSince(start));
+  started->set_fetch_us(node::MicrosecondsSince(start));
 
   std::vector<model::CachedBlock> view(keys.size());
   size_t b = 0;
@@ -144,7 +140,7 @@ absl::Status DecodeNode::Generate(const v1::GenerateRequest& request,
   finished->set_reason(reason);
   finished->set_tokens(count);
   finished->set_first_token_us(static_cast<uint64_t>(absl::ToInt64Microseconds(first - arrival)));
-  finished->set_decode_us(MicrosecondsSince(first));
+  finished->set_decode_us(node::MicrosecondsSince(first));
   return emit(event) ? absl::OkStatus() : cancelled();
 }
 

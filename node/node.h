@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "kvstore/client.h"
 #include "kvstore/registered_pool.h"
@@ -27,6 +28,11 @@ struct NodeOptions {
   size_t pool_bytes = size_t{256} << 20;
   absl::Duration store_timeout = absl::Seconds(20);  // For one batch of control calls or transfers.
 };
+
+// For the measurements that nodes put into their answers.
+inline uint64_t MicrosecondsSince(absl::Time start) {
+  return static_cast<uint64_t>(absl::ToInt64Microseconds(absl::Now() - start));
+}
 
 // A plane brought into this node's memory, checked against its header and checksums.
 struct FetchedPlane {

@@ -12,10 +12,6 @@ namespace {
 using kvstore::PlaneId;
 using pod::PlaneKind;
 
-uint64_t MicrosecondsSince(absl::Time start) {
-  return static_cast<uint64_t>(absl::ToInt64Microseconds(absl::Now() - start));
-}
-
 }  // namespace
 
 PrefillNode::PrefillNode(const node::Node* node, const PrefillOptions& options)
@@ -60,7 +56,7 @@ absl::Status PrefillNode::Prefill(const v1::PrefillRequest& request, absl::Time 
       cache.RetireProximal(cache.tokens());
     }
   }
-  response->set_compute_us(MicrosecondsSince(start) - response->commit_us());
+  response->set_compute_us(node::MicrosecondsSince(start) - response->commit_us());
   response->mutable_token_ids()->Assign(prompt.ids.begin(), prompt.ids.end());
   response->set_model_fingerprint(std::string(AsView(prompt.identity.model_fingerprint)));
   response->set_plan_id(std::string(AsView(prompt.identity.plan_id)));
@@ -78,7 +74,7 @@ absl::StatusOr<int64_t> PrefillNode::ReusePrefix(const Prompt& prompt, model::Pl
   const bool has_proximal = layout.plane_bytes(PlaneKind::kProximal) > 0;
   const absl::Time lookup_start = absl::Now();
   PERIGEE_ASSIGN_OR_RETURN(const kvstore::LookupResult lookup, node_->store().Lookup(prompt.keys));
-  response->set_lookup_us(MicrosecondsSince(lookup_start));
+  response->set_lookup_us(node::MicrosecondsSince(lookup_start));
 
   std::vector<StoredBlock> stored(prompt.keys.size());
   std::vector<uint64_t> stored_bytes(prompt.keys.size(), 0);
@@ -110,7 +106,7 @@ absl::StatusOr<int64_t> PrefillNode::ReusePrefix(const Prompt& prompt, model::Pl
       // A plane vanished or proved wrong since the lookup: it is marked as missing now, and a shorter prefix may do.
       if (!fetched) continue;
     }
-    response->set_fetch_us(MicrosecondsSince(fetch_start));
+    response->set_fetch_us(node::MicrosecondsSince(fetch_start));
     response->set_reuse_ended_because(end < prompt.cached ? reuse.ended_because : "");
     uint64_t bytes = 0;
     for (size_t b = 0; b < reuse.blocks; ++b) bytes += stored_bytes[b];
@@ -237,7 +233,7 @@ absl::Status PrefillNode::ComputeChunk(const Prompt& prompt, int64_t end, absl::
   for (size_t i = 0; i < pieces.size(); ++i) written_bytes += batch.already_committed(i) ? 0 : planes[i].payload_bytes;
   const absl::Time commit_start = absl::Now();
   PERIGEE_ASSIGN_OR_RETURN(const std::vector<absl::Status> statuses, batch.Commit(headers));
-  response->set_commit_us(response->commit_us() + MicrosecondsSince(commit_start));
+  response->set_commit_us(response->commit_us() + node::MicrosecondsSince(commit_start));
   for (size_t i = 0; i < pieces.size(); ++i) {
     PERIGEE_RETURN_IF_ERROR(Annotate(statuses[i], absl::StrCat("commit of ", planes[i].id.ToString())));
     response->set_bytes_stored(response->bytes_stored() + planes[i].payload_bytes);

@@ -25,7 +25,7 @@
 #include "base/bytes.h"
 #include "base/file.h"
 #include "report.h"
-#include "transport/engine.h"
+#include "transport/context.h"
 
 extern char** environ;
 
@@ -102,7 +102,7 @@ class Child {
 };
 
 int Serve(const std::string& transports) {
-  auto engine = Check(transport::Engine::Create({.transports = transports}), "create");
+  auto engine = Check(transport::Context::Create({.transports = transports}), "create");
   auto region = Check(engine->AllocateMemory(kRegionBytes), "allocate");
   std::memset(region.base(), 1, kRegionBytes);
   auto listener = Check(engine->Listen("127.0.0.1", 0), "listen");
@@ -116,7 +116,7 @@ int Serve(const std::string& transports) {
 }
 
 // MB/s.
-double Ours(const transport::Connection& connection, const transport::RemoteRegion& remote,
+double Ours(const transport::Endpoint& connection, const transport::RemoteRegion& remote,
             std::vector<std::byte>& local, bool get, size_t block, size_t count) {
   const absl::Time deadline = absl::Now() + absl::Minutes(5);
   const std::span<std::byte> bytes = std::span(local).first(block);
@@ -169,7 +169,7 @@ int Run(const std::string& self, const std::string& json, int repetitions, const
     Child server({self, "--serve", ours_tls}, ours_tls);
     const std::vector<std::string> hello = absl::StrSplit(server.ReadLine(), ' ');
     if (hello.size() != 2) Die("the serving process did not start");
-    auto engine = Check(transport::Engine::Create({.transports = ours_tls}), "create");
+    auto engine = Check(transport::Context::Create({.transports = ours_tls}), "create");
     auto connection = Check(engine->Connect("127.0.0.1", static_cast<uint16_t>(std::atoi(hello[0].c_str())),
                                             absl::Now() + absl::Seconds(20)),
                             "connect");

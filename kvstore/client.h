@@ -24,7 +24,7 @@
 #include "kvstore/plane_id.h"
 #include "kvstore/store.h"
 #include "pod/plane_header.h"
-#include "transport/engine.h"
+#include "transport/context.h"
 
 namespace perigee::kvstore {
 
@@ -135,7 +135,7 @@ struct LookupResult {
 class StoreClient {
  public:
   // address: "host:port" of the store's control plane. engine: outlives everything made here.
-  static absl::StatusOr<std::unique_ptr<StoreClient>> Connect(const std::string& address, transport::Engine* engine,
+  static absl::StatusOr<std::unique_ptr<StoreClient>> Connect(const std::string& address, transport::Context* engine,
                                                               const ClientOptions& options);
   ~StoreClient();
 

@@ -15,7 +15,7 @@ struct RegisteredPool::State {
   Slab slab ABSL_GUARDED_BY(mutex);
 };
 
-absl::StatusOr<std::unique_ptr<RegisteredPool>> RegisteredPool::Create(transport::Engine* engine, size_t bytes) {
+absl::StatusOr<std::unique_ptr<RegisteredPool>> RegisteredPool::Create(transport::Context* engine, size_t bytes) {
   PERIGEE_ASSIGN_OR_RETURN(transport::MemoryRegion region, engine->AllocateMemory(bytes));
   return std::unique_ptr<RegisteredPool>(new RegisteredPool(std::make_shared<State>(std::move(region))));
 }

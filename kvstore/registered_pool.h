@@ -10,13 +10,13 @@
 #include <memory>
 
 #include "absl/status/statusor.h"
-#include "transport/engine.h"
+#include "transport/context.h"
 
 namespace perigee::kvstore {
 
 class RegisteredPool {
  public:
-  static absl::StatusOr<std::unique_ptr<RegisteredPool>> Create(transport::Engine* engine, size_t bytes);
+  static absl::StatusOr<std::unique_ptr<RegisteredPool>> Create(transport::Context* engine, size_t bytes);
 
   // Zeroed, page-aligned. RESOURCE_EXHAUSTED, naming what is free, when there is no room.
   absl::StatusOr<std::shared_ptr<std::byte[]>> Allocate(size_t bytes);

@@ -18,7 +18,7 @@ struct StoreServer::Parts {
   ServerOptions options;
   uint64_t epoch = 0;
   std::string address;
-  std::unique_ptr<transport::Engine> engine;
+  std::unique_ptr<transport::Context> engine;
   transport::MemoryRegion slab;
   std::unique_ptr<Store> store;
   transport::Listener listener;
@@ -39,7 +39,7 @@ absl::StatusOr<std::unique_ptr<StoreServer>> StoreServer::Start(const ServerOpti
   Parts& p = *parts;
   p.options = options;
   p.epoch = absl::Uniform<uint64_t>(absl::BitGen(), 1, std::numeric_limits<uint64_t>::max());
-  PERIGEE_ASSIGN_OR_RETURN(p.engine, transport::Engine::Create(options.transport));
+  PERIGEE_ASSIGN_OR_RETURN(p.engine, transport::Context::Create(options.transport));
   PERIGEE_ASSIGN_OR_RETURN(p.slab, p.engine->AllocateMemory(options.slab_bytes));
   PERIGEE_ASSIGN_OR_RETURN(p.store, Store::Open(options.store, p.slab.bytes()));
   PERIGEE_ASSIGN_OR_RETURN(p.listener, p.engine->Listen(options.host, options.data_port));

@@ -8,7 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "kvstore/store.h"
-#include "transport/engine.h"
+#include "transport/context.h"
 
 namespace perigee::kvstore {
 

@@ -46,7 +46,7 @@ absl::StatusOr<std::shared_ptr<Session>> ClientCore::Connect() {
     host = address.substr(0, address.rfind(':'));
     if (host.size() > 2 && host.front() == '[') host = host.substr(1, host.size() - 2);
   }
-  absl::StatusOr<transport::Connection> connection =
+  absl::StatusOr<transport::Endpoint> connection =
       engine->Connect(host, static_cast<uint16_t>(response.data_port()), deadline);
   if (!connection.ok()) {
     return absl::UnavailableError(absl::StrCat("the store at ", address, " answers, but its data plane at ", host, ":",

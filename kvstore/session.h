@@ -23,14 +23,14 @@ struct Session {
   std::unique_ptr<v1::KvStore::Stub> stub;
   uint64_t epoch = 0;
   absl::Duration max_ttl;
-  transport::Connection connection;
+  transport::Endpoint connection;
   transport::RemoteRegion slab;
   std::atomic<bool> lost{false};  // Noticed to be dead: the next call makes another.
 };
 
 struct ClientCore {
   std::string address;
-  transport::Engine* engine = nullptr;
+  transport::Context* engine = nullptr;
   ClientOptions options;
 
   std::atomic<uint64_t> put_bytes{0}, fetched_bytes{0}, grpc_bytes{0}, connects{0}, checksum_failures{0}, last_epoch{0};

@@ -8,7 +8,7 @@ absl::StatusOr<std::unique_ptr<Node>> Node::Create(const NodeOptions& options) {
   std::unique_ptr<Node> node(new Node);
   node->options_ = options;
   PERIGEE_ASSIGN_OR_RETURN(node->model_, model::ServedModel::Load(options.model));
-  PERIGEE_ASSIGN_OR_RETURN(node->engine_, transport::Engine::Create({.transports = options.transports}));
+  PERIGEE_ASSIGN_OR_RETURN(node->engine_, transport::Context::Create({.transports = options.transports}));
   PERIGEE_ASSIGN_OR_RETURN(node->pool_, kvstore::RegisteredPool::Create(node->engine_.get(), options.pool_bytes));
   kvstore::ClientOptions client;
   client.call_deadline = client.transfer_deadline = options.store_timeout;
@@ -91,7 +91,7 @@ v1::NodeInfo Node::Info() const {
   info.set_pool_bytes(pool_->capacity_bytes());
   info.set_pool_used_bytes(pool_->used_bytes());
   info.set_control_bytes(store_->stats().grpc_bytes);
-  const transport::EngineStats stats = engine_->Stats();
+  const transport::ContextStats stats = engine_->Stats();
   info.set_payload_bytes(stats.put_bytes + stats.get_bytes);
   return info;
 }

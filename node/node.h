@@ -17,7 +17,7 @@
 #include "model/plane_cache.h"
 #include "model/served_model.h"
 #include "perigee/v1/node.pb.h"
-#include "transport/engine.h"
+#include "transport/context.h"
 
 namespace perigee::node {
 
@@ -70,7 +70,7 @@ class Node {
   Node() = default;
   NodeOptions options_;
   std::unique_ptr<model::ServedModel> model_;
-  std::unique_ptr<transport::Engine> engine_;
+  std::unique_ptr<transport::Context> engine_;
   std::unique_ptr<kvstore::RegisteredPool> pool_;
   std::unique_ptr<kvstore::StoreClient> store_;
 };

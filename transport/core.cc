@@ -334,7 +334,7 @@ void Core::SetHandler(uint16_t id, MessageHandler handler) {
   }
 }
 
-absl::Status Core::LearnPeer(Endpoint* endpoint, absl::string_view hello) {
+absl::Status Core::LearnPeer(Peer* endpoint, absl::string_view hello) {
   if (hello.size() < endpoint->peer_id.size()) {
     return absl::UnavailableError(absl::StrCat("the peer at ", endpoint->peer_name, " answers in another protocol"));
   }
@@ -345,7 +345,7 @@ absl::Status Core::LearnPeer(Endpoint* endpoint, absl::string_view hello) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> Core::Describe(Endpoint* endpoint) {
+absl::StatusOr<std::string> Core::Describe(Peer* endpoint) {
   if (endpoint->failed) return endpoint->failure;
   char* buffer = nullptr;
   size_t size = 0;
@@ -359,7 +359,7 @@ absl::StatusOr<std::string> Core::Describe(Endpoint* endpoint) {
 }
 
 absl::Status Core::UnpackKey(RemoteKey* key, const void* ucx_key) {
-  Endpoint* endpoint = key->endpoint.get();
+  Peer* endpoint = key->endpoint.get();
   if (endpoint->failed) return endpoint->failure;
   const ucs_status_t status = ucp_ep_rkey_unpack(endpoint->handle, ucx_key, &key->handle);
   if (status != UCS_OK) {

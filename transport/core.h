@@ -22,14 +22,14 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "base/file.h"
-#include "transport/engine.h"
+#include "transport/context.h"
 #include "transport/event.h"
 #include "transport/remote_key.h"
 
 namespace perigee::transport::internal {
 
 inline constexpr uint16_t kFirstReservedId = 0xff00;
-// UCX's active-message ids. Those of Engine::SetHandler are inside kMessageId's.
+// UCX's active-message ids. Those of Context::SetHandler are inside kMessageId's.
 inline constexpr unsigned kMessageId = 1;
 inline constexpr unsigned kPutDataId = 2;
 inline constexpr unsigned kGetRequestId = 3;
@@ -62,7 +62,7 @@ struct Region {
 
 // A peer's transfer that this side carries out, see remote_access.cc. On the thread.
 struct Serve {
-  std::shared_ptr<Endpoint> endpoint;
+  std::shared_ptr<Peer> endpoint;
   Region* region = nullptr;
   uint64_t op_id = 0;
   std::string header;  // UCX reads it until the send has ended
@@ -77,7 +77,7 @@ enum class Path {
 
 struct RemoteKey {
   ~RemoteKey();
-  std::shared_ptr<Endpoint> endpoint;
+  std::shared_ptr<Peer> endpoint;
   ucp_rkey_h handle = nullptr;
   Path path = Path::kMessages;
   std::byte* mapped = nullptr;  // kMapped: where `base` is mapped here
@@ -93,10 +93,10 @@ struct ListenerState {
   void Close();
 };
 
-struct Endpoint {
+struct Peer {
   std::shared_ptr<Core> core;
   std::string peer_name;  // "host:port", for messages
-  // Set before a Connection is handed out:
+  // Set before a Endpoint is handed out:
   EngineId peer_id{};
   bool same_machine = false;
   bool one_sided = false;  // over RDMA
@@ -130,7 +130,7 @@ struct Op {
 
 struct Batch {
   BatchKind kind = BatchKind::kPut;
-  std::shared_ptr<Endpoint> endpoint;
+  std::shared_ptr<Peer> endpoint;
   absl::Time deadline = absl::InfiniteFuture();
   std::vector<Piece> pieces;                     // transfers
   std::vector<std::shared_ptr<RemoteKey>> keys;  // kept alive
@@ -172,7 +172,7 @@ class Core : public std::enable_shared_from_this<Core> {
   Core(const Core&) = delete;
   Core& operator=(const Core&) = delete;
 
-  // Ends everything and joins the thread. Once, from Engine's destructor.
+  // Ends everything and joins the thread. Once, from Context's destructor.
   void Shutdown();
 
   // Runs `fn` on the thread, soon. False (and fn is dropped) after shutdown.
@@ -193,14 +193,14 @@ class Core : public std::enable_shared_from_this<Core> {
   absl::Status Map(Region* region, bool allocate);
 
   // On the thread:
-  absl::StatusOr<std::shared_ptr<Endpoint>> OpenEndpoint(const ucp_ep_params_t& params, std::string peer_name,
+  absl::StatusOr<std::shared_ptr<Peer>> OpenEndpoint(const ucp_ep_params_t& params, std::string peer_name,
                                                          bool accepted);
-  void FailEndpoint(Endpoint* endpoint, absl::Status why);
+  void FailEndpoint(Peer* endpoint, absl::Status why);
   // Fills in handle, path, mapped.
   absl::Status UnpackKey(RemoteKey* key, const void* ucx_key);
   // Finds out how the other side can be reached; `hello` is its answer to kHelloId.
-  absl::Status LearnPeer(Endpoint* endpoint, absl::string_view hello);
-  absl::StatusOr<std::string> Describe(Endpoint* endpoint);
+  absl::Status LearnPeer(Peer* endpoint, absl::string_view hello);
+  absl::StatusOr<std::string> Describe(Peer* endpoint);
   void DestroyKey(ucp_rkey_h key);
   absl::StatusOr<ucp_listener_h> OpenListener(const ucp_listener_params_t& params);
   void CloseListener(ucp_listener_h listener);
@@ -232,7 +232,7 @@ class Core : public std::enable_shared_from_this<Core> {
   void IssueOp(Batch* batch, std::byte* local, size_t size, uint64_t remote, const RemoteKey* key);
   void OpReceived(Op* op);
   void ForgetOps(Batch* batch);
-  void AnswerOp(const std::shared_ptr<Endpoint>& endpoint, uint64_t op_id, const absl::Status& status);
+  void AnswerOp(const std::shared_ptr<Peer>& endpoint, uint64_t op_id, const absl::Status& status);
   void EndServe(Serve* serve);
   void BeginUnmap(Region* region);
   void FinishUnmap(Region* region);
@@ -283,8 +283,8 @@ class Core : public std::enable_shared_from_this<Core> {
   uint64_t next_op_id_ = 1;
   std::unordered_map<uint64_t, Region*> regions_;  // by id
   std::unordered_set<Region*> unmapping_;          // no longer in regions_, but transfers are under way
-  std::unordered_map<Endpoint*, std::shared_ptr<Endpoint>> endpoints_;
-  std::unordered_map<ucp_ep_h, Endpoint*> by_handle_;
+  std::unordered_map<Peer*, std::shared_ptr<Peer>> endpoints_;
+  std::unordered_map<ucp_ep_h, Peer*> by_handle_;
   bool any_failed_ = false;
   bool any_closed_ = false;
   std::unordered_set<ucp_rkey_h> keys_;

@@ -2,7 +2,7 @@
 // side.
 //
 // The owner registers memory and sends remote_key() over the control plane; the peer turns it into a RemoteRegion with
-// Connection::UnpackRemoteKey. Addresses are the owner's virtual addresses.
+// Endpoint::UnpackRemoteKey. Addresses are the owner's virtual addresses.
 //
 // Trust: the packed key's checksum finds damage, not malice, and nothing here authenticates a peer. The owner checks
 // region and bounds of the transfers that it serves; those over RDMA or shared memory are bounded by the initiator's
@@ -26,8 +26,8 @@ struct Region;
 struct RemoteKey;
 }  // namespace internal
 
-// A registration; made by Engine::RegisterMemory (the caller owns the bytes and keeps them alive as long as this
-// object) or Engine::AllocateMemory (this object owns them: page-aligned, contents unspecified). Movable. May outlive
+// A registration; made by Context::RegisterMemory (the caller owns the bytes and keeps them alive as long as this
+// object) or Context::AllocateMemory (this object owns them: page-aligned, contents unspecified). Movable. May outlive
 // its engine: the bytes stay, peers no longer reach them. Any thread may read it.
 class MemoryRegion {
  public:
@@ -47,7 +47,7 @@ class MemoryRegion {
   const std::string& remote_key() const;
 
  private:
-  friend class Engine;
+  friend class Context;
   explicit MemoryRegion(std::shared_ptr<internal::Region> region) : region_(std::move(region)) {}
   std::shared_ptr<internal::Region> region_;
 };
@@ -70,7 +70,7 @@ class RemoteRegion {
   absl::Status CheckBounds(uint64_t address, uint64_t size_bytes) const;
 
  private:
-  friend class Connection;
+  friend class Endpoint;
   explicit RemoteRegion(std::shared_ptr<internal::RemoteKey> key) : key_(std::move(key)) {}
   std::shared_ptr<internal::RemoteKey> key_;
 };

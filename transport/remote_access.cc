@@ -166,7 +166,7 @@ ucs_status_t Core::OnAnswer(void* arg, const void* header, size_t header_length,
 
 // ---- The owner ----
 
-void Core::AnswerOp(const std::shared_ptr<Endpoint>& endpoint, uint64_t op_id, const absl::Status& status) {
+void Core::AnswerOp(const std::shared_ptr<Peer>& endpoint, uint64_t op_id, const absl::Status& status) {
   if (endpoint->failed) return;
   ByteWriter writer;
   writer.U64(op_id);
@@ -188,7 +188,7 @@ ucs_status_t Core::OnPutData(void* arg, const void* header, size_t header_length
   if ((param->recv_attr & UCP_AM_RECV_ATTR_FIELD_REPLY_EP) == 0) return UCS_OK;
   const auto by_handle = core->by_handle_.find(param->reply_ep);
   if (by_handle == core->by_handle_.end() || by_handle->second->failed) return UCS_OK;
-  const std::shared_ptr<Endpoint> endpoint = core->endpoints_.at(by_handle->second);
+  const std::shared_ptr<Peer> endpoint = core->endpoints_.at(by_handle->second);
   ByteReader reader(HeaderView(header, header_length));
   const uint64_t op_id = reader.U64();
   const auto found = core->regions_.find(reader.U64());
@@ -232,7 +232,7 @@ ucs_status_t Core::OnGetRequest(void* arg, const void* header, size_t header_len
   if (IsRendezvous(param) || (param->recv_attr & UCP_AM_RECV_ATTR_FIELD_REPLY_EP) == 0) return UCS_OK;
   const auto by_handle = core->by_handle_.find(param->reply_ep);
   if (by_handle == core->by_handle_.end() || by_handle->second->failed) return UCS_OK;
-  const std::shared_ptr<Endpoint> endpoint = core->endpoints_.at(by_handle->second);
+  const std::shared_ptr<Peer> endpoint = core->endpoints_.at(by_handle->second);
   ByteReader reader(HeaderView(header, header_length));
   const uint64_t op_id = reader.U64();
   const auto found = core->regions_.find(reader.U64());

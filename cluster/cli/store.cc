@@ -26,7 +26,7 @@ struct Options {
 };
 
 struct Session {
-  std::unique_ptr<transport::Engine> engine;
+  std::unique_ptr<transport::Context> engine;
   std::unique_ptr<kvstore::StoreClient> client;
 };
 
@@ -38,7 +38,7 @@ absl::StatusOr<Session> Connect(const Options& o) {
     address = addresses.store;
   }
   Session session;
-  PERIGEE_ASSIGN_OR_RETURN(session.engine, transport::Engine::Create({}));
+  PERIGEE_ASSIGN_OR_RETURN(session.engine, transport::Context::Create({}));
   PERIGEE_ASSIGN_OR_RETURN(session.client, kvstore::StoreClient::Connect(address, session.engine.get(), {}));
   return session;
 }

@@ -60,7 +60,7 @@ class FailureTest : public ::testing::Test {
     return client_->Generate(options);
   }
   kvstore::StoreStats StoreStats(uint64_t* grpc_bytes = nullptr) {
-    auto engine = transport::Engine::Create({});
+    auto engine = transport::Context::Create({});
     EXPECT_TRUE(engine.ok()) << engine.status();
     auto store = kvstore::StoreClient::Connect(cluster_->addresses().store, engine->get(), {});
     EXPECT_TRUE(store.ok()) << store.status();

@@ -24,10 +24,10 @@ namespace {
 
 using ::testing::HasSubstr;
 
-std::unique_ptr<transport::Engine> MakeEngine() {
+std::unique_ptr<transport::Context> MakeEngine() {
   transport::Options options;
   options.transports = "tcp";
-  auto engine = transport::Engine::Create(options);
+  auto engine = transport::Context::Create(options);
   EXPECT_TRUE(engine.ok()) << engine.status();
   return *std::move(engine);
 }

@@ -14,7 +14,7 @@
 #include "absl/time/clock.h"
 #include "base/bytes.h"
 #include "base/file.h"
-#include "transport/engine.h"
+#include "transport/context.h"
 
 extern char** environ;
 
@@ -74,14 +74,14 @@ class PeerProcess {
 absl::Time Soon() { return absl::Now() + absl::Seconds(30); }
 
 struct Link {
-  Connection connection;
+  Endpoint connection;
   RemoteRegion remote;
 };
 
 class FailureTest : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
-    auto engine = Engine::Create({.transports = GetParam()});
+    auto engine = Context::Create({.transports = GetParam()});
     ASSERT_TRUE(engine.ok()) << engine.status();
     engine_ = *std::move(engine);
     buffer_.resize(kRegionBytes);
@@ -105,7 +105,7 @@ class FailureTest : public testing::TestWithParam<std::string> {
     EXPECT_TRUE(link.connection.Get(Gets(link, 1), Soon()).ok());
   }
 
-  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<Context> engine_;
   std::vector<std::byte> buffer_;
 };
 

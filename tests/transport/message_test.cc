@@ -9,7 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "transport/engine.h"
+#include "transport/context.h"
 
 namespace perigee::transport {
 namespace {
@@ -19,7 +19,7 @@ absl::Time Soon() { return absl::Now() + absl::Seconds(30); }
 class MessageTest : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
-    auto server = Engine::Create({.transports = GetParam()}), client = Engine::Create({.transports = GetParam()});
+    auto server = Context::Create({.transports = GetParam()}), client = Context::Create({.transports = GetParam()});
     ASSERT_TRUE(server.ok() && client.ok());
     server_ = *std::move(server);
     client_ = *std::move(client);
@@ -30,9 +30,9 @@ class MessageTest : public testing::TestWithParam<std::string> {
     ASSERT_TRUE(connection.ok()) << connection.status();
     connection_ = *std::move(connection);
   }
-  std::unique_ptr<Engine> server_, client_;
+  std::unique_ptr<Context> server_, client_;
   Listener listener_;
-  Connection connection_;
+  Endpoint connection_;
 };
 
 TEST_P(MessageTest, CallBringsTheHandlersAnswer) {

@@ -11,11 +11,11 @@
 
 #include "absl/time/clock.h"
 #include "base/bytes.h"
-#include "transport/engine.h"
+#include "transport/context.h"
 
 namespace {
 
-int Hammer(perigee::transport::Engine& engine, uint16_t port, absl::string_view hex_key, bool get) {
+int Hammer(perigee::transport::Context& engine, uint16_t port, absl::string_view hex_key, bool get) {
   const absl::Time deadline = absl::Now() + absl::Seconds(60);
   const auto key = perigee::FromHex(hex_key);
   const auto connection = engine.Connect("127.0.0.1", port, deadline);
@@ -38,7 +38,7 @@ int Hammer(perigee::transport::Engine& engine, uint16_t port, absl::string_view 
 
 int main(int argc, char** argv) {
   if (argc != 3 && argc != 5) return 2;
-  auto engine = perigee::transport::Engine::Create({.transports = argv[1]});
+  auto engine = perigee::transport::Context::Create({.transports = argv[1]});
   if (!engine.ok()) return 3;
   if (argc == 5) {
     return Hammer(**engine, static_cast<uint16_t>(std::atoi(argv[2])), argv[3], absl::string_view(argv[4]) == "get");

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "absl/time/clock.h"
-#include "transport/engine.h"
+#include "transport/context.h"
 
 namespace perigee::transport {
 namespace {
@@ -47,23 +47,23 @@ class TransferTest : public testing::TestWithParam<Case> {
     remote_ = Unpack(connection_);
   }
 
-  std::unique_ptr<Engine> MakeEngine() {
-    auto engine = Engine::Create({.transports = GetParam().transports});
+  std::unique_ptr<Context> MakeEngine() {
+    auto engine = Context::Create({.transports = GetParam().transports});
     EXPECT_TRUE(engine.ok()) << engine.status();
     return *std::move(engine);
   }
-  MemoryRegion MakeRegion(Engine& engine) {
+  MemoryRegion MakeRegion(Context& engine) {
     if (!GetParam().engine_allocated) memory_.resize(kRegionBytes);
     auto region = GetParam().engine_allocated ? engine.AllocateMemory(kRegionBytes) : engine.RegisterMemory(memory_);
     EXPECT_TRUE(region.ok()) << region.status();
     return *std::move(region);
   }
-  Connection MakeConnection() {
+  Endpoint MakeConnection() {
     auto connection = client_->Connect("127.0.0.1", listener_.port(), Soon());
     EXPECT_TRUE(connection.ok()) << connection.status();
     return *std::move(connection);
   }
-  RemoteRegion Unpack(const Connection& connection) {
+  RemoteRegion Unpack(const Endpoint& connection) {
     auto remote = connection.UnpackRemoteKey(region_.remote_key());
     EXPECT_TRUE(remote.ok()) << remote.status();
     return *std::move(remote);
@@ -76,10 +76,10 @@ class TransferTest : public testing::TestWithParam<Case> {
   }
 
   std::vector<std::byte> memory_;
-  std::unique_ptr<Engine> server_, client_;
+  std::unique_ptr<Context> server_, client_;
   Listener listener_;
   MemoryRegion region_;
-  Connection connection_;
+  Endpoint connection_;
   RemoteRegion remote_;
 };
 
@@ -138,7 +138,7 @@ TEST_P(TransferTest, PutAndGetMoveEverySize) {
     ASSERT_TRUE(received == other);
     total += size;
   }
-  const EngineStats stats = client_->Stats();
+  const ContextStats stats = client_->Stats();
   EXPECT_EQ(stats.put_bytes, total);
   EXPECT_EQ(stats.get_bytes, total);
   EXPECT_EQ(stats.put_transfers, 7u);
@@ -203,7 +203,7 @@ TEST_P(TransferTest, HandlesOverlapAndDestructorsWait) {
     auto first = connection_.StartPut(std::vector<PutTransfer>{{a, remote_.address(), &remote_}}, Soon());
     auto second = connection_.StartPut(std::vector<PutTransfer>{{b, remote_.address() + a.size(), &remote_}}, Soon());
     ASSERT_TRUE(first.ok() && second.ok());
-    TransferHandle moved = *std::move(first);
+    TransferBatch moved = *std::move(first);
     EXPECT_TRUE(second->Wait().ok());
     EXPECT_TRUE(second->done());
     // `moved` is not waited for: its destructor is.
@@ -211,7 +211,7 @@ TEST_P(TransferTest, HandlesOverlapAndDestructorsWait) {
   EXPECT_EQ(std::memcmp(region_.base(), a.data(), a.size()), 0);
   EXPECT_EQ(std::memcmp(region_.base() + a.size(), b.data(), b.size()), 0);
   EXPECT_TRUE(connection_.connected());
-  EXPECT_EQ(TransferHandle().Wait().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(TransferBatch().Wait().code(), absl::StatusCode::kFailedPrecondition);
 }
 
 TEST_P(TransferTest, RefusesTransfersOutsideTheRegion) {
@@ -257,7 +257,7 @@ TEST_P(TransferTest, RefusesDamagedAndForeignKeys) {
   RemoteRegion empty;
   EXPECT_TRUE(absl::IsInvalidArgument(connection_.Put(std::vector<PutTransfer>{{local, 0, nullptr}}, Soon())));
   EXPECT_TRUE(absl::IsInvalidArgument(connection_.Put(std::vector<PutTransfer>{{local, 0, &empty}}, Soon())));
-  const Connection second = MakeConnection();
+  const Endpoint second = MakeConnection();
   EXPECT_TRUE(
       absl::IsInvalidArgument(second.Put(std::vector<PutTransfer>{{local, remote_.address(), &remote_}}, Soon())));
   EXPECT_TRUE(connection_.connected());
@@ -289,7 +289,7 @@ TEST_P(TransferTest, ADestroyedConnectionCancelsItsTransfersAndTheNextOneWorks) 
   std::vector<std::byte> local(6 << 20);
   auto handle = connection_.StartGet(std::vector<GetTransfer>{{local, remote_.address(), &remote_}}, Soon());
   ASSERT_TRUE(handle.ok());
-  connection_ = Connection();
+  connection_ = Endpoint();
   const absl::Status status = handle->Wait();
   EXPECT_TRUE(status.ok() || absl::IsCancelled(status)) << status;
   connection_ = MakeConnection();
@@ -304,13 +304,13 @@ INSTANTIATE_TEST_SUITE_P(Transports, TransferTest,
                          [](const auto& info) { return info.param.name; });
 
 TEST(EngineTest, AnUnknownTransportIsAnErrorThatNamesIt) {
-  const auto engine = Engine::Create({.transports = "carrier_pigeon"});
+  const auto engine = Context::Create({.transports = "carrier_pigeon"});
   ASSERT_FALSE(engine.ok());
   EXPECT_THAT(std::string(engine.status().message()), HasSubstr("carrier_pigeon"));
 }
 
 TEST(EngineTest, APortInUseIsAnErrorThatNamesIt) {
-  auto a = Engine::Create({.transports = "tcp"}), b = Engine::Create({.transports = "tcp"});
+  auto a = Context::Create({.transports = "tcp"}), b = Context::Create({.transports = "tcp"});
   ASSERT_TRUE(a.ok() && b.ok());
   auto listener = (*a)->Listen("127.0.0.1", 0);
   ASSERT_TRUE(listener.ok()) << listener.status();
@@ -324,7 +324,7 @@ TEST(EngineTest, APortInUseIsAnErrorThatNamesIt) {
 }
 
 TEST(EngineTest, ConnectingToAClosedPortFailsFast) {
-  auto engine = Engine::Create({.transports = "tcp"});
+  auto engine = Context::Create({.transports = "tcp"});
   ASSERT_TRUE(engine.ok());
   uint16_t port = 0;
   {
@@ -341,7 +341,7 @@ TEST(EngineTest, ConnectingToAClosedPortFailsFast) {
 }
 
 TEST(EngineTest, RefusesEmptyRegions) {
-  auto engine = Engine::Create({.transports = "tcp"});
+  auto engine = Context::Create({.transports = "tcp"});
   ASSERT_TRUE(engine.ok());
   EXPECT_TRUE(absl::IsInvalidArgument((*engine)->RegisterMemory({}).status()));
   EXPECT_TRUE(absl::IsInvalidArgument((*engine)->AllocateMemory(0).status()));

@@ -7,9 +7,9 @@
 //   take back one
 //                       transfer, and a buffer must not be written after its owner was told that it is free
 //   UNAVAILABLE         the peer died or the connection is closed; Connect again
-//   CANCELLED           this side destroyed the Connection or the Engine
-#ifndef PERIGEE_TRANSPORT_CONNECTION_H_
-#define PERIGEE_TRANSPORT_CONNECTION_H_
+//   CANCELLED           this side destroyed the Endpoint or the Context
+#ifndef PERIGEE_TRANSPORT_ENDPOINT_H_
+#define PERIGEE_TRANSPORT_ENDPOINT_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -27,7 +27,7 @@ namespace perigee::transport {
 
 namespace internal {
 struct Batch;
-struct Endpoint;
+struct Peer;
 }  // namespace internal
 
 // One piece of a batch. The caller owns `local` and keeps it alive and unchanged until the batch has ended; `region` is
@@ -46,12 +46,12 @@ struct GetTransfer {
 // A batch under way. Move-only. Once the handle is gone or Wait has returned the batch's status, UCX never touches the
 // buffers again. Destruction therefore waits: for the end of the batch, at the latest until its deadline, when the
 // connection is force-closed.
-class TransferHandle {
+class TransferBatch {
  public:
-  TransferHandle() = default;
-  TransferHandle(TransferHandle&&) noexcept = default;
-  TransferHandle& operator=(TransferHandle&& other) noexcept;
-  ~TransferHandle();
+  TransferBatch() = default;
+  TransferBatch(TransferBatch&&) noexcept = default;
+  TransferBatch& operator=(TransferBatch&& other) noexcept;
+  ~TransferBatch();
 
   // The batch's status once it has ended. DEADLINE_EXCEEDED when `until` comes first: the batch goes on (done() tells
   // the two apart).
@@ -59,21 +59,21 @@ class TransferHandle {
   bool done() const;
 
  private:
-  friend class Connection;
-  explicit TransferHandle(std::shared_ptr<internal::Batch> batch) : batch_(std::move(batch)) {}
+  friend class Endpoint;
+  explicit TransferBatch(std::shared_ptr<internal::Batch> batch) : batch_(std::move(batch)) {}
   void Finish();
   std::shared_ptr<internal::Batch> batch_;
 };
 
-// Made by Engine::Connect. Move-only; any thread may call any method, several at once. Calls block the caller except
+// Made by Context::Connect. Move-only; any thread may call any method, several at once. Calls block the caller except
 // Start*; none may be made from a message handler (FAILED_PRECONDITION). Destruction closes it: batches under way end
 // with CANCELLED.
-class Connection {
+class Endpoint {
  public:
-  Connection() = default;
-  Connection(Connection&&) noexcept = default;
-  Connection& operator=(Connection&& other) noexcept;
-  ~Connection();
+  Endpoint() = default;
+  Endpoint(Endpoint&&) noexcept = default;
+  Endpoint& operator=(Endpoint&& other) noexcept;
+  ~Endpoint();
 
   // False once the peer's death was noticed or a transfer missed its deadline; it never becomes true again.
   bool connected() const;
@@ -88,8 +88,8 @@ class Connection {
   // run in any order.
   absl::Status Put(std::span<const PutTransfer> transfers, absl::Time deadline) const;
   absl::Status Get(std::span<const GetTransfer> transfers, absl::Time deadline) const;
-  absl::StatusOr<TransferHandle> StartPut(std::span<const PutTransfer> transfers, absl::Time deadline) const;
-  absl::StatusOr<TransferHandle> StartGet(std::span<const GetTransfer> transfers, absl::Time deadline) const;
+  absl::StatusOr<TransferBatch> StartPut(std::span<const PutTransfer> transfers, absl::Time deadline) const;
+  absl::StatusOr<TransferBatch> StartGet(std::span<const GetTransfer> transfers, absl::Time deadline) const;
 
   // Runs the peer's handler `id` on a copy of the bytes. Send returns when the peer's transport has the message, Call
   // with the handler's answer or error (NOT_FOUND: no such handler). Header and payload together: at most
@@ -99,14 +99,14 @@ class Connection {
                                    absl::Time deadline) const;
 
  private:
-  friend class Engine;
-  explicit Connection(std::shared_ptr<internal::Endpoint> endpoint) : endpoint_(std::move(endpoint)) {}
+  friend class Context;
+  explicit Endpoint(std::shared_ptr<internal::Peer> endpoint) : endpoint_(std::move(endpoint)) {}
   void Close();
-  std::shared_ptr<internal::Endpoint> endpoint_;
+  std::shared_ptr<internal::Peer> endpoint_;
 };
 
 inline constexpr size_t kMaxMessageBytes = size_t{1} << 20;
 
 }  // namespace perigee::transport
 
-#endif  // PERIGEE_TRANSPORT_CONNECTION_H_
+#endif  // PERIGEE_TRANSPORT_ENDPOINT_H_

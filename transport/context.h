@@ -2,8 +2,8 @@
 //
 // Other threads hand operations to that thread and wait; it sleeps on UCX's event descriptor when nothing moves. A
 // process usually has one engine; several are independent.
-#ifndef PERIGEE_TRANSPORT_ENGINE_H_
-#define PERIGEE_TRANSPORT_ENGINE_H_
+#ifndef PERIGEE_TRANSPORT_CONTEXT_H_
+#define PERIGEE_TRANSPORT_CONTEXT_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -16,7 +16,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
-#include "transport/connection.h"
+#include "transport/endpoint.h"
 #include "transport/memory.h"
 
 namespace perigee::transport {
@@ -32,7 +32,7 @@ struct Options {
 };
 
 // Since the engine's start. Bytes count at the initiator, when their batch has ended well.
-struct EngineStats {
+struct ContextStats {
   uint64_t put_bytes = 0;
   uint64_t get_bytes = 0;
   uint64_t put_transfers = 0;
@@ -65,7 +65,7 @@ class Listener {
   uint16_t port() const;
 
  private:
-  friend class Engine;
+  friend class Context;
   explicit Listener(std::shared_ptr<internal::ListenerState> state) : state_(std::move(state)) {}
   std::shared_ptr<internal::ListenerState> state_;
 };
@@ -73,13 +73,13 @@ class Listener {
 // Any thread may call. Destruction fails what is under way (CANCELLED), closes every connection and listener and stops
 // the thread. Connections, handles and regions may outlive the engine; their operations then fail with
 // FAILED_PRECONDITION.
-class Engine {
+class Context {
  public:
   // UNAVAILABLE or INVALID_ARGUMENT when UCX has no such transports here.
-  static absl::StatusOr<std::unique_ptr<Engine>> Create(const Options& options);
-  ~Engine();
-  Engine(const Engine&) = delete;
-  Engine& operator=(const Engine&) = delete;
+  static absl::StatusOr<std::unique_ptr<Context>> Create(const Options& options);
+  ~Context();
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
 
   // `memory` stays the caller's.
   absl::StatusOr<MemoryRegion> RegisterMemory(std::span<std::byte> memory);
@@ -91,19 +91,19 @@ class Engine {
   absl::StatusOr<Listener> Listen(const std::string& host, uint16_t port);
   // UNAVAILABLE when nobody listens there, DEADLINE_EXCEEDED when nobody answers. Resolving a name may block longer
   // than `deadline`.
-  absl::StatusOr<Connection> Connect(const std::string& host, uint16_t port, absl::Time deadline);
+  absl::StatusOr<Endpoint> Connect(const std::string& host, uint16_t port, absl::Time deadline);
 
   // Replaces the handler for `id`; an empty one removes it. After it returns the former handler does not run any more.
   // Ids from 0xff00 are the engine's own (INVALID_ARGUMENT).
   absl::Status SetHandler(uint16_t id, MessageHandler handler);
 
-  EngineStats Stats() const;
+  ContextStats Stats() const;
 
  private:
-  explicit Engine(std::shared_ptr<internal::Core> core) : core_(std::move(core)) {}
+  explicit Context(std::shared_ptr<internal::Core> core) : core_(std::move(core)) {}
   std::shared_ptr<internal::Core> core_;
 };
 
 }  // namespace perigee::transport
 
-#endif  // PERIGEE_TRANSPORT_ENGINE_H_
+#endif  // PERIGEE_TRANSPORT_CONTEXT_H_

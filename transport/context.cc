@@ -1,4 +1,4 @@
-#include "transport/engine.h"
+#include "transport/context.h"
 
 #include <netdb.h>
 #include <netinet/in.h>
@@ -73,17 +73,17 @@ Listener::~Listener() {
 
 uint16_t Listener::port() const { return state_ == nullptr ? 0 : state_->port; }
 
-absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Options& options) {
+absl::StatusOr<std::unique_ptr<Context>> Context::Create(const Options& options) {
   if (options.spin_us < 0 || options.spin_us > 1000000) {
     return absl::InvalidArgumentError(absl::StrCat("spin_us is ", options.spin_us, "; use 0 to 1000000"));
   }
   PERIGEE_ASSIGN_OR_RETURN(auto core, internal::Core::Create(options));
-  return std::unique_ptr<Engine>(new Engine(std::move(core)));
+  return std::unique_ptr<Context>(new Context(std::move(core)));
 }
 
-Engine::~Engine() { core_->Shutdown(); }
+Context::~Context() { core_->Shutdown(); }
 
-absl::StatusOr<MemoryRegion> Engine::RegisterMemory(std::span<std::byte> memory) {
+absl::StatusOr<MemoryRegion> Context::RegisterMemory(std::span<std::byte> memory) {
   if (memory.empty()) return absl::InvalidArgumentError("cannot register an empty region");
   auto region = std::make_shared<internal::Region>();
   region->core = core_;
@@ -109,7 +109,7 @@ uint64_t AvailableMemoryBytes() {
 
 }  // namespace
 
-absl::StatusOr<MemoryRegion> Engine::AllocateMemory(size_t size_bytes) {
+absl::StatusOr<MemoryRegion> Context::AllocateMemory(size_t size_bytes) {
   if (size_bytes == 0) return absl::InvalidArgumentError("cannot allocate an empty region");
   // UCX takes shared memory page by page and finds out at the end that it does not suffice, with the machine's memory
   // gone and the segment left behind. So ask first.
@@ -126,7 +126,7 @@ absl::StatusOr<MemoryRegion> Engine::AllocateMemory(size_t size_bytes) {
   return MemoryRegion(std::move(region));
 }
 
-absl::StatusOr<Listener> Engine::Listen(const std::string& host, uint16_t port) {
+absl::StatusOr<Listener> Context::Listen(const std::string& host, uint16_t port) {
   PERIGEE_ASSIGN_OR_RETURN(const SocketAddress address, Resolve(host, port));
   auto state = std::make_shared<internal::ListenerState>();
   state->core = core_;
@@ -155,11 +155,11 @@ absl::StatusOr<Listener> Engine::Listen(const std::string& host, uint16_t port) 
   return Listener(std::move(state));
 }
 
-absl::StatusOr<Connection> Engine::Connect(const std::string& host, uint16_t port, absl::Time deadline) {
+absl::StatusOr<Endpoint> Context::Connect(const std::string& host, uint16_t port, absl::Time deadline) {
   if (core_->OnThread()) return absl::FailedPreconditionError("Connect cannot be called from a message handler");
   if (port == 0) return absl::InvalidArgumentError(absl::StrCat("cannot connect to port 0 of ", host));
   PERIGEE_ASSIGN_OR_RETURN(const SocketAddress address, Resolve(host, port));
-  std::shared_ptr<internal::Endpoint> endpoint;
+  std::shared_ptr<internal::Peer> endpoint;
   const std::string name = absl::StrCat(host, ":", port);
   PERIGEE_RETURN_IF_ERROR(core_->Run([&]() -> absl::Status {
     ucp_ep_params_t params{};
@@ -170,7 +170,7 @@ absl::StatusOr<Connection> Engine::Connect(const std::string& host, uint16_t por
     PERIGEE_ASSIGN_OR_RETURN(endpoint, core_->OpenEndpoint(params, name, /*accepted=*/false));
     return absl::OkStatus();
   }));
-  Connection connection(endpoint);
+  Endpoint connection(endpoint);
   // UCX connects lazily; the first answer proves that an engine of ours listens, and tells which.
   const absl::StatusOr<std::string> hello = connection.Call(internal::kHelloId, "", "", deadline);
   PERIGEE_RETURN_IF_ERROR(Annotate(hello.status(), absl::StrCat("connect to ", name)));
@@ -179,7 +179,7 @@ absl::StatusOr<Connection> Engine::Connect(const std::string& host, uint16_t por
   return connection;
 }
 
-absl::Status Engine::SetHandler(uint16_t id, MessageHandler handler) {
+absl::Status Context::SetHandler(uint16_t id, MessageHandler handler) {
   if (id >= internal::kFirstReservedId) {
     return absl::InvalidArgumentError(
         absl::StrCat("message id ", id, " is reserved; use less than ", internal::kFirstReservedId));
@@ -190,9 +190,9 @@ absl::Status Engine::SetHandler(uint16_t id, MessageHandler handler) {
   });
 }
 
-EngineStats Engine::Stats() const {
+ContextStats Context::Stats() const {
   const internal::Counters& counters = core_->counters;
-  EngineStats stats;
+  ContextStats stats;
   stats.put_bytes = counters.put_bytes;
   stats.get_bytes = counters.get_bytes;
   stats.put_transfers = counters.put_transfers;

@@ -105,7 +105,7 @@ int Serve(const std::string& transports) {
   auto engine = Check(transport::Context::Create({.transports = transports}), "create");
   auto region = Check(engine->AllocateMemory(kRegionBytes), "allocate");
   std::memset(region.base(), 1, kRegionBytes);
-  auto listener = Check(engine->Listen("127.0.0.1", 0), "listen");
+  auto listener = Check(engine->Listen("127.0.0.1", 0, transport::TrustEveryone), "listen");
   const std::string& key = region.remote_key();
   std::printf("%d %s\n", listener.port(), ToHex({reinterpret_cast<const uint8_t*>(key.data()), key.size()}).c_str());
   std::fflush(stdout);

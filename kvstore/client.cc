@@ -129,7 +129,7 @@ absl::Status WriteBatch::Put(size_t plane, uint64_t offset_bytes, std::span<cons
   const absl::Time deadline = std::min(absl::Now() + s.core->options.transfer_deadline, s.expiry);
   const transport::PutTransfer piece{
       .local = bytes, .remote_address = r.address + offset_bytes, .region = &s.session->slab};
-  absl::StatusOr<transport::TransferBatch> handle = s.session->connection.StartPut({&piece, 1}, deadline);
+  absl::StatusOr<transport::TransferBatch> handle = s.session->connection.StartPut({&piece, 1}, {.deadline = deadline, .checksums = false});
   absl::MutexLock lock(&s.mu);
   if (!handle.ok()) {
     s.put_status.Update(handle.status());

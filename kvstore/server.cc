@@ -42,7 +42,7 @@ absl::StatusOr<std::unique_ptr<StoreServer>> StoreServer::Start(const ServerOpti
   PERIGEE_ASSIGN_OR_RETURN(p.engine, transport::Context::Create(options.transport));
   PERIGEE_ASSIGN_OR_RETURN(p.slab, p.engine->AllocateMemory(options.slab_bytes));
   PERIGEE_ASSIGN_OR_RETURN(p.store, Store::Open(options.store, p.slab.bytes()));
-  PERIGEE_ASSIGN_OR_RETURN(p.listener, p.engine->Listen(options.host, options.data_port));
+  PERIGEE_ASSIGN_OR_RETURN(p.listener, p.engine->Listen(options.host, options.data_port, transport::TrustEveryone));
 
   DataPlane data{.epoch = p.epoch,
                  .host = options.advertise_host,

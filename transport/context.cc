@@ -1,99 +1,130 @@
 #include "transport/context.h"
 
-#include <netdb.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
+#include <sys/resource.h>
 
 #include <cinttypes>
 #include <cstdio>
-#include <cstring>
+#include <thread>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "base/file.h"
 #include "base/status.h"
+#include "transport/address.h"
 #include "transport/core.h"
 
 namespace perigee::transport {
 namespace {
 
-struct SocketAddress {
-  sockaddr_storage storage{};
-  socklen_t length = 0;
-};
-
-absl::StatusOr<SocketAddress> Resolve(const std::string& host, uint16_t port) {
-  addrinfo hints{};
-  hints.ai_family = AF_UNSPEC;
-  hints.ai_socktype = SOCK_STREAM;
-  addrinfo* found = nullptr;
-  const int error = getaddrinfo(host.c_str(), absl::StrCat(port).c_str(), &hints, &found);
-  if (error != 0) {
-    const std::string message = absl::StrCat("resolve '", host, "': ", gai_strerror(error));
-    return error == EAI_AGAIN ? absl::UnavailableError(message) : absl::InvalidArgumentError(message);
-  }
-  SocketAddress address;
-  // IPv4 first: "localhost" often names ::1 first although servers listen on 127.0.0.1.
-  const addrinfo* chosen = found;
-  for (const addrinfo* it = found; it != nullptr; it = it->ai_next) {
-    if (it->ai_family == AF_INET) {
-      chosen = it;
-      break;
-    }
-  }
-  address.length = chosen->ai_addrlen;
-  std::memcpy(&address.storage, chosen->ai_addr, chosen->ai_addrlen);
-  freeaddrinfo(found);
-  return address;
-}
+using internal::Core;
+using internal::Link;
+using internal::Peer;
+using internal::RailAddress;
+using internal::Region;
+using internal::Shared;
+using internal::SocketAddress;
 
 }  // namespace
 
-void internal::ListenerState::Close() {
-  if (handle == nullptr) return;
-  auto close = [this] {
-    core->CloseListener(handle);
-    return absl::OkStatus();
-  };
-  core->Run(close).IgnoreError();  // after shutdown it is closed already
-  handle = nullptr;
-}
-
-Listener& Listener::operator=(Listener&& other) noexcept {
-  if (this != &other) {
-    if (state_ != nullptr) state_->Close();
-    state_ = std::move(other.state_);
+internal::ListenerState::~ListenerState() {
+  for (size_t i = 0; i < handles.size(); ++i) {
+    Core* rail = shared->rails[i].get();
+    // After shutdown it is closed already.
+    rail->Run([&] {
+          rail->CloseListener(handles[i]);
+          return absl::OkStatus();
+        })
+        .IgnoreError();
   }
-  return *this;
 }
 
-Listener::~Listener() {
-  if (state_ != nullptr) state_->Close();
-}
-
+Listener& Listener::operator=(Listener&& other) noexcept = default;
+Listener::~Listener() = default;
 uint16_t Listener::port() const { return state_ == nullptr ? 0 : state_->port; }
 
 absl::StatusOr<std::unique_ptr<Context>> Context::Create(const Options& options) {
   if (options.spin_us < 0 || options.spin_us > 1000000) {
     return absl::InvalidArgumentError(absl::StrCat("spin_us is ", options.spin_us, "; use 0 to 1000000"));
   }
-  PERIGEE_ASSIGN_OR_RETURN(auto core, internal::Core::Create(options));
-  return std::unique_ptr<Context>(new Context(std::move(core)));
+  if (options.keepalive < absl::Milliseconds(10)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("keepalive is ", absl::FormatDuration(options.keepalive), "; use 10ms or more"));
+  }
+  auto shared = std::make_shared<Shared>(options);
+  const absl::Status status = shared->Init();
+  std::unique_ptr<Context> context(new Context(std::move(shared)));
+  PERIGEE_RETURN_IF_ERROR(status);
+  return context;
 }
 
-Context::~Context() { core_->Shutdown(); }
-
-absl::StatusOr<MemoryRegion> Context::RegisterMemory(std::span<std::byte> memory) {
-  if (memory.empty()) return absl::InvalidArgumentError("cannot register an empty region");
-  auto region = std::make_shared<internal::Region>();
-  region->core = core_;
-  region->base = memory.data();
-  region->size = memory.size();
-  PERIGEE_RETURN_IF_ERROR(core_->Run([&] { return core_->Map(region.get(), /*allocate=*/false); }));
-  return MemoryRegion(std::move(region));
+Context::~Context() {
+  for (const std::shared_ptr<Core>& rail : shared_->rails) rail->Shutdown();
 }
+
+absl::string_view Context::id() const {
+  return {reinterpret_cast<const char*>(shared_->id.data()), shared_->id.size()};
+}
+
+GrantTable& Context::grants() const { return shared_->grants; }
+
+Capabilities Context::GetCapabilities() const {
+  Capabilities capabilities;
+  capabilities.memory = {MemoryKind::kHost};
+  for (const std::shared_ptr<Core>& rail : shared_->rails) {
+    for (std::string& name : rail->TransportNames()) {
+      capabilities.shared_memory |= absl::StartsWith(name, "posix/") || absl::StartsWith(name, "sysv/");
+      capabilities.one_sided |= absl::StartsWith(name, "rc_") || absl::StartsWith(name, "dc_");
+      capabilities.transports.push_back(std::move(name));
+    }
+  }
+  if (shared_->options.device != nullptr) {
+    capabilities.memory.push_back(MemoryKind::kPinnedHost);
+    capabilities.memory.push_back(MemoryKind::kDevice);
+    capabilities.device_direct = shared_->rails[0]->UcxKnowsDevices();
+  }
+  capabilities.max_registration_bytes = UINT64_MAX;
+  rlimit limit{};
+  if (capabilities.one_sided && getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
+    capabilities.max_registration_bytes = limit.rlim_cur;
+  }
+  capabilities.protocol_min = internal::kProtocolMin;
+  capabilities.protocol_max = internal::kProtocolMax;
+  return capabilities;
+}
+
+// ---- Memory ----
 
 namespace {
+
+// What a MemoryRegion holds: when it goes, peers no longer find the region, and nothing is under way in it.
+struct RegionOwner {
+  std::shared_ptr<Region> region;
+
+  explicit RegionOwner(std::shared_ptr<Region> owned) : region(std::move(owned)) {}
+  RegionOwner(const RegionOwner&) = delete;
+  RegionOwner& operator=(const RegionOwner&) = delete;
+  ~RegionOwner() {
+    Shared& shared = *region->shared;
+    {
+      std::lock_guard<std::mutex> lock(shared.mutex);
+      shared.regions.erase(region->id);
+    }
+    for (const std::shared_ptr<Core>& rail : shared.rails) {
+      // A message handler cannot wait for what only its own thread can end: what is under way keeps the registration.
+      const bool in_handler = rail->Driving();
+      while (rail->Run([&] {
+                   return rail->CutOff(region.get()) ? absl::UnavailableError("busy") : absl::OkStatus();
+                 }).code() == absl::StatusCode::kUnavailable &&
+             !in_handler) {
+        // Ends when UCX has closed those connections: microseconds.
+        rail->Drive([] { return false; }, absl::Now() + absl::Milliseconds(1));
+        std::this_thread::yield();
+      }
+    }
+  }
+};
 
 // What /proc/meminfo calls MemAvailable.
 uint64_t AvailableMemoryBytes() {
@@ -109,7 +140,59 @@ uint64_t AvailableMemoryBytes() {
 
 }  // namespace
 
-absl::StatusOr<MemoryRegion> Context::AllocateMemory(size_t size_bytes) {
+namespace internal {
+
+// Registers with the first rail, where UCX needs that, and with all rails' table of regions.
+absl::StatusOr<std::shared_ptr<Region>> MakeRegion(const std::shared_ptr<Shared>& shared, std::byte* base, size_t size,
+                                                   MemoryKind kind, Sharing sharing) {
+  auto region = std::make_shared<Region>();
+  region->shared = shared;
+  region->rail = shared->rails[0];
+  region->base = base;
+  region->size = size;
+  region->kind = kind;
+  region->sharing = sharing;
+  PERIGEE_ASSIGN_OR_RETURN(region->id, RandomNumber());
+  PackedKey key;
+  key.context_id = shared->id;
+  key.region_id = region->id;
+  if (kind != MemoryKind::kDevice) {
+    PERIGEE_RETURN_IF_ERROR(region->rail->Run([&]() -> absl::Status {
+      PERIGEE_RETURN_IF_ERROR(region->rail->Map(region.get(), base == nullptr));
+      return region->rail->PackKey(region.get(), &key.ucx_key);
+    }));
+  }
+  key.base = reinterpret_cast<uint64_t>(region->base);
+  key.size_bytes = region->size;
+  region->remote_key = EncodeRemoteKey(key);
+  key.ucx_key.clear();
+  region->served_key = EncodeRemoteKey(key);
+  {
+    std::lock_guard<std::mutex> lock(shared->mutex);
+    shared->regions[region->id] = region;
+  }
+  auto owner = std::make_shared<RegionOwner>(region);
+  return std::shared_ptr<Region>(owner, region.get());
+}
+
+}  // namespace internal
+
+absl::StatusOr<MemoryRegion> Context::RegisterMemory(std::span<std::byte> memory, MemoryKind kind, Sharing sharing) {
+  if (memory.empty()) return absl::InvalidArgumentError("cannot register an empty region");
+  const bool device = shared_->IsDevice(memory.data());
+  if (kind == MemoryKind::kDevice && !device) {
+    return absl::InvalidArgumentError(shared_->options.device == nullptr
+                                          ? "device memory needs a device: set Options::device"
+                                          : "the memory is not the device's");
+  }
+  if (kind != MemoryKind::kDevice && device) {
+    return absl::InvalidArgumentError("the memory is a device's; register it as MemoryKind::kDevice");
+  }
+  PERIGEE_ASSIGN_OR_RETURN(auto region, internal::MakeRegion(shared_, memory.data(), memory.size(), kind, sharing));
+  return MemoryRegion(std::move(region));
+}
+
+absl::StatusOr<MemoryRegion> Context::AllocateMemory(size_t size_bytes, Sharing sharing) {
   if (size_bytes == 0) return absl::InvalidArgumentError("cannot allocate an empty region");
   // UCX takes shared memory page by page and finds out at the end that it does not suffice, with the machine's memory
   // gone and the segment left behind. So ask first.
@@ -119,84 +202,109 @@ absl::StatusOr<MemoryRegion> Context::AllocateMemory(size_t size_bytes) {
                                                      " bytes of transfer memory: ", available_bytes,
                                                      " bytes are available on this machine; ask for less"));
   }
-  auto region = std::make_shared<internal::Region>();
-  region->core = core_;
-  region->size = size_bytes;
-  PERIGEE_RETURN_IF_ERROR(core_->Run([&] { return core_->Map(region.get(), /*allocate=*/true); }));
+  PERIGEE_ASSIGN_OR_RETURN(auto region, internal::MakeRegion(shared_, nullptr, size_bytes, MemoryKind::kHost, sharing));
   return MemoryRegion(std::move(region));
 }
 
-absl::StatusOr<Listener> Context::Listen(const std::string& host, uint16_t port) {
-  PERIGEE_ASSIGN_OR_RETURN(const SocketAddress address, Resolve(host, port));
+// ---- Connections ----
+
+absl::StatusOr<Listener> Context::Listen(const std::string& host, uint16_t port, Authenticator authenticator) {
+  if (!authenticator) return absl::InvalidArgumentError("a listener needs an authenticator");
+  PERIGEE_ASSIGN_OR_RETURN(const SocketAddress address, internal::ResolveAddress(host, port));
+  {
+    std::lock_guard<std::mutex> lock(shared_->mutex);
+    shared_->authenticator = std::move(authenticator);
+  }
   auto state = std::make_shared<internal::ListenerState>();
-  state->core = core_;
-  absl::Status status = core_->Run([&]() -> absl::Status {
-    ucp_listener_params_t params{};
-    params.field_mask = UCP_LISTENER_PARAM_FIELD_SOCK_ADDR;
-    params.sockaddr.addr = reinterpret_cast<const sockaddr*>(&address.storage);
-    params.sockaddr.addrlen = address.length;
-    PERIGEE_ASSIGN_OR_RETURN(state->handle, core_->OpenListener(params));
-    ucp_listener_attr_t attr{};
-    attr.field_mask = UCP_LISTENER_ATTR_FIELD_SOCKADDR;
-    const ucs_status_t query = ucp_listener_query(state->handle, &attr);
-    if (query != UCS_OK) return internal::UcxError("ask for the listener's port", query);
-    state->port = ntohs(attr.sockaddr.ss_family == AF_INET6 ? reinterpret_cast<sockaddr_in6&>(attr.sockaddr).sin6_port
-                                                            : reinterpret_cast<sockaddr_in&>(attr.sockaddr).sin_port);
-    return absl::OkStatus();
-  });
-  if (absl::IsAlreadyExists(status)) {
-    return absl::AlreadyExistsError(absl::StrCat("port ", port, " on ", host,
-                                                 " is in use; stop the other program or choose another port (0: any)"));
+  state->shared = shared_;
+  std::vector<RailAddress> further;
+  for (size_t i = 0; i < shared_->rails.size(); ++i) {
+    Core* rail = shared_->rails[i].get();
+    SocketAddress bind = address;
+    if (i > 0) {
+      PERIGEE_ASSIGN_OR_RETURN(const std::string device_host, internal::DeviceAddress(shared_->options.devices[i]));
+      PERIGEE_ASSIGN_OR_RETURN(bind, internal::ParseAddress(device_host, 0));
+    }
+    RailAddress bound;
+    const absl::Status status = rail->Run([&]() -> absl::Status {
+      PERIGEE_ASSIGN_OR_RETURN(ucp_listener_h handle, rail->OpenListener(bind.get(), bind.length, &bound));
+      state->handles.push_back(handle);
+      return absl::OkStatus();
+    });
+    if (absl::IsAlreadyExists(status)) {
+      return absl::AlreadyExistsError(absl::StrCat(
+          "port ", port, " on ", host, " is in use; stop the other program or choose another port (0: any)"));
+    }
+    PERIGEE_RETURN_IF_ERROR(Annotate(status, absl::StrCat("listen on ", host, ":", port, ", rail ", i)));
+    i == 0 ? void(state->port = bound.port) : further.push_back(bound);
   }
-  if (!status.ok()) {
-    state->Close();
-    return Annotate(status, absl::StrCat("listen on ", host, ":", port));
-  }
+  std::lock_guard<std::mutex> lock(shared_->mutex);
+  shared_->rail_addresses = std::move(further);
   return Listener(std::move(state));
 }
 
-absl::StatusOr<Endpoint> Context::Connect(const std::string& host, uint16_t port, absl::Time deadline) {
-  if (core_->OnThread()) return absl::FailedPreconditionError("Connect cannot be called from a message handler");
+absl::StatusOr<Endpoint> Context::Connect(const std::string& host, uint16_t port, absl::Time deadline,
+                                          absl::string_view token) {
+  for (const std::shared_ptr<Core>& rail : shared_->rails) {
+    if (rail->Driving()) return absl::FailedPreconditionError("Connect cannot be called from a message handler");
+  }
   if (port == 0) return absl::InvalidArgumentError(absl::StrCat("cannot connect to port 0 of ", host));
-  PERIGEE_ASSIGN_OR_RETURN(const SocketAddress address, Resolve(host, port));
-  std::shared_ptr<internal::Peer> endpoint;
-  const std::string name = absl::StrCat(host, ":", port);
-  PERIGEE_RETURN_IF_ERROR(core_->Run([&]() -> absl::Status {
-    ucp_ep_params_t params{};
-    params.field_mask = UCP_EP_PARAM_FIELD_FLAGS | UCP_EP_PARAM_FIELD_SOCK_ADDR;
-    params.flags = UCP_EP_PARAMS_FLAGS_CLIENT_SERVER;
-    params.sockaddr.addr = reinterpret_cast<const sockaddr*>(&address.storage);
-    params.sockaddr.addrlen = address.length;
-    PERIGEE_ASSIGN_OR_RETURN(endpoint, core_->OpenEndpoint(params, name, /*accepted=*/false));
-    return absl::OkStatus();
-  }));
-  Endpoint connection(endpoint);
-  // UCX connects lazily; the first answer proves that an engine of ours listens, and tells which.
-  const absl::StatusOr<std::string> hello = connection.Call(internal::kHelloId, "", "", deadline);
-  PERIGEE_RETURN_IF_ERROR(Annotate(hello.status(), absl::StrCat("connect to ", name)));
-  PERIGEE_RETURN_IF_ERROR(core_->Run([&] { return core_->LearnPeer(endpoint.get(), *hello); }));
-  core_->counters.connections_opened++;
-  return connection;
+  PERIGEE_ASSIGN_OR_RETURN(const SocketAddress address, internal::ResolveAddress(host, port));
+  auto link = std::make_shared<Link>();
+  link->shared = shared_;
+  link->name = absl::StrCat(host, ":", port);
+  link->token = std::string(token);
+  link->addresses.push_back({internal::AddressHost(address.storage), port});
+  Endpoint endpoint(link);  // closes what was opened if the rest fails
+
+  // UCX connects lazily; the answer to the hello proves that a context of ours listens.
+  const auto greet = [&](size_t i, const SocketAddress& to, absl::Time until) -> absl::Status {
+    Core* rail = shared_->rails[i].get();
+    std::shared_ptr<Peer> peer;
+    PERIGEE_RETURN_IF_ERROR(rail->Run([&]() -> absl::Status {
+      PERIGEE_ASSIGN_OR_RETURN(peer, rail->Greet(link, to.get(), to.length, link->name));
+      return absl::OkStatus();
+    }));
+    if (rail->Wait(peer->hello_done, until)) return peer->hello_status;
+    const absl::Status late = absl::DeadlineExceededError("no answer by the deadline");
+    rail->Run([&] {
+          rail->FailPeer(peer.get(), late);
+          return absl::OkStatus();
+        })
+        .IgnoreError();
+    return late;
+  };
+  PERIGEE_RETURN_IF_ERROR(Annotate(greet(0, address, deadline), absl::StrCat("connect to ", link->name)));
+  // A further rail that is down is tried again in the background.
+  const size_t rails = std::min(shared_->rails.size(), link->addresses.size());
+  for (size_t i = 1; i < rails; ++i) {
+    const absl::StatusOr<SocketAddress> to = internal::ParseAddress(link->addresses[i].host, link->addresses[i].port);
+    const absl::Time until = std::min(deadline, absl::Now() + absl::Seconds(2));
+    if (to.ok()) greet(i, *to, until).IgnoreError();
+  }
+  shared_->counters.connections_opened++;
+  return endpoint;
 }
 
-absl::Status Context::SetHandler(uint16_t id, MessageHandler handler) {
-  if (id >= internal::kFirstReservedId) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("message id ", id, " is reserved; use less than ", internal::kFirstReservedId));
+void Context::SetHandler(uint16_t id, MessageHandler handler) {
+  std::lock_guard<std::shared_mutex> lock(shared_->handlers_mutex);
+  if (handler) {
+    shared_->handlers[id] = std::move(handler);
+  } else {
+    shared_->handlers.erase(id);
   }
-  return core_->Run([&] {
-    core_->SetHandler(id, std::move(handler));
-    return absl::OkStatus();
-  });
 }
 
 ContextStats Context::Stats() const {
-  const internal::Counters& counters = core_->counters;
+  const internal::Counters& counters = shared_->counters;
   ContextStats stats;
   stats.put_bytes = counters.put_bytes;
   stats.get_bytes = counters.get_bytes;
   stats.put_transfers = counters.put_transfers;
   stats.get_transfers = counters.get_transfers;
+  stats.served_bytes = counters.served_bytes;
+  stats.refused_serves = counters.refused_serves;
+  stats.refused_peers = counters.refused_peers;
   stats.messages_sent = counters.messages_sent;
   stats.messages_received = counters.messages_received;
   stats.failed_batches = counters.failed_batches;

@@ -1,3 +1,4 @@
+// A rail's role, thread and clock. What it carries is in peer.cc, messages.cc, initiator.cc and serve.cc.
 #include "transport/core.h"
 
 #include <poll.h>
@@ -14,7 +15,10 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
+#include "base/bytes.h"
 #include "base/status.h"
 #include "spdlog/spdlog.h"
 
@@ -22,8 +26,12 @@ namespace perigee::transport::internal {
 namespace {
 
 constexpr absl::Duration kShutdownLimit = absl::Seconds(5);
-constexpr absl::Duration kDeadlineCheckEvery = absl::Milliseconds(1);
+constexpr absl::Duration kTimeCheckEvery = absl::Milliseconds(1);
 constexpr absl::Duration kLongestSleep = absl::Milliseconds(100);
+// How long a rail's thread leaves UCX to callers that drive in quick succession. Woken for every answer of theirs, it
+// would take a processor from the peer.
+constexpr int64_t kNapUs = 200;
+constexpr size_t kSlots = 16;  // of operations, and as many of serves: 33 MiB per rail when all are in use
 
 // UCX reads its environment when it is loaded, so a default set from here has to go through its table of options. Peers
 // that die are reported by status; UCX's own lines about them would only be noise.
@@ -45,7 +53,17 @@ std::string MachineIdentity() {
   char ipc_namespace[64];
   const ssize_t length = readlink("/proc/self/ns/ipc", ipc_namespace, sizeof(ipc_namespace));
   if (!boot.ok() || length <= 0) return "";
-  return absl::StrCat(*boot, absl::string_view(ipc_namespace, length));
+  return absl::StrCat(absl::StripAsciiWhitespace(*boot), absl::string_view(ipc_namespace, length));
+}
+
+int64_t NowUs() { return absl::GetCurrentTimeNanos() / 1000; }
+
+// Sixteen mixed bits of every input bit: a counter's successor tells nothing to those who do not know the secret.
+uint64_t Mix(uint64_t x) {
+  x += 0x9e3779b97f4a7c15;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+  return x ^ (x >> 31);
 }
 
 }  // namespace
@@ -74,63 +92,101 @@ absl::Status UcxError(absl::string_view what, ucs_status_t status) {
   }
 }
 
-absl::StatusOr<std::shared_ptr<Core>> Core::Create(const Options& options) {
-  std::shared_ptr<Core> core(new Core(options));
-  PERIGEE_RETURN_IF_ERROR(core->Init());
+absl::StatusOr<uint64_t> RandomNumber() {
+  uint64_t number = 0;
+  if (getrandom(&number, sizeof(number), 0) != sizeof(number)) return ErrnoStatus("getrandom", "transport", errno);
+  return number;
+}
+
+absl::Status Shared::Init() {
+  if (getrandom(id.data(), id.size(), 0) != static_cast<ssize_t>(id.size())) {
+    return ErrnoStatus("getrandom", "context id", errno);
+  }
+  machine = MachineIdentity();
+  const std::vector<std::string> devices = options.devices.empty() ? std::vector<std::string>{""} : options.devices;
+  for (size_t i = 0; i < devices.size(); ++i) {
+    PERIGEE_ASSIGN_OR_RETURN(std::shared_ptr<Core> rail, Core::Create(shared_from_this(), i, devices[i]));
+    rails.push_back(std::move(rail));
+  }
+  return absl::OkStatus();
+}
+
+std::shared_ptr<Region> Shared::FindRegion(uint64_t region) const {
+  std::lock_guard<std::mutex> lock(mutex);
+  const auto found = regions.find(region);
+  return found == regions.end() ? nullptr : found->second.lock();
+}
+
+absl::StatusOr<PeerIdentity> Shared::Authenticate(const Hello& hello) const {
+  Authenticator ask;
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    ask = authenticator;
+  }
+  if (!ask) return absl::PermissionDeniedError("this context accepts no connections any more");
+  return ask(hello.token, {reinterpret_cast<const char*>(hello.context_id.data()), hello.context_id.size()});
+}
+
+Core::Core(std::shared_ptr<Shared> shared, size_t rail)
+    : shared_(std::move(shared)),
+      rail_(rail),
+      op_slots_(kSlots, shared_->options.device.get(), &shared_->device_mutex),
+      serve_slots_(kSlots, shared_->options.device.get(), &shared_->device_mutex) {}
+
+absl::StatusOr<std::shared_ptr<Core>> Core::Create(std::shared_ptr<Shared> shared, size_t rail,
+                                                   const std::string& device) {
+  std::shared_ptr<Core> core(new Core(std::move(shared), rail));
+  PERIGEE_RETURN_IF_ERROR(core->Init(device));
   return core;
 }
 
-absl::Status Core::Init() {
+absl::Status Core::Init(const std::string& device) {
   SetUcxDefaults();
-  if (getrandom(id_.data(), id_.size(), 0) != static_cast<ssize_t>(id_.size())) {
-    return ErrnoStatus("getrandom", "engine id", errno);
-  }
-  machine_ = MachineIdentity();
+  PERIGEE_ASSIGN_OR_RETURN(op_secret_, RandomNumber());
   wake_fd_ = UniqueFd(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   if (!wake_fd_) return ErrnoStatus("eventfd", "progress thread", errno);
 
+  const std::string& transports = shared_->options.transports;
+  const std::string where = device.empty() ? "here" : absl::StrCat("on device '", device, "'");
   ucp_config_t* config = nullptr;
   ucs_status_t status = ucp_config_read(nullptr, nullptr, &config);
   if (status != UCS_OK) return Annotate(UcxError("ucp_config_read", status), "check the UCX_* environment variables");
-  if (!options_.transports.empty()) status = ucp_config_modify(config, "TLS", options_.transports.c_str());
+  if (!transports.empty()) status = ucp_config_modify(config, "TLS", transports.c_str());
+  if (status == UCS_OK && !device.empty()) status = ucp_config_modify(config, "NET_DEVICES", device.c_str());
   if (status == UCS_OK) {
     ucp_params_t params{};
     params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_NAME;
-    params.features = UCP_FEATURE_RMA | UCP_FEATURE_AM | UCP_FEATURE_WAKEUP;
+    // Without UCP_FEATURE_RMA, UCX answers nobody's one-sided requests: over tcp it would serve them by software, at
+    // any address.
+    params.features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP;
+    if (shared_->options.one_sided) params.features |= UCP_FEATURE_RMA;
     params.name = "perigee";
     status = ucp_init(&params, config, &context_);
   }
   ucp_config_release(config);
   if (status != UCS_OK) {
-    return Annotate(UcxError("ucp_init", status), absl::StrCat("UCX transports '", options_.transports,
-                                                               "' are not available here (see ucx_info -d)"));
+    return Annotate(UcxError("ucp_init", status),
+                    absl::StrCat("UCX transports '", transports, "' are not available ", where, " (see ucx_info -d)"));
   }
 
   ucp_worker_params_t worker_params{};
   worker_params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE;
-  worker_params.thread_mode = UCS_THREAD_MODE_SERIALIZED;  // created and destroyed outside of the thread, used inside
+  worker_params.thread_mode = UCS_THREAD_MODE_SERIALIZED;  // one thread at a time: the driver
   status = ucp_worker_create(context_, &worker_params, &worker_);
   if (status != UCS_OK) {
     return Annotate(UcxError("ucp_worker_create", status),
-                    absl::StrCat("UCX transports '", options_.transports, "' are not usable here (see ucx_info -d)"));
+                    absl::StrCat("UCX transports '", transports, "' are not usable ", where, " (see ucx_info -d)"));
   }
   status = ucp_worker_get_efd(worker_, &ucx_fd_);
   if (status != UCS_OK) return UcxError("ucp_worker_get_efd", status);
   PERIGEE_RETURN_IF_ERROR(SetAmHandlers());
-  handlers_[kHelloId] = [this](absl::string_view, absl::string_view) -> absl::StatusOr<std::string> {
-    return std::string(reinterpret_cast<const char*>(id_.data()), id_.size()) + machine_;
-  };
-  // The thread waits for the lock, so that thread_id_ is set before anything runs on it.
-  std::lock_guard<std::mutex> lock(mutex_);
-  thread_ = std::thread([this] {
-    { std::lock_guard<std::mutex> started(mutex_); }
-    Loop();
-  });
-  thread_id_ = thread_.get_id();
+  last_check_ = absl::Now();
+  thread_ = std::thread([this] { Loop(); });
   return absl::OkStatus();
 }
 
 Core::~Core() {
+  if (thread_.joinable()) Shutdown();  // a context whose later rails could not be made
   if (worker_ != nullptr) ucp_worker_destroy(worker_);
   if (context_ != nullptr) ucp_cleanup(context_);
 }
@@ -140,59 +196,151 @@ void Core::Shutdown() {
   thread_.join();
 }
 
-bool Core::Post(std::function<void()> fn) {
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (stopped_) return false;
-    posted_.push_back(std::move(fn));
-    has_posted_.store(true);
-  }
+uint64_t Core::NewId() { return Mix(op_secret_ ^ Mix(next_op_++)); }
+
+// ---- The role ----
+
+bool Core::TryTake() {
+  if (!role_.try_lock()) return false;
+  driver_.store(std::this_thread::get_id(), std::memory_order_relaxed);
+  return true;
+}
+
+void Core::Release() {
+  driver_.store(std::thread::id());
+  role_.unlock();
+  // Who found the role taken has posted before looking for a driver to wake.
+  if (has_posted_.load()) Wake();
+}
+
+void Core::Wake() {
   if (sleeping_.exchange(false)) {
     const uint64_t one = 1;
     [[maybe_unused]] ssize_t written = write(wake_fd_.get(), &one, sizeof(one));  // full means: already awake
   }
+}
+
+bool Core::Post(std::function<void()> fn) {
+  {
+    std::lock_guard<std::mutex> lock(posted_mutex_);
+    if (stopped_) return false;
+    posted_.push_back(std::move(fn));
+    has_posted_.store(true);
+  }
+  // A driver looks at the queue after letting go; the rail's thread is woken in any case where there is none.
+  if (driver_.load() == std::thread::id()) Wake();
   return true;
 }
 
 absl::Status Core::Run(absl::FunctionRef<absl::Status()> fn) {
-  if (OnThread()) return fn();
+  if (Driving()) return fn();
+  const absl::Status gone = absl::FailedPreconditionError("the transport context has been destroyed");
+  if (TryTake()) {
+    if (worker_ == nullptr) {
+      Release();
+      return gone;
+    }
+    absl::Status result = fn();
+    AdvanceAll();
+    const bool busy = dirty_ || any_failed_ || !transfers_.empty() || !messages_.empty();
+    Release();
+    if (busy) Wake();
+    return result;
+  }
   absl::Status result;
   Event done;
   if (!Post([&] {
         result = fn();
         done.Notify();
       })) {
-    return absl::FailedPreconditionError("the transport engine has been destroyed");
+    return gone;
   }
   done.Wait();
   return result;
 }
 
-absl::Status Core::Start(std::shared_ptr<Batch> batch) {
-  if (OnThread()) {
-    return absl::FailedPreconditionError("transfers and messages cannot be started from a message handler");
+bool Core::Drive(absl::FunctionRef<bool()> done, absl::Time until) {
+  if (Driving() || !TryTake()) return done();
+  const absl::Duration spin = absl::Microseconds(shared_->options.spin_us);
+  absl::Time last_movement = absl::Now();
+  bool is_done = done();
+  while (!is_done && worker_ != nullptr && !stopping_) {
+    const bool moved = Step();
+    is_done = done();
+    if (is_done) break;
+    const absl::Time now = absl::Now();
+    if (now >= until) break;
+    if (moved) {
+      last_movement = now;
+    } else if (now - last_movement >= spin) {
+      break;
+    }
   }
-  if (!Post([this, batch] {
-        if (batch->kind == BatchKind::kCall) calls_[batch->call_id] = batch.get();
-        active_.push_back(batch);
-        dirty_ = true;
-      })) {
-    return absl::FailedPreconditionError("the transport engine has been destroyed");
-  }
-  return absl::OkStatus();
+  const bool busy = dirty_ || any_failed_ || !transfers_.empty() || !messages_.empty() || stopping_;
+  if (is_done) last_driven_us_.store(NowUs(), std::memory_order_relaxed);
+  Release();
+  if (busy) Wake();
+  return is_done;
 }
 
-absl::Status Core::StartAndWait(std::shared_ptr<Batch> batch) {
-  PERIGEE_RETURN_IF_ERROR(Start(batch));
-  batch->done.Wait();
-  return batch->result;
+bool Core::Wait(const Event& event, absl::Time until) {
+  if (!Drive([&] { return event.Happened(); }, until)) return event.Wait(until);
+  return event.Wait();  // at once; the notifier may still be inside
+}
+
+// ---- The thread ----
+
+void Core::Loop() {
+  absl::Time last_movement = absl::Now();
+  while (true) {
+    if (!TryTake()) {
+      Nap();
+      last_movement = absl::Now();
+      continue;
+    }
+    if (stopping_) break;
+    const bool moved = Step();
+    const absl::Time now = absl::Now();
+    if (moved) last_movement = now;
+    if (moved || now - last_movement < absl::Microseconds(shared_->options.spin_us)) {
+      Release();
+      if (!moved) std::this_thread::yield();
+      continue;
+    }
+    if (dirty_) {
+      Release();
+      continue;
+    }
+    Sleep();  // releases
+    last_movement = absl::Now();
+    // Callers are driving; what woke us was most likely their answer.
+    while (NowUs() - last_driven_us_.load(std::memory_order_relaxed) < kNapUs && !has_posted_.load()) Nap();
+  }
+  Stop();
+  Release();
+}
+
+bool Core::Step() {
+  bool moved = RunPosted();
+  AdvanceAll();
+  for (int i = 0; i < 16 && ucp_worker_progress(worker_) != 0; ++i) {
+    moved = true;
+    if (dirty_) AdvanceAll();
+  }
+  if (!copying_serves_.empty() || slot_freed_) PollServes(absl::Now());
+  if (!copying_ops_.empty()) PollOps();
+  CloseFailedPeers();
+  if (dirty_) moved = true;
+  const absl::Time now = absl::Now();
+  if (now - last_check_ >= kTimeCheckEvery) CheckTime(now);
+  return moved;
 }
 
 bool Core::RunPosted() {
   if (!has_posted_.load()) return false;
   std::vector<std::function<void()>> posted;
   {
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::lock_guard<std::mutex> lock(posted_mutex_);
     posted.swap(posted_);
     has_posted_.store(false);
   }
@@ -200,49 +348,70 @@ bool Core::RunPosted() {
   return !posted.empty();
 }
 
-void Core::Loop() {
-  absl::Time last_movement = absl::Now();
-  absl::Time last_check = last_movement;
-  while (!stopping_) {
-    bool moved = RunPosted();
-    AdvanceAll();
-    for (int i = 0; i < 16 && ucp_worker_progress(worker_) != 0; ++i) moved = true;
-    CloseFailedEndpoints();
-    if (dirty_) moved = true;
-    const absl::Time now = absl::Now();
-    if (now - last_check >= kDeadlineCheckEvery) {
-      CheckDeadlines(now);
-      last_check = now;
-    }
-    if (moved) {
-      last_movement = now;
-    } else if (now - last_movement >= absl::Microseconds(options_.spin_us)) {
-      CheckDeadlines(now);
-      if (!dirty_) Sleep();
-      last_check = last_movement = absl::Now();
-    } else {
-      std::this_thread::yield();
-    }
+void Core::AdvanceAll() {
+  if (!dirty_) return;
+  dirty_ = false;
+  for (auto it = messages_.begin(); it != messages_.end();) {
+    it = AdvanceMessage(it->get()) ? messages_.erase(it) : std::next(it);
   }
-  Stop();
+  for (auto it = transfers_.begin(); it != transfers_.end();) {
+    it = AdvanceTransfer(it->get()) ? transfers_.erase(it) : std::next(it);
+  }
+}
+
+void Core::CheckTime(absl::Time now) {
+  last_check_ = now;
+  for (const auto& message : messages_) {
+    if (now >= message->deadline) dirty_ = true;  // AdvanceMessage looks
+  }
+  for (const auto& rail : transfers_) {
+    if (now < rail->transfer->deadline) continue;
+    Peer* peer = rail->peer.get();
+    rail->transfer->Fail(absl::DeadlineExceededError(
+        absl::StrCat("transfer with ", peer->name, " missed its deadline; its connection was closed, connect again")));
+    if (!rail->idle() || rail->unanswered > 0) {
+      FailPeer(peer, absl::UnavailableError(absl::StrCat("connection to ", peer->name,
+                                                         " was closed because a transfer missed its deadline")));
+    }
+    dirty_ = true;
+  }
+  KeepAlive(now);
+  RetryRails(now);
+  if (!serves_.empty()) PollServes(now);
+}
+
+void Core::Nap() {
+  sleeping_.store(true);
+  if (!has_posted_.load()) {
+    pollfd fd = {wake_fd_.get(), POLLIN, 0};
+    const timespec timeout = {0, kNapUs * 1000};
+    ppoll(&fd, 1, &timeout, nullptr);
+  }
+  sleeping_.store(false);
+  uint64_t count = 0;
+  [[maybe_unused]] ssize_t got = read(wake_fd_.get(), &count, sizeof(count));
 }
 
 void Core::Sleep() {
-  const ucs_status_t armed = ucp_worker_arm(worker_);
-  if (armed != UCS_OK) return;  // UCS_ERR_BUSY: events are waiting
-  absl::Time wake_at = absl::Now() + kLongestSleep;
-  for (const auto& batch : active_) wake_at = std::min(wake_at, batch->deadline);
+  if (ucp_worker_arm(worker_) != UCS_OK) {  // UCS_ERR_BUSY: events are waiting
+    Release();
+    return;
+  }
+  const absl::Time now = absl::Now();
+  absl::Time wake_at = now + kLongestSleep;
+  for (const auto& rail : transfers_) wake_at = std::min(wake_at, rail->transfer->deadline);
+  for (const auto& message : messages_) wake_at = std::min(wake_at, message->deadline);
+  if (!copying_ops_.empty() || !copying_serves_.empty()) wake_at = now;  // a device's end of copy wakes nobody
   sleeping_.store(true);
+  Release();
   if (!has_posted_.load()) {
     pollfd fds[2] = {{ucx_fd_, POLLIN, 0}, {wake_fd_.get(), POLLIN, 0}};
-    const int64_t timeout_ms = absl::ToInt64Milliseconds(wake_at - absl::Now()) + 1;
+    const int64_t timeout_ms = wake_at == now ? 0 : absl::ToInt64Milliseconds(wake_at - now) + 1;
     poll(fds, 2, static_cast<int>(std::clamp<int64_t>(timeout_ms, 0, 1000)));
-    if (fds[1].revents != 0) {
-      uint64_t count = 0;
-      [[maybe_unused]] ssize_t got = read(wake_fd_.get(), &count, sizeof(count));
-    }
   }
   sleeping_.store(false);
+  uint64_t count = 0;
+  [[maybe_unused]] ssize_t got = read(wake_fd_.get(), &count, sizeof(count));
 }
 
 void Core::Stop() {
@@ -252,43 +421,59 @@ void Core::Stop() {
   const absl::Time limit = absl::Now() + kShutdownLimit;
   while (true) {
     RunPosted();
-    for (auto& [raw, endpoint] : endpoints_) {
-      FailEndpoint(raw, absl::CancelledError("the transport engine was destroyed"));
-    }
+    for (auto& [raw, peer] : peers_) FailPeer(raw, absl::CancelledError("the transport context was destroyed"));
+    lost_rails_.clear();
+    dirty_ = true;
     AdvanceAll();
     ucp_worker_progress(worker_);
-    CloseFailedEndpoints();
+    PollServes(absl::Now());
+    PollOps();
+    CloseFailedPeers();
     AdvanceAll();
-    if ((active_.empty() && endpoints_.empty()) || absl::Now() > limit) {
+    const bool empty = transfers_.empty() && messages_.empty() && peers_.empty() && serves_.empty();
+    if (empty || absl::Now() > limit) {
       // Nothing may be posted after the last look at the queue.
       if (last_round) break;
-      std::lock_guard<std::mutex> lock(mutex_);
+      std::lock_guard<std::mutex> lock(posted_mutex_);
       stopped_ = true;
       last_round = true;
     }
   }
-  if (!active_.empty() || !endpoints_.empty()) {
+  if (!transfers_.empty() || !peers_.empty() || !serves_.empty()) {
     // Destroying the worker takes the buffers from UCX in any case; only then may their owners be told.
-    spdlog::warn("transport: {} batches and {} connections did not close within {}", active_.size(), endpoints_.size(),
+    spdlog::warn("transport: {} transfers and {} connections did not close within {}", transfers_.size(), peers_.size(),
                  absl::FormatDuration(kShutdownLimit));
   }
   for (ucp_rkey_h key : keys_) ucp_rkey_destroy(key);
   keys_.clear();
   ucp_worker_destroy(worker_);
   worker_ = nullptr;
-  ops_.clear();
-  while (!unmapping_.empty()) FinishUnmap(*unmapping_.begin());
-  for (auto& batch : active_) {
-    if (batch->error.ok()) batch->error = absl::CancelledError("the transport engine was destroyed");
-    End(batch.get());
+  const absl::Status cancelled = absl::CancelledError("the transport context was destroyed");
+  serves_.clear();
+  waiting_serves_.clear();
+  copying_serves_.clear();
+  for (auto& rail : transfers_) {
+    std::vector<uint32_t> unfinished;
+    for (auto& [id, op] : rail->ops) unfinished.push_back(op->op);
+    rail->transfer->Fail(cancelled);
+    rail->transfer->Detach(unfinished, cancelled);
   }
-  active_.clear();
+  transfers_.clear();
+  for (auto& message : messages_) EndMessage(message.get(), cancelled);
+  messages_.clear();
   calls_.clear();
-  for (auto& [raw, endpoint] : endpoints_) endpoint->connected = false;
-  endpoints_.clear();
+  ops_.clear();
+  copying_ops_.clear();
+  for (auto& [raw, peer] : peers_) {
+    peer->ready = false;
+    HelloEnded(raw, cancelled);
+  }
+  peers_.clear();
+  channels_.clear();
   by_handle_.clear();
-  handlers_.clear();
 }
+
+// ---- Memory ----
 
 absl::Status Core::Map(Region* region, bool allocate) {
   ucp_mem_map_params_t params{};
@@ -299,82 +484,70 @@ absl::Status Core::Map(Region* region, bool allocate) {
   ucs_status_t status = ucp_mem_map(context_, &params, &region->handle);
   if (status != UCS_OK) {
     region->handle = nullptr;
-    return UcxError(absl::StrCat(allocate ? "allocate " : "register ", region->size, " bytes"), status);
+    const absl::Status error =
+        UcxError(absl::StrCat(allocate ? "allocate " : "register ", region->size, " bytes"), status);
+    // UCX reports what the kernel refused to pin or map as an I/O error.
+    return absl::IsUnavailable(error) ? absl::ResourceExhaustedError(error.message()) : error;
   }
-  if (allocate) {
-    ucp_mem_attr_t attr{};
-    attr.field_mask = UCP_MEM_ATTR_FIELD_ADDRESS;
-    status = ucp_mem_query(region->handle, &attr);
-    if (status != UCS_OK) return UcxError("ask for the address of allocated memory", status);
-    region->base = static_cast<std::byte*>(attr.address);
-  }
+  if (!allocate) return absl::OkStatus();
+  ucp_mem_attr_t attr{};
+  attr.field_mask = UCP_MEM_ATTR_FIELD_ADDRESS;
+  status = ucp_mem_query(region->handle, &attr);
+  if (status != UCS_OK) return UcxError("ask for the address of allocated memory", status);
+  region->base = static_cast<std::byte*>(attr.address);
+  return absl::OkStatus();
+}
+
+absl::Status Core::PackKey(const Region* region, std::string* ucx_key) {
   void* packed = nullptr;
   size_t packed_bytes = 0;
-  status = ucp_rkey_pack(context_, region->handle, &packed, &packed_bytes);
+  const ucs_status_t status = ucp_rkey_pack(context_, region->handle, &packed, &packed_bytes);
   if (status != UCS_OK) return UcxError("pack the remote key", status);
-  if (getrandom(&region->id, sizeof(region->id), 0) != sizeof(region->id))
-    return ErrnoStatus("getrandom", "region id", errno);
-  regions_[region->id] = region;
-  PackedKey key;
-  key.engine_id = id_;
-  key.region_id = region->id;
-  key.base = reinterpret_cast<uint64_t>(region->base);
-  key.size_bytes = region->size;
-  key.ucx_key.assign(static_cast<const char*>(packed), packed_bytes);
+  ucx_key->assign(static_cast<const char*>(packed), packed_bytes);
   ucp_rkey_buffer_release(packed);
-  region->remote_key = EncodeRemoteKey(key);
   return absl::OkStatus();
 }
 
-void Core::SetHandler(uint16_t id, MessageHandler handler) {
-  if (handler) {
-    handlers_[id] = std::move(handler);
-  } else {
-    handlers_.erase(id);
+bool Core::CutOff(const Region* region) {
+  bool any = false;
+  for (const auto& [serve, owned] : serves_) {
+    if (serve->region.get() != region) continue;
+    FailPeer(serve->peer.get(), absl::CancelledError("the region was unregistered"));
+    any = true;
   }
+  return any;
 }
 
-absl::Status Core::LearnPeer(Peer* endpoint, absl::string_view hello) {
-  if (hello.size() < endpoint->peer_id.size()) {
-    return absl::UnavailableError(absl::StrCat("the peer at ", endpoint->peer_name, " answers in another protocol"));
-  }
-  std::copy(hello.begin(), hello.begin() + endpoint->peer_id.size(), endpoint->peer_id.begin());
-  endpoint->same_machine = !machine_.empty() && hello.substr(endpoint->peer_id.size()) == machine_;
-  PERIGEE_ASSIGN_OR_RETURN(const std::string lanes, Describe(endpoint));
-  endpoint->one_sided = absl::StrContains(lanes, ":rc_") || absl::StrContains(lanes, ":dc_");
-  return absl::OkStatus();
+void Core::Unmap(ucp_mem_h handle) {
+  const auto unmap = [&] {
+    ucp_mem_unmap(context_, handle);
+    return absl::OkStatus();
+  };
+  if (Run(unmap).ok()) return;
+  std::lock_guard<std::mutex> lock(role_);  // after the thread's end, several owners may do this at once
+  unmap().IgnoreError();
 }
 
-absl::StatusOr<std::string> Core::Describe(Peer* endpoint) {
-  if (endpoint->failed) return endpoint->failure;
-  char* buffer = nullptr;
-  size_t size = 0;
-  FILE* stream = open_memstream(&buffer, &size);
-  if (stream == nullptr) return absl::ResourceExhaustedError("no memory to describe the connection");
-  ucp_ep_print_info(endpoint->handle, stream);
-  std::fclose(stream);
-  std::string text(buffer, size);
-  std::free(buffer);
-  return text;
-}
-
-absl::Status Core::UnpackKey(RemoteKey* key, const void* ucx_key) {
-  Peer* endpoint = key->endpoint.get();
-  if (endpoint->failed) return endpoint->failure;
-  const ucs_status_t status = ucp_ep_rkey_unpack(endpoint->handle, ucx_key, &key->handle);
-  if (status != UCS_OK) {
-    key->handle = nullptr;
-    return UcxError(absl::StrCat("unpack a remote key from ", endpoint->peer_name), status);
-  }
-  keys_.insert(key->handle);
+absl::Status Core::UnpackKey(RemoteKey* key, Peer* peer, const void* ucx_key) {
+  if (peer->failed) return peer->failure;
+  ucp_rkey_h handle = nullptr;
+  const ucs_status_t status = ucp_ep_rkey_unpack(peer->handle, ucx_key, &handle);
+  if (status != UCS_OK) return UcxError(absl::StrCat("unpack a remote key from ", peer->name), status);
   void* mapped = nullptr;
   // Not on another machine, where a shared-memory id may by chance name something else.
-  if (endpoint->same_machine && ucp_rkey_ptr(key->handle, key->base, &mapped) == UCS_OK) {
+  if (key->link->same_machine && ucp_rkey_ptr(handle, key->base, &mapped) == UCS_OK) {
     key->path = Path::kMapped;
     key->mapped = static_cast<std::byte*>(mapped);
-  } else if (endpoint->one_sided) {
-    key->path = Path::kOneSided;
+  } else if (shared_->options.one_sided) {
+    PERIGEE_ASSIGN_OR_RETURN(const std::string lanes, Describe(peer));
+    if (absl::StrContains(lanes, ":rc_") || absl::StrContains(lanes, ":dc_")) key->path = Path::kOneSided;
   }
+  if (key->path == Path::kMessages) {
+    ucp_rkey_destroy(handle);
+    return absl::OkStatus();
+  }
+  key->handle = handle;
+  keys_.insert(handle);
   return absl::OkStatus();
 }
 
@@ -382,20 +555,46 @@ void Core::DestroyKey(ucp_rkey_h key) {
   if (keys_.erase(key) == 1) ucp_rkey_destroy(key);
 }
 
-absl::StatusOr<ucp_listener_h> Core::OpenListener(const ucp_listener_params_t& base_params) {
-  ucp_listener_params_t params = base_params;
-  params.field_mask |= UCP_LISTENER_PARAM_FIELD_CONN_HANDLER;
-  params.conn_handler.cb = &Core::OnConnectionRequest;
-  params.conn_handler.arg = this;
-  ucp_listener_h listener = nullptr;
-  const ucs_status_t status = ucp_listener_create(worker_, &params, &listener);
-  if (status != UCS_OK) return UcxError("listen", status);
-  listeners_.insert(listener);
-  return listener;
+// ---- What UCX says of itself ----
+
+namespace {
+
+template <typename Print>
+std::string Printed(Print print) {
+  char* buffer = nullptr;
+  size_t size = 0;
+  FILE* stream = open_memstream(&buffer, &size);
+  if (stream == nullptr) return "";
+  print(stream);
+  std::fclose(stream);
+  std::string text(buffer, size);
+  std::free(buffer);
+  return text;
 }
 
-void Core::CloseListener(ucp_listener_h listener) {
-  if (listeners_.erase(listener) == 1) ucp_listener_destroy(listener);
+}  // namespace
+
+absl::StatusOr<std::string> Core::Describe(Peer* peer) {
+  if (peer->failed) return peer->failure;
+  return Printed([&](FILE* stream) { ucp_ep_print_info(peer->handle, stream); });
+}
+
+// Lines of UCX's listing read "#     resource 3  : md 2  dev 1  flags -- tcp/eth0".
+std::vector<std::string> Core::TransportNames() const {
+  std::vector<std::string> names;
+  const std::string text = Printed([&](FILE* stream) { ucp_context_print_info(context_, stream); });
+  for (absl::string_view line : absl::StrSplit(text, '\n')) {
+    if (!absl::StrContains(line, "resource")) continue;
+    const std::vector<absl::string_view> words = absl::StrSplit(line, ' ', absl::SkipWhitespace());
+    if (!words.empty() && absl::StrContains(words.back(), "/")) names.emplace_back(words.back());
+  }
+  return names;
+}
+
+bool Core::UcxKnowsDevices() const {
+  ucp_context_attr_t attr{};
+  attr.field_mask = UCP_ATTR_FIELD_MEMORY_TYPES;
+  return ucp_context_query(context_, &attr) == UCS_OK && (attr.memory_types & UCS_BIT(UCS_MEMORY_TYPE_CUDA)) != 0;
 }
 
 }  // namespace perigee::transport::internal

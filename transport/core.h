@@ -1,16 +1,21 @@
-// Inside of transport/: the progress thread and what it owns. Not for other rooms.
+// Inside of transport/: a rail (Core), what rails share (Shared), and the state of connections. Not for other rooms.
 //
-// Threads: public methods of Core may be called from any thread; members ending in "on the thread" belong to the
-// progress thread. A public object never calls UCX itself: it posts a closure.
+// Threads. Whoever holds a rail's role (its driver) may touch UCX and the members marked "driver". The rail's own
+// thread takes the role when UCX's descriptor has something and nobody else drives; a caller takes it to start work,
+// and to wait for its own work without a hand-over. A caller that finds the role taken posts a closure, which the
+// driver runs.
 #ifndef PERIGEE_TRANSPORT_CORE_H_
 #define PERIGEE_TRANSPORT_CORE_H_
 
 #include <ucp/api/ucp.h>
 
 #include <atomic>
+#include <deque>
 #include <functional>
+#include <list>
 #include <memory>
 #include <mutex>
+#include <shared_mutex>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -24,24 +29,26 @@
 #include "base/file.h"
 #include "transport/context.h"
 #include "transport/event.h"
-#include "transport/remote_key.h"
+#include "transport/slots.h"
+#include "transport/transfer.h"
+#include "transport/wire.h"
 
 namespace perigee::transport::internal {
-
-inline constexpr uint16_t kFirstReservedId = 0xff00;
-// UCX's active-message ids. Those of Context::SetHandler are inside kMessageId's.
-inline constexpr unsigned kMessageId = 1;
-inline constexpr unsigned kPutDataId = 2;
-inline constexpr unsigned kGetRequestId = 3;
-inline constexpr unsigned kGetDataId = 4;
-inline constexpr unsigned kAnswerId = 5;
-inline constexpr uint16_t kHelloId = 0xffff;
 
 // UCX's status in our words: what failed, UCX's text, the code that callers act on.
 absl::Status UcxError(absl::string_view what, ucs_status_t status);
 
-struct Serve;
+// A number that nobody can guess.
+absl::StatusOr<uint64_t> RandomNumber();
 
+struct Counters {
+  std::atomic<uint64_t> put_bytes{0}, get_bytes{0}, put_transfers{0}, get_transfers{0}, served_bytes{0},
+      refused_serves{0}, refused_peers{0}, messages_sent{0}, messages_received{0}, failed_batches{0},
+      connections_opened{0}, connections_accepted{0}, connections_failed{0};
+};
+
+// Memory that this context owns or was lent, as its rails serve it. Kept by its MemoryRegion and by what is under way
+// in it.
 struct Region {
   ~Region();
   bool Contains(uint64_t address, uint64_t length) const {
@@ -49,35 +56,27 @@ struct Region {
     return address >= begin && address - begin <= size && length <= size - (address - begin);
   }
   uint64_t id = 0;
-  std::shared_ptr<Core> core;
-  ucp_mem_h handle = nullptr;
+  std::shared_ptr<Shared> shared;
+  MemoryKind kind = MemoryKind::kHost;
+  Sharing sharing = Sharing::kOpen;
   std::byte* base = nullptr;
   size_t size = 0;
-  std::string remote_key;
-  // On the thread:
-  std::vector<Serve*> serving;  // peers' transfers under way in this memory
-  Event* idle = nullptr;        // whom to tell when a region being unmapped has no more of them
-  bool orphan = false;          // its MemoryRegion is gone: FinishUnmap deletes it
+  std::string remote_key, served_key;
+  std::shared_ptr<Core> rail;  // where it is mapped
+  ucp_mem_h handle = nullptr;
 };
 
-// A peer's transfer that this side carries out, see remote_access.cc. On the thread.
-struct Serve {
-  std::shared_ptr<Peer> endpoint;
-  Region* region = nullptr;
-  uint64_t op_id = 0;
-  std::string header;  // UCX reads it until the send has ended
-};
-
-// How the bytes of a region are reached.
+// How the bytes of a remote region are reached.
 enum class Path {
   kMapped,    // the peer's shared memory is mapped here (ucp_rkey_ptr): copied
   kOneSided,  // RDMA: ucp_put_nbx, ucp_get_nbx
-  kMessages,  // everything else: UCX active messages, see remote_access.cc
+  kMessages,  // everything else: active messages that the owner serves, see serve.cc
 };
 
 struct RemoteKey {
   ~RemoteKey();
-  std::shared_ptr<Peer> endpoint;
+  std::shared_ptr<Link> link;
+  std::shared_ptr<Core> rail;  // whose worker has `handle`
   ucp_rkey_h handle = nullptr;
   Path path = Path::kMessages;
   std::byte* mapped = nullptr;  // kMapped: where `base` is mapped here
@@ -86,88 +85,129 @@ struct RemoteKey {
   uint64_t size = 0;
 };
 
-struct ListenerState {
-  std::shared_ptr<Core> core;
-  ucp_listener_h handle = nullptr;
+struct RailAddress {
+  std::string host;
   uint16_t port = 0;
-  void Close();
 };
 
+// One connection of one rail. Driver, except where noted.
 struct Peer {
   std::shared_ptr<Core> core;
-  std::string peer_name;  // "host:port", for messages
-  // Set before a Endpoint is handed out:
-  EngineId peer_id{};
-  bool same_machine = false;
-  bool one_sided = false;  // over RDMA
-  std::atomic<bool> connected{false};
-  // On the thread:
+  std::string name;  // "host:port", for messages
   ucp_ep_h handle = nullptr;
   bool accepted = false;
-  bool failed = false;   // no new operations; waiting to be force-closed
-  bool closing = false;  // UCX was asked to close
-  bool closed = false;   // UCX has let go of every buffer
+  uint64_t channel = 0;         // what the peer puts into its headers
+  uint64_t remote_channel = 0;  // what it expects in ours; 0 until its hello (or the answer) came
+  PeerIdentity identity;        // of an accepted one
+  std::weak_ptr<Link> link;     // of one that this side opened
+  size_t rail = 0;
+  absl::Time opened, heard, pinged;
+  size_t queued_bytes = 0;  // of messages that UCX has not sent
+  size_t issued = 0;        // our operations at it
+  size_t serving = 0;       // of its puts and gets, those waiting for a slot included
+  size_t slots = 0;         // that these hold
+  bool failed = false;      // no new operations; waiting to be force-closed
+  bool closing = false;     // UCX was asked to close
+  bool closed = false;      // UCX has let go of every buffer
   absl::Status failure;
+  // Any thread:
+  std::atomic<bool> ready{false};  // hello done
+  Event hello_done;
+  absl::Status hello_status;  // before hello_done
 };
 
-enum class BatchKind { kPut, kGet, kSend, kCall, kReply };
+// What an Endpoint is: the same peer over several rails.
+struct Link {
+  std::shared_ptr<Shared> shared;
+  std::string name;
+  std::string token;
+  // Set by the first rail's hello:
+  ContextId peer_id{};
+  bool same_machine = false;
+  uint16_t version = 0;
+  std::vector<RailAddress> addresses;  // of the rails, the first one included
 
-struct Piece {
-  std::byte* local = nullptr;
-  size_t size = 0;
-  uint64_t remote = 0;
-  const RemoteKey* key = nullptr;
+  std::mutex mutex;
+  std::vector<std::shared_ptr<Peer>> rails;  // null: not connected now
+  bool closed = false;
+  std::atomic<int> alive{0};
 };
 
-// One request of the kMessages path, from its sending to the peer's answer.
-struct Op {
-  Batch* batch = nullptr;
-  uint64_t id = 0;
-  std::byte* local = nullptr;
-  size_t size = 0;
-  std::string header;  // UCX reads it until the send has ended
+struct ListenerState {
+  std::shared_ptr<Shared> shared;
+  std::vector<ucp_listener_h> handles;  // by rail
+  uint16_t port = 0;
+  ~ListenerState();
 };
 
-struct Batch {
-  BatchKind kind = BatchKind::kPut;
-  std::shared_ptr<Peer> endpoint;
+struct Message {
+  MessageKind kind = MessageKind::kOneWay;
+  std::shared_ptr<Peer> peer;
   absl::Time deadline = absl::InfiniteFuture();
-  std::vector<Piece> pieces;                     // transfers
-  std::vector<std::shared_ptr<RemoteKey>> keys;  // kept alive
-  std::string message;                           // messages: the encoded bytes
-  uint64_t call_id = 0;
-  uint64_t bytes = 0;
-
-  // On the thread:
-  size_t next = 0;         // piece to issue
-  size_t next_offset = 0;  // in that piece
-  size_t outstanding = 0;  // UCX requests that have not called back
-  bool one_sided = false;  // something went the kOneSided path: needs a flush
-  bool flushing = false;
-  size_t unanswered = 0;                 // of ops
-  std::vector<std::unique_ptr<Op>> ops;  // kept until the batch ends
+  MessageHeader header;
+  std::string bytes;
+  // Driver:
+  bool sent = false;         // given to UCX
+  bool outstanding = false;  // UCX has not called back
+  bool flushing = false, flushed = false;
   bool answered = false;
-  absl::Status error;
-
-  // Written before `done` is notified, read after.
+  // Before done:
   absl::Status result;
   std::string reply;
   Event done;
-
-  bool is_transfer() const { return kind == BatchKind::kPut || kind == BatchKind::kGet; }
 };
 
-struct Counters {
-  std::atomic<uint64_t> put_bytes{0}, get_bytes{0}, put_transfers{0}, get_transfers{0}, messages_sent{0},
-      messages_received{0}, failed_batches{0}, connections_opened{0}, connections_accepted{0}, connections_failed{0};
+// A rail's part in a transfer. Driver.
+struct WireOp;
+struct RailTransfer {
+  std::shared_ptr<Transfer> transfer;
+  std::shared_ptr<Peer> peer;
+  size_t outstanding = 0;                    // UCX requests that have not called back
+  size_t unanswered = 0;                     // operations at the peer
+  size_t copying = 0;                        // operations whose device copies run
+  bool one_sided = false, flushing = false;  // a one-sided put needs a flush at the end
+  std::vector<uint32_t> one_sided_ops;       // done when flushed
+  std::unordered_map<uint64_t, std::unique_ptr<WireOp>> ops;
+  bool idle() const { return outstanding == 0 && copying == 0; }
 };
 
-std::string EncodeOutgoing(BatchKind kind, uint16_t id, uint64_t call_id, absl::string_view header,
-                           absl::string_view payload);
+// One operation on its way.
+struct WireOp {
+  RailTransfer* owner = nullptr;
+  uint64_t id = 0;
+  uint32_t op = 0;
+  OpHeader header;               // UCX reads it until the send has ended
+  std::vector<WirePiece> table;  // a get's payload, likewise
+  Slot* slot = nullptr;          // staging, where the operation is not direct
+  std::vector<CopyTicket> copies;
+  bool copying_in = false;  // device copies towards the destination, else from the source
+  bool sending = false;     // UCX has not called back
+  bool receiving = false;
+  bool answered = false;  // the peer has said its last word
+};
+
+// A peer's operation that this side carries out. Driver.
+struct Serve {
+  std::shared_ptr<Peer> peer;
+  OpHeader request;
+  bool put = false;
+  std::vector<WirePiece> pieces;   // empty while the table has not arrived
+  std::shared_ptr<Region> region;  // once checked
+  Slot* slot = nullptr;
+  bool waiting = false;        // for a slot
+  void* descriptor = nullptr;  // of a put whose data is still at the peer
+  size_t descriptor_bytes = 0;
+  std::vector<std::byte> stash;  // of a put to a device that came with its message
+  GetDataHeader header;          // UCX reads it until the send has ended
+  std::vector<CopyTicket> copies;
+  bool outstanding = false;  // UCX has not called back
+  absl::Time since;
+};
 
 class Core : public std::enable_shared_from_this<Core> {
  public:
-  static absl::StatusOr<std::shared_ptr<Core>> Create(const Options& options);
+  static absl::StatusOr<std::shared_ptr<Core>> Create(std::shared_ptr<Shared> shared, size_t rail,
+                                                      const std::string& device);
   ~Core();
   Core(const Core&) = delete;
   Core& operator=(const Core&) = delete;
@@ -175,121 +215,199 @@ class Core : public std::enable_shared_from_this<Core> {
   // Ends everything and joins the thread. Once, from Context's destructor.
   void Shutdown();
 
-  // Runs `fn` on the thread, soon. False (and fn is dropped) after shutdown.
+  // ---- Any thread ----
+
+  // Runs `fn` as driver, soon. False (and fn is dropped) after shutdown.
   bool Post(std::function<void()> fn);
-  // The same, and waits for it. Inline when called on the thread.
+  // The same, and waits for it: at once where the role is free. FAILED_PRECONDITION after shutdown.
   absl::Status Run(absl::FunctionRef<absl::Status()> fn);
-  bool OnThread() const { return std::this_thread::get_id() == thread_id_; }
+  bool Driving() const { return driver_.load(std::memory_order_relaxed) == std::this_thread::get_id(); }
+  // Waits for `event`, driving if the role is free. False when `until` comes first.
+  bool Wait(const Event& event, absl::Time until);
+  // Drives while the role is free and things move, until `done`. True when done.
+  bool Drive(absl::FunctionRef<bool()> done, absl::Time until);
 
-  // Starts the batch; its `done` is notified in every case where this returns OK.
-  absl::Status Start(std::shared_ptr<Batch> batch);
-  // Start, then wait. The batch's result.
-  absl::Status StartAndWait(std::shared_ptr<Batch> batch);
-  uint64_t NextCallId() { return next_call_id_.fetch_add(1); }
+  size_t rail() const { return rail_; }
 
-  // Ends the registration. Peers' transfers under way in it are cut off by closing their connections.
-  void Unmap(Region* region);
-  // On the thread: registers region->base, or allocates region->size bytes; fills in handle, base and remote_key.
+  // ---- Driver ----
+
+  absl::StatusOr<std::shared_ptr<Peer>> OpenPeer(const ucp_ep_params_t& params, std::string name, bool accepted);
+  // Opens this rail of the link and says hello.
+  absl::StatusOr<std::shared_ptr<Peer>> Greet(const std::shared_ptr<Link>& link, const sockaddr* address,
+                                              socklen_t address_bytes, std::string name);
+  void FailPeer(Peer* peer, absl::Status why);
+  // Of an Endpoint that is gone.
+  void CloseLink(const Link& link);
+  void AddTransfer(std::shared_ptr<Transfer> transfer, std::shared_ptr<Peer> peer);
+  void AddMessage(std::shared_ptr<Message> message);
+  void SetDirty() { dirty_ = true; }
   absl::Status Map(Region* region, bool allocate);
-
-  // On the thread:
-  absl::StatusOr<std::shared_ptr<Peer>> OpenEndpoint(const ucp_ep_params_t& params, std::string peer_name,
-                                                         bool accepted);
-  void FailEndpoint(Peer* endpoint, absl::Status why);
-  // Fills in handle, path, mapped.
-  absl::Status UnpackKey(RemoteKey* key, const void* ucx_key);
-  // Finds out how the other side can be reached; `hello` is its answer to kHelloId.
-  absl::Status LearnPeer(Peer* endpoint, absl::string_view hello);
-  absl::StatusOr<std::string> Describe(Peer* endpoint);
+  absl::Status PackKey(const Region* region, std::string* ucx_key);
+  // Closes the connections whose transfers are under way in the region. False when there are none.
+  bool CutOff(const Region* region);
+  void Unmap(ucp_mem_h handle);
+  absl::Status UnpackKey(RemoteKey* key, Peer* peer, const void* ucx_key);
   void DestroyKey(ucp_rkey_h key);
-  absl::StatusOr<ucp_listener_h> OpenListener(const ucp_listener_params_t& params);
+  absl::StatusOr<std::string> Describe(Peer* peer);
+  absl::StatusOr<ucp_listener_h> OpenListener(const sockaddr* address, socklen_t bytes, RailAddress* bound);
   void CloseListener(ucp_listener_h listener);
-  void SetHandler(uint16_t id, MessageHandler handler);
-
-  Counters counters;
+  std::vector<std::string> TransportNames() const;
+  bool UcxKnowsDevices() const;
 
  private:
-  explicit Core(const Options& options) : options_(options) {}
-  absl::Status Init();
+  explicit Core(std::shared_ptr<Shared> shared, size_t rail);
+  // core.cc
+  absl::Status Init(const std::string& device);
+  bool TryTake();
+  void Release();
+  void Wake();
   void Loop();
+  bool Step();
+  void Nap();
+  void Sleep();
   void Stop();
   bool RunPosted();
-  void Sleep();
-  // endpoint.cc, on the thread:
   void AdvanceAll();
-  bool Advance(Batch* batch);  // true when the batch has ended and UCX holds nothing of it
-  void IssuePieces(Batch* batch);
-  void Issued(Batch* batch, ucs_status_ptr_t request, const char* what);
-  void Completed(Batch* batch, ucs_status_t status);
-  void SendMessage(Batch* batch);
-  void Flush(Batch* batch);
-  void End(Batch* batch);
-  void CheckDeadlines(absl::Time now);
-  void CloseFailedEndpoints();
-  void ReceiveMessage(absl::string_view bytes, ucp_ep_h reply_to);
+  void CheckTime(absl::Time now);
+  // peer.cc
+  void CloseFailedPeers();
+  void KeepAlive(absl::Time now);
+  void RetryRails(absl::Time now);
+  void SendNote(Peer* peer, unsigned am_id, std::string header, std::string payload);
+  Peer* PeerOf(uint64_t channel);
+  void HelloEnded(Peer* peer, const absl::Status& status);
+  // messages.cc
+  bool AdvanceMessage(Message* message);
+  void SendMessage(Message* message);
+  void EndMessage(Message* message, absl::Status result);
+  void ReceiveMessage(const MessageHeader& header, absl::string_view bytes);
+  // initiator.cc
+  bool AdvanceTransfer(RailTransfer* rail);  // true when the rail has let go of it
+  void Issue(RailTransfer* rail);
+  bool IssueOp(RailTransfer* rail, uint32_t op);
+  void CopyMapped(Transfer* transfer, uint32_t op);
+  void IssueOneSided(RailTransfer* rail, uint32_t op);
+  void SendOp(WireOp* op);
+  void OpArrived(WireOp* op, const std::byte* data);
+  void OpEnded(WireOp* op);
+  void FreeOp(WireOp* op);
+  bool PollCopies(std::vector<CopyTicket>& copies, absl::Status* status);
+  void PollOps();
+  void Requested(RailTransfer* rail, ucs_status_ptr_t request, const char* what);
+  // serve.cc
+  std::unique_ptr<Serve> NewServe(const void* header, size_t header_length, bool put);
+  void AddServe(std::unique_ptr<Serve> serve);
+  absl::Status Check(Serve* serve);
+  bool TakeServeSlot(Serve* serve);
+  void RunServe(Serve* serve);
+  void Receive(Serve* serve, std::byte* to);
+  void Scatter(Serve* serve, const std::byte* data);
+  void SendGet(Serve* serve);
+  void SendData(Serve* serve, const std::byte* data);
+  void EndServe(Serve* serve, const absl::Status& status);
+  void DropServe(Serve* serve);
+  void PollServes(absl::Time now);
 
-  // remote_access.cc, on the thread:
-  void IssueOp(Batch* batch, std::byte* local, size_t size, uint64_t remote, const RemoteKey* key);
-  void OpReceived(Op* op);
-  void ForgetOps(Batch* batch);
-  void AnswerOp(const std::shared_ptr<Peer>& endpoint, uint64_t op_id, const absl::Status& status);
-  void EndServe(Serve* serve);
-  void BeginUnmap(Region* region);
-  void FinishUnmap(Region* region);
   absl::Status SetAmHandlers();
-  static ucs_status_t OnPutData(void* core, const void* header, size_t header_length, void* data, size_t length,
-                                const ucp_am_recv_param_t* param);
-  static ucs_status_t OnGetRequest(void* core, const void* header, size_t header_length, void* data, size_t length,
-                                   const ucp_am_recv_param_t* param);
-  static ucs_status_t OnGetData(void* core, const void* header, size_t header_length, void* data, size_t length,
-                                const ucp_am_recv_param_t* param);
-  static ucs_status_t OnAnswer(void* core, const void* header, size_t header_length, void* data, size_t length,
-                               const ucp_am_recv_param_t* param);
+  template <void (Core::*method)(const void*, size_t, void*, size_t, const ucp_am_recv_param_t*, bool*)>
+  static ucs_status_t OnAm(void* core, const void* header, size_t header_length, void* data, size_t length,
+                           const ucp_am_recv_param_t* param);
+  // *keep: the data's descriptor is ours now.
+  void OnHello(const void*, size_t, void*, size_t, const ucp_am_recv_param_t*, bool* keep);
+  void OnHelloAnswer(const void*, size_t, void*, size_t, const ucp_am_recv_param_t*, bool* keep);
+  void OnPing(const void*, size_t, void*, size_t, const ucp_am_recv_param_t*, bool* keep);
+  void OnMessage(const void*, size_t, void*, size_t, const ucp_am_recv_param_t*, bool* keep);
+  void OnPut(const void*, size_t, void*, size_t, const ucp_am_recv_param_t*, bool* keep);
+  void OnGet(const void*, size_t, void*, size_t, const ucp_am_recv_param_t*, bool* keep);
+  void OnGetData(const void*, size_t, void*, size_t, const ucp_am_recv_param_t*, bool* keep);
+  void OnAnswer(const void*, size_t, void*, size_t, const ucp_am_recv_param_t*, bool* keep);
+
+  static void OnPeerError(void* peer, ucp_ep_h handle, ucs_status_t status);
+  static void OnPeerClosed(void* request, ucs_status_t status, void* peer);
+  static void OnConnectionRequest(ucp_conn_request_h request, void* core);
+  static void OnMessageSent(void* request, ucs_status_t status, void* message);
+  static void OnOpSent(void* request, ucs_status_t status, void* op);
+  static void OnOpReceived(void* request, ucs_status_t status, size_t length, void* op);
+  static void OnOneSided(void* request, ucs_status_t status, void* rail);
   static void OnServeSent(void* request, ucs_status_t status, void* serve);
   static void OnServeReceived(void* request, ucs_status_t status, size_t length, void* serve);
-  static void OnOpReceived(void* request, ucs_status_t status, size_t length, void* op);
 
-  static void OnOperation(void* request, ucs_status_t status, void* batch);
-  static void OnClosed(void* request, ucs_status_t status, void* endpoint);
-  static void OnEndpointError(void* endpoint, ucp_ep_h handle, ucs_status_t status);
-  static void OnConnectionRequest(ucp_conn_request_h request, void* core);
-  static ucs_status_t OnMessage(void* core, const void* header, size_t header_length, void* data, size_t length,
-                                const ucp_am_recv_param_t* param);
-
-  const Options options_;
-  EngineId id_{};
-  std::string machine_;  // equal for processes that can share memory
+  const std::shared_ptr<Shared> shared_;
+  const size_t rail_;
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
   int ucx_fd_ = -1;
   UniqueFd wake_fd_;
   std::thread thread_;
-  std::thread::id thread_id_;
-  std::atomic<uint64_t> next_call_id_{1};
 
-  std::mutex mutex_;  // guards posted_, stopped_
+  std::mutex role_;
+  std::atomic<std::thread::id> driver_{};
+  std::atomic<int64_t> last_driven_us_{0};  // by a caller who got what it waited for
+  std::atomic<bool> sleeping_{false};
+
+  std::mutex posted_mutex_;  // guards posted_, stopped_
   std::vector<std::function<void()>> posted_;
   bool stopped_ = false;
   std::atomic<bool> has_posted_{false};
-  std::atomic<bool> sleeping_{false};
-  std::mutex unmap_mutex_;  // unmapping after the thread has ended
 
-  // On the thread:
+  // Driver:
   bool stopping_ = false;
-  bool dirty_ = false;  // some batch may be able to advance
-  std::vector<std::shared_ptr<Batch>> active_;
-  std::unordered_map<uint64_t, Batch*> calls_;  // waiting for an answer
-  std::unordered_map<uint64_t, Op*> ops_;       // waiting for an answer
-  uint64_t next_op_id_ = 1;
-  std::unordered_map<uint64_t, Region*> regions_;  // by id
-  std::unordered_set<Region*> unmapping_;          // no longer in regions_, but transfers are under way
-  std::unordered_map<Peer*, std::shared_ptr<Peer>> endpoints_;
+  bool dirty_ = false;  // something may be able to advance
+  absl::Time last_check_;
+  uint64_t op_secret_ = 0, next_op_ = 0;  // ids of operations and calls: not to be guessed by other peers
+  uint64_t NewId();
+  std::list<std::unique_ptr<RailTransfer>> transfers_;  // first started, first served
+  std::list<std::shared_ptr<Message>> messages_;
+  std::unordered_map<uint64_t, Message*> calls_;
+  std::unordered_map<uint64_t, WireOp*> ops_;
+  std::unordered_set<WireOp*> copying_ops_;
+  std::unordered_map<Serve*, std::unique_ptr<Serve>> serves_;
+  std::deque<Serve*> waiting_serves_;  // for a slot
+  std::unordered_set<Serve*> copying_serves_;
+  bool slot_freed_ = false;
+  SlotPool op_slots_, serve_slots_;
+  std::unordered_map<Peer*, std::shared_ptr<Peer>> peers_;
+  std::unordered_map<uint64_t, Peer*> channels_;
   std::unordered_map<ucp_ep_h, Peer*> by_handle_;
+  struct LostRail {
+    std::weak_ptr<Link> link;
+    absl::Time next_try;
+    absl::Duration pause;
+  };
+  std::vector<LostRail> lost_rails_;
   bool any_failed_ = false;
   bool any_closed_ = false;
   std::unordered_set<ucp_rkey_h> keys_;
   std::unordered_set<ucp_listener_h> listeners_;
-  std::unordered_map<uint16_t, MessageHandler> handlers_;
+};
+
+// What the rails of one context share. Any thread.
+class Shared : public std::enable_shared_from_this<Shared> {
+ public:
+  explicit Shared(const Options& options) : options(options) {}
+  absl::Status Init();
+
+  std::shared_ptr<Region> FindRegion(uint64_t id) const;
+  bool IsDevice(const void* address) const { return options.device != nullptr && options.device->Owns(address); }
+  absl::StatusOr<PeerIdentity> Authenticate(const Hello& hello) const;
+
+  const Options options;
+  ContextId id{};
+  std::string machine;
+  std::vector<std::shared_ptr<Core>> rails;
+  GrantTable grants;
+  Counters counters;
+  std::atomic<uint64_t> next_region{0};
+
+  mutable std::mutex mutex;  // guards what follows
+  std::unordered_map<uint64_t, std::weak_ptr<Region>> regions;
+  Authenticator authenticator;
+  std::vector<RailAddress> rail_addresses;  // listened on, after the first
+
+  mutable std::mutex device_mutex;  // DeviceMemory is used by one thread at a time
+
+  std::shared_mutex handlers_mutex;  // shared while one runs
+  std::unordered_map<uint16_t, MessageHandler> handlers;
 };
 
 }  // namespace perigee::transport::internal

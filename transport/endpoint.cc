@@ -1,5 +1,6 @@
 #include "transport/endpoint.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -9,47 +10,42 @@
 namespace perigee::transport {
 namespace {
 
-using internal::Batch;
-using internal::BatchKind;
 using internal::Core;
+using internal::Direction;
+using internal::Extent;
+using internal::Link;
+using internal::Message;
+using internal::MessageKind;
 using internal::Peer;
-using internal::Piece;
+using internal::Transfer;
 
 absl::Status NotOpen() {
   return absl::FailedPreconditionError("this Endpoint is empty; make one with Context::Connect");
 }
 
+absl::Status Lost(const Link& link) {
+  return absl::UnavailableError(absl::StrCat("the connection to ", link.name, " is closed; connect again"));
+}
+
+absl::Status InHandler() {
+  return absl::FailedPreconditionError("transfers and messages cannot be started from a message handler");
+}
+
+std::vector<std::shared_ptr<Peer>> ReadyRails(Link& link) {
+  std::vector<std::shared_ptr<Peer>> ready;
+  std::lock_guard<std::mutex> lock(link.mutex);
+  for (const std::shared_ptr<Peer>& peer : link.rails) {
+    if (peer != nullptr && peer->ready) ready.push_back(peer);
+  }
+  return ready;
+}
+
 }  // namespace
-
-TransferBatch& TransferBatch::operator=(TransferBatch&& other) noexcept {
-  if (this != &other) {
-    Finish();
-    batch_ = std::move(other.batch_);
-  }
-  return *this;
-}
-
-TransferBatch::~TransferBatch() { Finish(); }
-
-void TransferBatch::Finish() {
-  if (batch_ != nullptr) batch_->done.Wait();
-  batch_ = nullptr;
-}
-
-bool TransferBatch::done() const { return batch_ == nullptr || batch_->done.Happened(); }
-
-absl::Status TransferBatch::Wait(absl::Time until) {
-  if (batch_ == nullptr) return absl::FailedPreconditionError("this TransferBatch is empty");
-  if (!batch_->done.Wait(until)) {
-    return absl::DeadlineExceededError("the transfer is still under way");
-  }
-  return batch_->result;
-}
 
 Endpoint& Endpoint::operator=(Endpoint&& other) noexcept {
   if (this != &other) {
     Close();
-    endpoint_ = std::move(other.endpoint_);
+    link_ = std::move(other.link_);
   }
   return *this;
 }
@@ -57,144 +53,213 @@ Endpoint& Endpoint::operator=(Endpoint&& other) noexcept {
 Endpoint::~Endpoint() { Close(); }
 
 void Endpoint::Close() {
-  if (endpoint_ == nullptr) return;
-  endpoint_->core->Post([endpoint = endpoint_] {
-    endpoint->core->FailEndpoint(endpoint.get(), absl::CancelledError(absl::StrCat(
-                                                     "the connection to ", endpoint->peer_name, " was destroyed")));
-  });
-  endpoint_ = nullptr;
+  if (link_ == nullptr) return;
+  {
+    std::lock_guard<std::mutex> lock(link_->mutex);
+    link_->closed = true;
+  }
+  // Rails whose hello is under way are closed too, so every rail's thread looks.
+  for (const std::shared_ptr<Core>& rail : link_->shared->rails) {
+    rail->Post([core = rail.get(), link = link_] { core->CloseLink(*link); });
+  }
+  link_ = nullptr;
 }
 
-bool Endpoint::connected() const { return endpoint_ != nullptr && endpoint_->connected; }
+bool Endpoint::connected() const { return link_ != nullptr && link_->alive > 0; }
+int Endpoint::rails() const { return link_ == nullptr ? 0 : link_->alive.load(); }
+int Endpoint::protocol_version() const { return link_ == nullptr ? 0 : link_->version; }
 
 absl::StatusOr<std::string> Endpoint::Describe() const {
-  if (endpoint_ == nullptr) return NotOpen();
+  if (link_ == nullptr) return NotOpen();
   std::string text;
-  PERIGEE_RETURN_IF_ERROR(endpoint_->core->Run([&]() -> absl::Status {
-    PERIGEE_ASSIGN_OR_RETURN(text, endpoint_->core->Describe(endpoint_.get()));
-    return absl::OkStatus();
-  }));
+  for (const std::shared_ptr<Peer>& peer : ReadyRails(*link_)) {
+    PERIGEE_RETURN_IF_ERROR(peer->core->Run([&]() -> absl::Status {
+      PERIGEE_ASSIGN_OR_RETURN(const std::string lanes, peer->core->Describe(peer.get()));
+      text += lanes;
+      return absl::OkStatus();
+    }));
+  }
+  if (text.empty()) return Lost(*link_);
   return text;
 }
 
 absl::StatusOr<RemoteRegion> Endpoint::UnpackRemoteKey(absl::string_view bytes) const {
-  if (endpoint_ == nullptr) return NotOpen();
+  if (link_ == nullptr) return NotOpen();
   PERIGEE_ASSIGN_OR_RETURN(const PackedKey packed, DecodeRemoteKey(bytes));
-  if (packed.engine_id != endpoint_->peer_id) {
-    return absl::InvalidArgumentError(absl::StrCat("the remote key belongs to another engine than the one at ",
-                                                   endpoint_->peer_name,
-                                                   " (has it been restarted? fetch the key again)"));
+  if (packed.context_id != link_->peer_id) {
+    return absl::InvalidArgumentError(absl::StrCat("the remote key belongs to another context than the one at ",
+                                                   link_->name, " (has it been restarted? fetch the key again)"));
   }
   auto key = std::make_shared<internal::RemoteKey>();
-  key->endpoint = endpoint_;
+  key->link = link_;
+  key->rail = link_->shared->rails[0];
   key->base = packed.base;
   key->size = packed.size_bytes;
   key->region_id = packed.region_id;
-  PERIGEE_RETURN_IF_ERROR(
-      endpoint_->core->Run([&] { return endpoint_->core->UnpackKey(key.get(), packed.ucx_key.data()); }));
+  const std::vector<std::shared_ptr<Peer>> rails = ReadyRails(*link_);
+  if (rails.empty()) return Lost(*link_);
+  // UCX's part is the first rail's. Without it, or with another rail only, messages do.
+  if (!packed.ucx_key.empty() && rails[0]->rail == 0) {
+    PERIGEE_RETURN_IF_ERROR(
+        key->rail->Run([&] { return key->rail->UnpackKey(key.get(), rails[0].get(), packed.ucx_key.data()); }));
+  }
   return RemoteRegion(std::move(key));
 }
 
+// ---- Transfers ----
+
 namespace {
 
-// Get's destination and Put's source differ only in constness, which UCX's put respects.
+// Get's destination and Put's source differ only in constness, which Put respects.
 std::byte* Local(const PutTransfer& transfer) { return const_cast<std::byte*>(transfer.local.data()); }
 std::byte* Local(const GetTransfer& transfer) { return transfer.local.data(); }
 
 }  // namespace
 
-template <typename Transfer, typename KeyOf>
-absl::StatusOr<std::shared_ptr<Batch>> MakeBatch(BatchKind kind, const std::shared_ptr<Peer>& endpoint,
-                                                 std::span<const Transfer> transfers, absl::Time deadline,
-                                                 KeyOf key_of) {
-  auto batch = std::make_shared<Batch>();
-  batch->kind = kind;
-  batch->endpoint = endpoint;
-  batch->deadline = deadline;
-  batch->pieces.reserve(transfers.size());
+namespace internal {
+
+// Checks everything before anything is started.
+template <typename Extents, typename KeyOf>
+absl::StatusOr<std::shared_ptr<Transfer>> StartTransfer(Direction direction, const std::shared_ptr<Link>& link,
+                                                        const Extents& transfers, const TransferOptions& options,
+                                                        KeyOf key_of) {
+  for (const std::shared_ptr<Core>& rail : link->shared->rails) {
+    if (rail->Driving()) return InHandler();
+  }
+  std::vector<Extent> extents;
+  std::vector<std::shared_ptr<RemoteKey>> keys;
+  extents.reserve(transfers.size());
+  bool mapped = true, messages = false;
   for (size_t i = 0; i < transfers.size(); ++i) {
-    const Transfer& transfer = transfers[i];
+    const auto& transfer = transfers[i];
     if (transfer.region == nullptr || key_of(*transfer.region) == nullptr) {
       return absl::InvalidArgumentError(
           absl::StrCat("transfer ", i, " of ", transfers.size(), " names no remote region"));
     }
-    const std::shared_ptr<internal::RemoteKey>& key = key_of(*transfer.region);
-    if (key->endpoint != endpoint) {
+    const std::shared_ptr<RemoteKey>& key = key_of(*transfer.region);
+    if (key->link != link) {
       return absl::InvalidArgumentError(
           absl::StrCat("transfer ", i, " of ", transfers.size(),
                        " uses a region of another connection; unpack the key on this one"));
     }
     const absl::Status bounds = transfer.region->CheckBounds(transfer.remote_address, transfer.local.size());
     if (!bounds.ok()) return Annotate(bounds, absl::StrCat("transfer ", i, " of ", transfers.size()));
-    if (transfer.local.empty()) continue;
-    if (batch->keys.empty() || batch->keys.back() != key) batch->keys.push_back(key);
-    batch->pieces.push_back({Local(transfer), transfer.local.size(), transfer.remote_address, key.get()});
-    batch->bytes += transfer.local.size();
+    if (keys.empty() || keys.back() != key) keys.push_back(key);
+    Extent extent{Local(transfer), transfer.remote_address, transfer.local.size(), key.get(),
+                  link->shared->IsDevice(transfer.local.data())};
+    messages |= key->path == Path::kMessages || extent.device;
+    mapped &= key->path == Path::kMapped;
+    extents.push_back(extent);
   }
-  return batch;
+  auto transfer = std::make_shared<Transfer>(direction, std::move(extents), options);
+  transfer->keys = std::move(keys);
+  transfer->link = link;
+  std::vector<std::shared_ptr<Peer>> rails = ReadyRails(*link);
+  // A mapping, and UCX's one-sided operations, are the first rail's.
+  if (!messages && !rails.empty() && rails[0]->rail == 0) rails.resize(1);
+  if (rails.empty()) return Lost(*link);
+  for (size_t i = 0; i < rails.size(); ++i) transfer->Attach();
+  transfer->driver = rails[0]->core.get();
+  for (const std::shared_ptr<Peer>& peer : rails) {
+    const auto add = [&] {
+      peer->core->AddTransfer(transfer, peer);
+      return absl::OkStatus();
+    };
+    const absl::Status status = peer->core->Run(add);
+    if (!status.ok()) {
+      transfer->Fail(status);
+      transfer->Detach({}, status);
+      if (peer == rails[0]) return status;
+    }
+  }
+  return transfer;
 }
 
-absl::StatusOr<TransferBatch> Endpoint::StartPut(std::span<const PutTransfer> transfers, absl::Time deadline) const {
-  if (endpoint_ == nullptr) return NotOpen();
-  PERIGEE_ASSIGN_OR_RETURN(auto batch, MakeBatch(
-                                           BatchKind::kPut, endpoint_, transfers, deadline,
-                                           [](const RemoteRegion& region) -> auto& { return region.key_; }));
-  PERIGEE_RETURN_IF_ERROR(endpoint_->core->Start(batch));
-  return TransferBatch(std::move(batch));
-}
-
-absl::StatusOr<TransferBatch> Endpoint::StartGet(std::span<const GetTransfer> transfers, absl::Time deadline) const {
-  if (endpoint_ == nullptr) return NotOpen();
-  PERIGEE_ASSIGN_OR_RETURN(auto batch, MakeBatch(
-                                           BatchKind::kGet, endpoint_, transfers, deadline,
-                                           [](const RemoteRegion& region) -> auto& { return region.key_; }));
-  PERIGEE_RETURN_IF_ERROR(endpoint_->core->Start(batch));
-  return TransferBatch(std::move(batch));
-}
-
-absl::Status Endpoint::Put(std::span<const PutTransfer> transfers, absl::Time deadline) const {
-  PERIGEE_ASSIGN_OR_RETURN(TransferBatch handle, StartPut(transfers, deadline));
-  return handle.Wait();
-}
-
-absl::Status Endpoint::Get(std::span<const GetTransfer> transfers, absl::Time deadline) const {
-  PERIGEE_ASSIGN_OR_RETURN(TransferBatch handle, StartGet(transfers, deadline));
-  return handle.Wait();
-}
-
-namespace {
-
-absl::StatusOr<std::shared_ptr<Batch>> MakeMessage(BatchKind kind, const std::shared_ptr<Peer>& endpoint,
-                                                   uint16_t id, absl::string_view header, absl::string_view payload,
-                                                   absl::Time deadline) {
-  if (endpoint == nullptr) return NotOpen();
+absl::StatusOr<std::shared_ptr<Message>> MakeMessage(MessageKind kind, const std::shared_ptr<Link>& link, uint16_t id,
+                                                     absl::string_view header, absl::string_view payload,
+                                                     absl::Time deadline) {
   if (header.size() > kMaxMessageBytes || payload.size() > kMaxMessageBytes - header.size()) {
     return absl::InvalidArgumentError(absl::StrCat("message of ", header.size(), " + ", payload.size(),
                                                    " bytes; at most ", kMaxMessageBytes,
                                                    " can be sent, use Put for more"));
   }
-  auto batch = std::make_shared<Batch>();
-  batch->kind = kind;
-  batch->endpoint = endpoint;
-  batch->deadline = deadline;
-  batch->call_id = kind == BatchKind::kCall ? endpoint->core->NextCallId() : 0;
-  batch->message = internal::EncodeOutgoing(kind, id, batch->call_id, header, payload);
-  return batch;
+  for (const std::shared_ptr<Core>& rail : link->shared->rails) {
+    if (rail->Driving()) return InHandler();
+  }
+  const std::vector<std::shared_ptr<Peer>> rails = ReadyRails(*link);
+  if (rails.empty()) return Lost(*link);
+  auto message = std::make_shared<Message>();
+  message->kind = kind;
+  message->peer = rails[0];
+  message->deadline = deadline;
+  message->header.kind = kind;
+  message->header.handler = id;
+  message->header.header_bytes = static_cast<uint32_t>(header.size());
+  message->bytes.reserve(header.size() + payload.size());
+  message->bytes.append(header.data(), header.size());
+  message->bytes.append(payload.data(), payload.size());
+  return message;
 }
 
-}  // namespace
+absl::Status SendAndWait(const std::shared_ptr<Message>& message) {
+  Core* core = message->peer->core.get();
+  PERIGEE_RETURN_IF_ERROR(core->Run([&] {
+    core->AddMessage(message);
+    return absl::OkStatus();
+  }));
+  core->Wait(message->done, absl::InfiniteFuture());
+  return message->result;
+}
+
+}  // namespace internal
+
+absl::StatusOr<TransferBatch> Endpoint::StartPut(std::span<const PutTransfer> transfers,
+                                                 const TransferOptions& options) const {
+  if (link_ == nullptr) return NotOpen();
+  PERIGEE_ASSIGN_OR_RETURN(
+      auto transfer, internal::StartTransfer(
+                         Direction::kPut, link_, transfers, options,
+                         [](const RemoteRegion& r) -> const std::shared_ptr<internal::RemoteKey>& { return r.key_; }));
+  return TransferBatch(std::move(transfer));
+}
+
+absl::StatusOr<TransferBatch> Endpoint::StartGet(std::span<const GetTransfer> transfers,
+                                                 const TransferOptions& options) const {
+  if (link_ == nullptr) return NotOpen();
+  PERIGEE_ASSIGN_OR_RETURN(
+      auto transfer, internal::StartTransfer(
+                         Direction::kGet, link_, transfers, options,
+                         [](const RemoteRegion& r) -> const std::shared_ptr<internal::RemoteKey>& { return r.key_; }));
+  return TransferBatch(std::move(transfer));
+}
+
+absl::Status Endpoint::Put(std::span<const PutTransfer> transfers, absl::Time deadline) const {
+  PERIGEE_ASSIGN_OR_RETURN(TransferBatch batch, StartPut(transfers, {.deadline = deadline, .checksums = false}));
+  return batch.Wait();
+}
+
+absl::Status Endpoint::Get(std::span<const GetTransfer> transfers, absl::Time deadline) const {
+  PERIGEE_ASSIGN_OR_RETURN(TransferBatch batch, StartGet(transfers, {.deadline = deadline, .checksums = false}));
+  return batch.Wait();
+}
+
+// ---- Messages ----
 
 absl::Status Endpoint::Send(uint16_t id, absl::string_view header, absl::string_view payload,
-                              absl::Time deadline) const {
-  PERIGEE_ASSIGN_OR_RETURN(auto batch, MakeMessage(BatchKind::kSend, endpoint_, id, header, payload, deadline));
-  return endpoint_->core->StartAndWait(batch);
+                            absl::Time deadline) const {
+  if (link_ == nullptr) return NotOpen();
+  PERIGEE_ASSIGN_OR_RETURN(auto message,
+                           internal::MakeMessage(MessageKind::kOneWay, link_, id, header, payload, deadline));
+  return internal::SendAndWait(message);
 }
 
 absl::StatusOr<std::string> Endpoint::Call(uint16_t id, absl::string_view header, absl::string_view payload,
-                                             absl::Time deadline) const {
-  PERIGEE_ASSIGN_OR_RETURN(auto batch, MakeMessage(BatchKind::kCall, endpoint_, id, header, payload, deadline));
-  PERIGEE_RETURN_IF_ERROR(endpoint_->core->StartAndWait(batch));
-  return std::move(batch->reply);
+                                           absl::Time deadline) const {
+  if (link_ == nullptr) return NotOpen();
+  PERIGEE_ASSIGN_OR_RETURN(auto message,
+                           internal::MakeMessage(MessageKind::kRequest, link_, id, header, payload, deadline));
+  PERIGEE_RETURN_IF_ERROR(internal::SendAndWait(message));
+  return std::move(message->reply);
 }
 
 }  // namespace perigee::transport

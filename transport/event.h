@@ -4,6 +4,7 @@
 #define PERIGEE_TRANSPORT_EVENT_H_
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
 
@@ -15,19 +16,17 @@ namespace perigee::transport::internal {
 class Event {
  public:
   void Notify() {
-    // Under the lock, so that a waiter may destroy the event as soon as it is told.
+    // Under the lock, so that a waiter who sees it in Wait may destroy the event.
     std::lock_guard<std::mutex> lock(mutex_);
-    happened_ = true;
+    happened_.store(true, std::memory_order_release);
     condition_.notify_all();
   }
-  bool Happened() const {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return happened_;
-  }
+  // Cheap enough to poll. Who sees true here must call Wait before destroying the event.
+  bool Happened() const { return happened_.load(std::memory_order_acquire); }
   // False when `until` comes first.
   bool Wait(absl::Time until = absl::InfiniteFuture()) const {
     std::unique_lock<std::mutex> lock(mutex_);
-    while (!happened_) {
+    while (!Happened()) {
       const absl::Time now = absl::Now();
       if (now >= until) return false;
       // In slices: far deadlines do not fit chrono's types.
@@ -39,7 +38,7 @@ class Event {
  private:
   mutable std::mutex mutex_;
   mutable std::condition_variable condition_;
-  bool happened_ = false;
+  std::atomic<bool> happened_{false};
 };
 
 }  // namespace perigee::transport::internal

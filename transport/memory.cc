@@ -7,22 +7,31 @@ namespace perigee::transport {
 namespace internal {
 
 Region::~Region() {
-  if (handle != nullptr) core->Unmap(this);
+  if (handle != nullptr) rail->Unmap(handle);
 }
 
 RemoteKey::~RemoteKey() {
   // False after shutdown, which has destroyed the key.
-  if (handle != nullptr) endpoint->core->Post([core = endpoint->core.get(), key = handle] { core->DestroyKey(key); });
+  if (handle != nullptr) rail->Post([core = rail.get(), key = handle] { core->DestroyKey(key); });
 }
 
 }  // namespace internal
 
 std::byte* MemoryRegion::base() const { return region_ == nullptr ? nullptr : region_->base; }
 size_t MemoryRegion::size_bytes() const { return region_ == nullptr ? 0 : region_->size; }
-const std::string& MemoryRegion::remote_key() const {
+MemoryKind MemoryRegion::kind() const { return region_ == nullptr ? MemoryKind::kHost : region_->kind; }
+
+namespace {
+
+const std::string& Empty() {
   static const std::string& empty = *new std::string;
-  return region_ == nullptr ? empty : region_->remote_key;
+  return empty;
 }
+
+}  // namespace
+
+const std::string& MemoryRegion::remote_key() const { return region_ == nullptr ? Empty() : region_->remote_key; }
+const std::string& MemoryRegion::served_key() const { return region_ == nullptr ? Empty() : region_->served_key; }
 
 uint64_t RemoteRegion::address() const { return key_ == nullptr ? 0 : key_->base; }
 uint64_t RemoteRegion::size_bytes() const { return key_ == nullptr ? 0 : key_->size; }

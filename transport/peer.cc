@@ -1,84 +1,61 @@
-// Core's second half: endpoints, batches and messages. Everything here runs on the progress thread.
+// Connections of a rail: opening, the hello, signs of life, closing. Everything here runs as driver.
 #include <arpa/inet.h>
 #include <netinet/in.h>
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/bytes.h"
 #include "base/status.h"
+#include "spdlog/spdlog.h"
+#include "transport/address.h"
 #include "transport/core.h"
 
 namespace perigee::transport::internal {
 namespace {
 
-constexpr size_t kWindow = 256;                  // UCX requests outstanding per batch
-constexpr size_t kRoundBytes = size_t{4} << 20;  // issued per batch before others get their turn; also the largest
-                                                 // single request: shared memory copies synchronously
-constexpr size_t kRoundPieces = 64;
+constexpr absl::Duration kHelloLimit = absl::Seconds(10);  // for a peer to say who it is
+constexpr absl::Duration kFirstRetry = absl::Seconds(1);
+constexpr absl::Duration kLongestRetry = absl::Seconds(15);
+constexpr int kMissedAnswers = 3;
 
-enum class MessageKind : uint16_t { kOneWay = 1, kRequest = 2, kReply = 3 };
+bool IsRendezvous(const ucp_am_recv_param_t* param) { return (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0; }
 
-// u16 kind | u16 handler id | u64 call id | u32 status code (replies) | u32 length, header | u32 length, payload
-std::string EncodeMessage(MessageKind kind, uint16_t id, uint64_t call_id, absl::StatusCode code,
-                          absl::string_view header, absl::string_view payload) {
-  ByteWriter writer;
-  writer.U16(static_cast<uint16_t>(kind));
-  writer.U16(id);
-  writer.U64(call_id);
-  writer.U32(static_cast<uint32_t>(code));
-  writer.Counted(header);
-  writer.Counted(payload);
-  return writer.Take();
-}
+// Freed by UCX's callback. For sends that nobody waits for.
+struct Note {
+  std::string header, payload;
+};
 
-std::string AddressText(const sockaddr_storage& address) {
-  char text[INET6_ADDRSTRLEN] = "?";
-  if (address.ss_family == AF_INET) {
-    const auto& in = reinterpret_cast<const sockaddr_in&>(address);
-    inet_ntop(AF_INET, &in.sin_addr, text, sizeof(text));
-    return absl::StrCat(text, ":", ntohs(in.sin_port));
-  }
-  if (address.ss_family == AF_INET6) {
-    const auto& in6 = reinterpret_cast<const sockaddr_in6&>(address);
-    inet_ntop(AF_INET6, &in6.sin6_addr, text, sizeof(text));
-    return absl::StrCat("[", text, "]:", ntohs(in6.sin6_port));
-  }
-  return "an unknown address";
+void OnNoteSent(void* request, ucs_status_t, void* note) {
+  ucp_request_free(request);
+  delete static_cast<Note*>(note);
 }
 
 }  // namespace
 
-std::string EncodeOutgoing(BatchKind kind, uint16_t id, uint64_t call_id, absl::string_view header,
-                           absl::string_view payload) {
-  return EncodeMessage(kind == BatchKind::kCall ? MessageKind::kRequest : MessageKind::kOneWay, id, call_id,
-                       absl::StatusCode::kOk, header, payload);
-}
-
-// ---- Endpoints ----
-
-absl::StatusOr<std::shared_ptr<Peer>> Core::OpenEndpoint(const ucp_ep_params_t& base_params, std::string peer_name,
-                                                             bool accepted) {
-  if (stopping_) return absl::FailedPreconditionError("the transport engine has been destroyed");
-  auto endpoint = std::make_shared<Peer>();
-  endpoint->core = shared_from_this();
-  endpoint->peer_name = std::move(peer_name);
-  endpoint->accepted = accepted;
+absl::StatusOr<std::shared_ptr<Peer>> Core::OpenPeer(const ucp_ep_params_t& base_params, std::string name,
+                                                     bool accepted) {
+  if (stopping_) return absl::FailedPreconditionError("the transport context has been destroyed");
+  auto peer = std::make_shared<Peer>();
+  peer->core = shared_from_this();
+  peer->name = std::move(name);
+  peer->accepted = accepted;
+  peer->rail = rail_;
+  peer->opened = peer->heard = peer->pinged = absl::Now();
+  PERIGEE_ASSIGN_OR_RETURN(peer->channel, RandomNumber());
   ucp_ep_params_t params = base_params;
   params.field_mask |= UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | UCP_EP_PARAM_FIELD_ERR_HANDLER;
   params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
-  params.err_handler.cb = &Core::OnEndpointError;
-  params.err_handler.arg = endpoint.get();
-  const ucs_status_t status = ucp_ep_create(worker_, &params, &endpoint->handle);
-  if (status != UCS_OK) return UcxError(absl::StrCat("connect to ", endpoint->peer_name), status);
-  endpoint->connected = true;
-  endpoints_[endpoint.get()] = endpoint;
-  by_handle_[endpoint->handle] = endpoint.get();
-  if (accepted) counters.connections_accepted++;
-  return endpoint;
+  params.err_handler.cb = &Core::OnPeerError;
+  params.err_handler.arg = peer.get();
+  const ucs_status_t status = ucp_ep_create(worker_, &params, &peer->handle);
+  if (status != UCS_OK) return UcxError(absl::StrCat("connect to ", peer->name), status);
+  peers_[peer.get()] = peer;
+  channels_[peer->channel] = peer.get();
+  by_handle_[peer->handle] = peer.get();
+  return peer;
 }
 
 void Core::OnConnectionRequest(ucp_conn_request_h request, void* arg) {
@@ -90,293 +67,321 @@ void Core::OnConnectionRequest(ucp_conn_request_h request, void* arg) {
   ucp_ep_params_t params{};
   params.field_mask = UCP_EP_PARAM_FIELD_CONN_REQUEST;
   params.conn_request = request;
-  core->OpenEndpoint(params, std::move(name), /*accepted=*/true).status().IgnoreError();  // the client notices
+  core->OpenPeer(params, std::move(name), /*accepted=*/true).status().IgnoreError();  // the client notices
 }
 
-void Core::OnEndpointError(void* arg, ucp_ep_h handle, ucs_status_t status) {
-  auto* endpoint = static_cast<Peer*>(arg);
-  endpoint->core->FailEndpoint(
-      endpoint, absl::UnavailableError(absl::StrCat("connection to ", endpoint->peer_name,
-                                                    " was lost: ", ucs_status_string(status), "; connect again")));
+absl::StatusOr<ucp_listener_h> Core::OpenListener(const sockaddr* address, socklen_t bytes, RailAddress* bound) {
+  ucp_listener_params_t params{};
+  params.field_mask = UCP_LISTENER_PARAM_FIELD_SOCK_ADDR | UCP_LISTENER_PARAM_FIELD_CONN_HANDLER;
+  params.sockaddr.addr = address;
+  params.sockaddr.addrlen = bytes;
+  params.conn_handler.cb = &Core::OnConnectionRequest;
+  params.conn_handler.arg = this;
+  ucp_listener_h listener = nullptr;
+  ucs_status_t status = ucp_listener_create(worker_, &params, &listener);
+  if (status != UCS_OK) return UcxError("listen", status);
+  ucp_listener_attr_t attr{};
+  attr.field_mask = UCP_LISTENER_ATTR_FIELD_SOCKADDR;
+  status = ucp_listener_query(listener, &attr);
+  if (status != UCS_OK) {
+    ucp_listener_destroy(listener);
+    return UcxError("ask for the listener's port", status);
+  }
+  listeners_.insert(listener);
+  *bound = {AddressHost(attr.sockaddr), AddressPort(attr.sockaddr)};
+  return listener;
 }
 
-void Core::FailEndpoint(Peer* endpoint, absl::Status why) {
-  if (endpoint->failed) return;
-  if (!endpoint->accepted && !absl::IsCancelled(why)) counters.connections_failed++;
-  endpoint->failed = true;
-  endpoint->failure = std::move(why);
-  endpoint->connected = false;
+void Core::CloseListener(ucp_listener_h listener) {
+  if (listeners_.erase(listener) == 1) ucp_listener_destroy(listener);
+}
+
+// ---- Failing and closing ----
+
+void Core::OnPeerError(void* arg, ucp_ep_h, ucs_status_t status) {
+  auto* peer = static_cast<Peer*>(arg);
+  // "Destination is unreachable" is what a refused connection is called.
+  peer->core->FailPeer(peer, absl::UnavailableError(absl::StrCat("connection to ", peer->name, " was lost: ",
+                                                                 ucs_status_string(status), "; connect again")));
+}
+
+void Core::FailPeer(Peer* peer, absl::Status why) {
+  if (peer->failed) return;
+  peer->failed = true;
+  peer->failure = std::move(why);
   any_failed_ = true;
   dirty_ = true;
+  const bool was_ready = peer->ready.exchange(false);
+  channels_.erase(peer->channel);
+  HelloEnded(peer, peer->failure);
+  if (peer->accepted) return;
+  if (!absl::IsCancelled(peer->failure)) shared_->counters.connections_failed++;
+  const std::shared_ptr<Link> link = peer->link.lock();
+  if (link == nullptr) return;
+  bool retry = false;
+  {
+    std::lock_guard<std::mutex> lock(link->mutex);
+    if (rail_ < link->rails.size() && link->rails[rail_].get() == peer) link->rails[rail_] = nullptr;
+    if (was_ready) link->alive--;
+    retry = !link->closed && link->alive > 0;
+  }
+  if (!retry || stopping_) return;
+  if (was_ready)
+    spdlog::warn("transport: rail {} of {} is down: {}", rail_, link->name, std::string(peer->failure.message()));
+  const auto known = std::find_if(lost_rails_.begin(), lost_rails_.end(),
+                                  [&](const LostRail& lost) { return lost.link.lock() == link; });
+  if (known == lost_rails_.end()) lost_rails_.push_back({link, absl::Now() + kFirstRetry, kFirstRetry});
+}
+
+void Core::CloseLink(const Link& link) {
+  for (auto& [raw, peer] : peers_) {
+    if (peer->link.lock().get() == &link) {
+      FailPeer(raw, absl::CancelledError(absl::StrCat("the connection to ", peer->name, " was destroyed")));
+    }
+  }
 }
 
 // Not done where the failure is noticed, because that may be inside one of UCX's callbacks.
-void Core::CloseFailedEndpoints() {
+void Core::CloseFailedPeers() {
   if (any_failed_) {
     any_failed_ = false;
-    for (auto& [raw, endpoint] : endpoints_) {
-      if (!endpoint->failed || endpoint->closing) continue;
-      endpoint->closing = true;
-      by_handle_.erase(endpoint->handle);
+    for (auto& [raw, peer] : peers_) {
+      if (!peer->failed || peer->closing) continue;
+      peer->closing = true;
+      by_handle_.erase(peer->handle);
       ucp_request_param_t param{};
       param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
       param.flags = UCP_EP_CLOSE_FLAG_FORCE;
-      param.cb.send = &Core::OnClosed;
+      param.cb.send = &Core::OnPeerClosed;
       param.user_data = raw;
-      const ucs_status_ptr_t request = ucp_ep_close_nbx(endpoint->handle, &param);
+      const ucs_status_ptr_t request = ucp_ep_close_nbx(peer->handle, &param);
       if (request == nullptr || UCS_PTR_IS_ERR(request)) {
-        endpoint->closed = true;
+        peer->closed = true;
         any_closed_ = true;
       }
     }
+    PollServes(absl::Now());  // those of failed peers end
   }
   if (any_closed_) {
     any_closed_ = false;
     dirty_ = true;
-    for (auto it = endpoints_.begin(); it != endpoints_.end();) {
-      it = it->second->closed ? endpoints_.erase(it) : std::next(it);
+    for (auto it = peers_.begin(); it != peers_.end();) {
+      it = it->second->closed ? peers_.erase(it) : std::next(it);
     }
   }
 }
 
-void Core::OnClosed(void* request, ucs_status_t, void* arg) {
-  auto* endpoint = static_cast<Peer*>(arg);
+void Core::OnPeerClosed(void* request, ucs_status_t, void* arg) {
+  auto* peer = static_cast<Peer*>(arg);
   ucp_request_free(request);
-  endpoint->closed = true;
-  endpoint->core->any_closed_ = true;
+  peer->closed = true;
+  peer->core->any_closed_ = true;
 }
 
-// ---- Batches ----
-
-void Core::AdvanceAll() {
-  if (!dirty_) return;
-  dirty_ = false;
-  for (size_t i = 0; i < active_.size();) {
-    if (Advance(active_[i].get())) {
-      active_.erase(active_.begin() + i);  // order is kept: first started, first served
-    } else {
-      ++i;
-    }
-  }
+Peer* Core::PeerOf(uint64_t channel) {
+  const auto found = channels_.find(channel);
+  if (found == channels_.end()) return nullptr;
+  Peer* peer = found->second;
+  if (peer->failed || peer->remote_channel == 0) return nullptr;
+  peer->heard = last_check_;
+  return peer;
 }
 
-bool Core::Advance(Batch* batch) {
-  Peer* endpoint = batch->endpoint.get();
-  auto issued = [&] { return batch->next == (batch->is_transfer() ? batch->pieces.size() : 1); };
-  auto flushes = [&] {
-    return batch->kind == BatchKind::kSend || (batch->kind == BatchKind::kPut && batch->one_sided);
-  };
-  auto complete = [&] {
-    return batch->error.ok() && issued() && batch->outstanding == 0 && batch->unanswered == 0 &&
-           (!flushes() || batch->flushing) && (batch->kind != BatchKind::kCall || batch->answered);
-  };
-  if (endpoint->failed && batch->error.ok() && !complete()) batch->error = endpoint->failure;
-  if (batch->error.ok() && !issued()) {
-    if (batch->next == 0 && batch->next_offset == 0 && absl::Now() >= batch->deadline) {
-      batch->error = absl::DeadlineExceededError("the deadline had passed before the operation started");
-    } else if (batch->is_transfer()) {
-      IssuePieces(batch);
-    } else {
-      SendMessage(batch);
-    }
-  }
-  if (batch->error.ok() && issued() && flushes() && !batch->flushing) Flush(batch);
-  if (complete()) {
-    End(batch);
-    return true;
-  }
-  if (batch->error.ok()) return false;
-  // A message's bytes are the batch's own: its caller need not wait for UCX. A transfer's are the caller's.
-  if (!batch->is_transfer()) End(batch);
-  if (batch->outstanding != 0) return false;
-  if (endpoint->failed ? !endpoint->closed : batch->unanswered != 0) return false;
-  End(batch);
-  return true;
+// ---- Hello ----
+
+absl::StatusOr<std::shared_ptr<Peer>> Core::Greet(const std::shared_ptr<Link>& link, const sockaddr* address,
+                                                  socklen_t address_bytes, std::string name) {
+  ucp_ep_params_t params{};
+  params.field_mask = UCP_EP_PARAM_FIELD_FLAGS | UCP_EP_PARAM_FIELD_SOCK_ADDR;
+  params.flags = UCP_EP_PARAMS_FLAGS_CLIENT_SERVER;
+  params.sockaddr.addr = address;
+  params.sockaddr.addrlen = address_bytes;
+  PERIGEE_ASSIGN_OR_RETURN(std::shared_ptr<Peer> peer, OpenPeer(params, std::move(name), /*accepted=*/false));
+  peer->link = link;
+  Hello hello;
+  hello.version_min = kProtocolMin;
+  hello.version_max = kProtocolMax;
+  hello.context_id = shared_->id;
+  hello.channel = peer->channel;
+  hello.machine = shared_->machine;
+  hello.token = link->token;
+  SendNote(peer.get(), kHelloId, "", EncodeHello(hello));
+  return peer;
 }
 
-void Core::IssuePieces(Batch* batch) {
-  size_t bytes = 0;
-  for (size_t n = 0; batch->next < batch->pieces.size() && batch->error.ok(); ++n) {
-    if (batch->outstanding >= kWindow || batch->unanswered >= kWindow) return;
-    if (n == kRoundPieces || bytes >= kRoundBytes) {
-      dirty_ = true;  // go on in the next round
-      return;
-    }
-    const Piece& piece = batch->pieces[batch->next];
-    const size_t size = std::min(piece.size - batch->next_offset, kRoundBytes);
-    std::byte* local = piece.local + batch->next_offset;
-    const uint64_t remote = piece.remote + batch->next_offset;
-    switch (piece.key->path) {
-      case Path::kMapped: {
-        std::byte* peer = piece.key->mapped + (remote - piece.key->base);
-        batch->kind == BatchKind::kPut ? std::memcpy(peer, local, size) : std::memcpy(local, peer, size);
-        break;
-      }
-      case Path::kOneSided: {
-        batch->one_sided = true;
-        ucp_request_param_t param{};
-        param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
-        param.cb.send = &Core::OnOperation;
-        param.user_data = batch;
-        ucp_ep_h handle = batch->endpoint->handle;
-        if (batch->kind == BatchKind::kPut) {
-          Issued(batch, ucp_put_nbx(handle, local, size, remote, piece.key->handle, &param), "put");
-        } else {
-          Issued(batch, ucp_get_nbx(handle, local, size, remote, piece.key->handle, &param), "get");
-        }
-        break;
-      }
-      case Path::kMessages:
-        IssueOp(batch, local, size, remote, piece.key);
-        break;
-    }
-    bytes += size;
-    batch->next_offset += size;
-    if (batch->next_offset == piece.size) {
-      batch->next++;
-      batch->next_offset = 0;
-    }
-  }
-}
-
-void Core::Issued(Batch* batch, ucs_status_ptr_t request, const char* what) {
-  if (UCS_PTR_IS_ERR(request)) {
-    batch->error = UcxError(absl::StrCat(what, " with ", batch->endpoint->peer_name), UCS_PTR_STATUS(request));
-    dirty_ = true;
-  } else if (request != nullptr) {
-    batch->outstanding++;
-  }
-}
-
-void Core::OnOperation(void* request, ucs_status_t status, void* arg) {
-  auto* batch = static_cast<Batch*>(arg);
-  ucp_request_free(request);
-  batch->endpoint->core->Completed(batch, status);
-}
-
-void Core::Completed(Batch* batch, ucs_status_t status) {
-  batch->outstanding--;
-  dirty_ = true;
-  if (status == UCS_OK) return;
-  Peer* endpoint = batch->endpoint.get();
-  // An operation that was accepted fails only because its connection does.
-  FailEndpoint(endpoint, absl::UnavailableError(absl::StrCat("connection to ", endpoint->peer_name, " was lost: ",
-                                                             ucs_status_string(status), "; connect again")));
-  if (batch->error.ok()) batch->error = endpoint->failure;
-}
-
-void Core::Flush(Batch* batch) {
-  batch->flushing = true;
-  ucp_request_param_t param{};
-  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
-  param.cb.send = &Core::OnOperation;
-  param.user_data = batch;
-  Issued(batch, ucp_ep_flush_nbx(batch->endpoint->handle, &param), "flush");
-}
-
-void Core::SendMessage(Batch* batch) {
-  batch->next = 1;
+void Core::SendNote(Peer* peer, unsigned am_id, std::string header, std::string payload) {
+  if (peer->failed) return;
+  auto* note = new Note{std::move(header), std::move(payload)};
   ucp_request_param_t param{};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS;
-  param.flags = UCP_AM_SEND_FLAG_EAGER | UCP_AM_SEND_FLAG_REPLY;
-  param.cb.send = &Core::OnOperation;
-  param.user_data = batch;
-  Issued(batch,
-         ucp_am_send_nbx(batch->endpoint->handle, kMessageId, nullptr, 0, batch->message.data(), batch->message.size(),
-                         &param),
-         "message");
-  if (batch->error.ok()) counters.messages_sent++;
+  // The hello needs the way back; it is the only message whose receiver does not know the channel yet.
+  param.flags = UCP_AM_SEND_FLAG_EAGER | (am_id == kHelloId ? static_cast<uint32_t>(UCP_AM_SEND_FLAG_REPLY) : 0);
+  param.cb.send = &OnNoteSent;
+  param.user_data = note;
+  const ucs_status_ptr_t request = ucp_am_send_nbx(peer->handle, am_id, note->header.data(), note->header.size(),
+                                                   note->payload.data(), note->payload.size(), &param);
+  if (request == nullptr || UCS_PTR_IS_ERR(request)) delete note;  // an error means a lost peer, whose endpoint tells
 }
 
-// Tells the waiter. Idempotent: a failed message's waiter is told before UCX has let go of the message.
-void Core::End(Batch* batch) {
-  if (batch->kind == BatchKind::kCall) calls_.erase(batch->call_id);
-  ForgetOps(batch);
-  if (batch->done.Happened()) return;
-  if (batch->result.ok()) batch->result = batch->error;
-  if (!batch->result.ok()) {
-    if (batch->kind != BatchKind::kReply && !batch->error.ok()) counters.failed_batches++;
-  } else if (batch->kind == BatchKind::kPut) {
-    counters.put_bytes += batch->bytes;
-    counters.put_transfers += batch->pieces.size();
-  } else if (batch->kind == BatchKind::kGet) {
-    counters.get_bytes += batch->bytes;
-    counters.get_transfers += batch->pieces.size();
-  }
-  batch->done.Notify();
-}
-
-void Core::CheckDeadlines(absl::Time now) {
-  for (auto& batch : active_) {
-    if (now < batch->deadline) continue;
-    Peer* endpoint = batch->endpoint.get();
-    if (batch->error.ok()) {
-      batch->error = absl::DeadlineExceededError(
-          absl::StrCat(batch->is_transfer() ? "transfer with " : "no answer from ", endpoint->peer_name,
-                       batch->is_transfer() ? " missed its deadline; its connection was closed, connect again"
-                                            : " by the deadline"));
-      dirty_ = true;
-    }
-    if (batch->is_transfer() && !endpoint->failed) {
-      FailEndpoint(endpoint,
-                   absl::UnavailableError(absl::StrCat("connection to ", endpoint->peer_name,
-                                                       " was closed because a transfer missed its deadline")));
-    }
-  }
-}
-
-// ---- Messages ----
-
-ucs_status_t Core::OnMessage(void* arg, const void*, size_t, void* data, size_t length,
-                             const ucp_am_recv_param_t* param) {
-  // Ours are sent eagerly, so a rendezvous comes from something else; its data never arrives here.
-  if ((param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0) return UCS_ERR_REJECTED;
-  ucp_ep_h reply_to = (param->recv_attr & UCP_AM_RECV_ATTR_FIELD_REPLY_EP) != 0 ? param->reply_ep : nullptr;
-  static_cast<Core*>(arg)->ReceiveMessage({static_cast<const char*>(data), length}, reply_to);
-  return UCS_OK;
-}
-
-void Core::ReceiveMessage(absl::string_view bytes, ucp_ep_h reply_to) {
-  ByteReader reader(bytes);
-  const auto kind = static_cast<MessageKind>(reader.U16());
-  const uint16_t id = reader.U16();
-  const uint64_t call_id = reader.U64();
-  const uint32_t code = reader.U32();
-  const absl::string_view header = reader.Counted();
-  const absl::string_view payload = reader.Counted();
-  if (!reader.ok() || reader.remaining() != 0) return;
-  if (kind == MessageKind::kReply) {
-    const auto found = calls_.find(call_id);
-    if (found == calls_.end()) return;  // its caller has given up
-    Batch* batch = found->second;
-    batch->answered = true;
-    batch->reply = std::string(payload);
-    if (code != 0) {
-      batch->result = absl::Status(static_cast<absl::StatusCode>(std::min<uint32_t>(code, 16)), payload);
-    }
-    dirty_ = true;
+void Core::OnHello(const void*, size_t, void* data, size_t length, const ucp_am_recv_param_t* param, bool*) {
+  if (IsRendezvous(param) || (param->recv_attr & UCP_AM_RECV_ATTR_FIELD_REPLY_EP) == 0) return;
+  const auto found = by_handle_.find(param->reply_ep);
+  if (found == by_handle_.end()) return;
+  Peer* peer = found->second;
+  if (!peer->accepted || peer->failed || peer->remote_channel != 0) return;
+  const absl::StatusOr<Hello> hello = DecodeHello({static_cast<const char*>(data), length});
+  if (!hello.ok()) {
+    shared_->counters.refused_peers++;
+    FailPeer(peer, hello.status());
     return;
   }
-  if (kind != MessageKind::kOneWay && kind != MessageKind::kRequest) return;
-  counters.messages_received++;
-  absl::StatusOr<std::string> answer =
-      absl::NotFoundError(absl::StrCat("the peer has no handler for messages with id ", id));
-  const auto handler = handlers_.find(id);
-  if (handler != handlers_.end()) answer = handler->second(header, payload);
-  if (kind == MessageKind::kOneWay) return;
-  if (answer.ok() && answer->size() > kMaxMessageBytes) {
-    answer = absl::ResourceExhaustedError(absl::StrCat("the handler's answer has ", answer->size(), " bytes; at most ",
-                                                       kMaxMessageBytes, " can be sent"));
+  const std::string to(reinterpret_cast<const char*>(&hello->channel), sizeof(hello->channel));
+  HelloAnswer answer;
+  answer.context_id = shared_->id;
+  answer.machine = shared_->machine;
+  const absl::StatusOr<uint16_t> version = AgreeOnVersion(kProtocolMin, kProtocolMax, *hello);
+  absl::StatusOr<PeerIdentity> identity =
+      version.ok() ? shared_->Authenticate(*hello) : absl::StatusOr<PeerIdentity>(version.status());
+  if (!identity.ok()) {
+    // The peer is told why, and closes; if it does not, the hello's time limit ends it.
+    shared_->counters.refused_peers++;
+    spdlog::warn("transport: refused {}: {}", peer->name, std::string(identity.status().message()));
+    answer.code = static_cast<uint32_t>(identity.status().code());
+    answer.message = std::string(identity.status().message());
+    SendNote(peer, kHelloAnswerId, to, EncodeHelloAnswer(answer));
+    return;
   }
-  const auto endpoint = by_handle_.find(reply_to);
-  if (endpoint == by_handle_.end()) return;
-  auto reply = std::make_shared<Batch>();
-  reply->kind = BatchKind::kReply;
-  reply->endpoint = endpoints_.at(endpoint->second);
-  reply->message = EncodeMessage(MessageKind::kReply, id, call_id, answer.status().code(), "",
-                                 answer.ok() ? absl::string_view(*answer) : answer.status().message());
-  active_.push_back(std::move(reply));
-  dirty_ = true;
+  peer->remote_channel = hello->channel;
+  peer->identity = *std::move(identity);
+  peer->heard = absl::Now();
+  peer->ready = true;
+  shared_->counters.connections_accepted++;
+  answer.version = *version;
+  answer.channel = peer->channel;
+  {
+    std::lock_guard<std::mutex> lock(shared_->mutex);
+    for (const RailAddress& rail : shared_->rail_addresses) {
+      answer.rail_hosts.push_back(rail.host);
+      answer.rail_ports.push_back(rail.port);
+    }
+  }
+  SendNote(peer, kHelloAnswerId, to, EncodeHelloAnswer(answer));
+}
+
+void Core::OnHelloAnswer(const void* header, size_t header_length, void* data, size_t length,
+                         const ucp_am_recv_param_t* param, bool*) {
+  uint64_t channel = 0;
+  if (IsRendezvous(param) || !ReadHeader(header, header_length, &channel)) return;
+  const auto found = channels_.find(channel);
+  if (found == channels_.end()) return;
+  Peer* peer = found->second;
+  if (peer->accepted || peer->failed || peer->remote_channel != 0) return;
+  const std::shared_ptr<Link> link = peer->link.lock();
+  const absl::StatusOr<HelloAnswer> answer = DecodeHelloAnswer({static_cast<const char*>(data), length});
+  if (link == nullptr || !answer.ok()) {
+    FailPeer(peer, absl::UnavailableError(
+                       absl::StrCat("the peer at ", peer->name, " answers in another protocol; run the same release")));
+    return;
+  }
+  if (answer->code != 0) {
+    FailPeer(peer, absl::Status(static_cast<absl::StatusCode>(std::min<uint32_t>(answer->code, 16)), answer->message));
+    return;
+  }
+  bool same = true;
+  {
+    std::lock_guard<std::mutex> lock(link->mutex);
+    const bool first = link->version == 0;
+    same = first || link->peer_id == answer->context_id;
+    if (same) {
+      peer->remote_channel = answer->channel;
+      if (first) {
+        link->peer_id = answer->context_id;
+        link->same_machine = !shared_->machine.empty() && answer->machine == shared_->machine;
+        link->version = answer->version;
+        for (size_t i = 0; i < answer->rail_hosts.size(); ++i) {
+          link->addresses.push_back({answer->rail_hosts[i], answer->rail_ports[i]});
+        }
+      }
+      if (link->rails.size() <= rail_) link->rails.resize(rail_ + 1);
+      link->rails[rail_] = peers_.at(peer);
+      link->alive++;
+      peer->ready = true;
+    }
+  }
+  if (!same) {
+    // Another process has taken the address. The rails that are left will find out for themselves.
+    FailPeer(peer, absl::UnavailableError(absl::StrCat("the peer at ", peer->name, " has been restarted")));
+    return;
+  }
+  peer->heard = absl::Now();
+  std::erase_if(lost_rails_, [&](const LostRail& lost) { return lost.link.lock() == link; });
+  HelloEnded(peer, absl::OkStatus());
+}
+
+void Core::HelloEnded(Peer* peer, const absl::Status& status) {
+  if (peer->hello_done.Happened()) return;
+  peer->hello_status = status;
+  peer->hello_done.Notify();
+}
+
+// ---- Signs of life ----
+
+void Core::KeepAlive(absl::Time now) {
+  const absl::Duration interval = shared_->options.keepalive;
+  for (auto& [raw, peer] : peers_) {
+    if (peer->failed) continue;
+    if (peer->remote_channel == 0) {
+      if (now - peer->opened > kHelloLimit) {
+        if (peer->accepted) shared_->counters.refused_peers++;
+        FailPeer(raw, absl::UnavailableError(absl::StrCat(peer->name, " did not say hello in time")));
+      }
+      continue;
+    }
+    const absl::Duration silent = now - peer->heard;
+    if (silent > kMissedAnswers * interval) {
+      FailPeer(raw, absl::UnavailableError(absl::StrCat("no sign of life from ", peer->name, " for ",
+                                                        absl::FormatDuration(silent), "; connect again")));
+    } else if (silent > interval && now - peer->pinged > interval) {
+      peer->pinged = now;
+      const PingHeader ping{peer->remote_channel, 0};
+      SendNote(raw, kPingId, std::string(reinterpret_cast<const char*>(&ping), sizeof(ping)), "");
+    }
+  }
+}
+
+void Core::OnPing(const void* header, size_t header_length, void*, size_t, const ucp_am_recv_param_t*, bool*) {
+  PingHeader ping;
+  if (!ReadHeader(header, header_length, &ping)) return;
+  Peer* peer = PeerOf(ping.channel);
+  if (peer == nullptr || ping.is_answer != 0) return;
+  const PingHeader answer{peer->remote_channel, 1};
+  SendNote(peer, kPingId, std::string(reinterpret_cast<const char*>(&answer), sizeof(answer)), "");
+}
+
+void Core::RetryRails(absl::Time now) {
+  for (size_t i = 0; i < lost_rails_.size();) {
+    LostRail& lost = lost_rails_[i];
+    const std::shared_ptr<Link> link = lost.link.lock();
+    bool wanted = link != nullptr;
+    if (wanted) {
+      std::lock_guard<std::mutex> lock(link->mutex);
+      wanted = !link->closed && link->alive > 0 && rail_ < link->addresses.size();
+    }
+    if (!wanted) {
+      lost_rails_.erase(lost_rails_.begin() + static_cast<ptrdiff_t>(i));
+      continue;
+    }
+    if (now >= lost.next_try) {
+      lost.pause = std::min(lost.pause * 2, kLongestRetry);
+      lost.next_try = now + lost.pause;
+      const RailAddress& rail = link->addresses[rail_];
+      const absl::StatusOr<SocketAddress> address = ParseAddress(rail.host, rail.port);
+      if (address.ok()) {
+        Greet(link, address->get(), address->length, absl::StrCat(rail.host, ":", rail.port)).status().IgnoreError();
+      }
+    }
+    ++i;
+  }
 }
 
 }  // namespace perigee::transport::internal

@@ -20,7 +20,7 @@ std::string EncodeRemoteKey(const PackedKey& key) {
   ByteWriter writer;
   writer.U32(kMagic);
   writer.U16(kVersion);
-  writer.Raw({reinterpret_cast<const char*>(key.engine_id.data()), key.engine_id.size()});
+  writer.Raw({reinterpret_cast<const char*>(key.context_id.data()), key.context_id.size()});
   writer.U64(key.region_id);
   writer.U64(key.base);
   writer.U64(key.size_bytes);
@@ -38,7 +38,7 @@ absl::StatusOr<PackedKey> DecodeRemoteKey(absl::string_view bytes) {
   const uint32_t magic = reader.U32();
   const uint16_t version = reader.U16();
   PackedKey key;
-  const absl::string_view engine_id = reader.Raw(key.engine_id.size());
+  const absl::string_view context_id = reader.Raw(key.context_id.size());
   key.region_id = reader.U64();
   key.base = reader.U64();
   key.size_bytes = reader.U64();
@@ -56,11 +56,11 @@ absl::StatusOr<PackedKey> DecodeRemoteKey(absl::string_view bytes) {
     return absl::InvalidArgumentError(
         absl::StrCat("remote key has version ", version, ", this program reads ", kVersion, "; run the same release"));
   }
-  if (key.ucx_key.empty() || key.size_bytes == 0 || key.size_bytes > std::numeric_limits<uint64_t>::max() - key.base) {
+  if (key.size_bytes == 0 || key.size_bytes > std::numeric_limits<uint64_t>::max() - key.base) {
     return absl::InvalidArgumentError(
         absl::StrCat("remote key describes an impossible region: base ", key.base, ", ", key.size_bytes, " bytes"));
   }
-  std::copy(engine_id.begin(), engine_id.end(), key.engine_id.begin());
+  std::copy(context_id.begin(), context_id.end(), key.context_id.begin());
   return key;
 }
 

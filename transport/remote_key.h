@@ -1,6 +1,6 @@
 // The packed form of a remote key, as it travels through the control plane.
 //
-//   u32 magic "PGRK" | u16 version | 16 bytes engine id | u64 region id | u64 base | u64 size |
+//   u32 magic "PGRK" | u16 version | 16 bytes context id | u64 region id | u64 base | u64 size |
 //   u32 length, UCX's key | u32 CRC32C of all before
 //
 // Little-endian. UCX's own unpacking trusts its input, so nothing reaches it unless the checksum holds and the lengths
@@ -17,10 +17,10 @@
 
 namespace perigee::transport {
 
-using EngineId = std::array<uint8_t, 16>;  // random, one per engine; tells whose memory a key opens
+using ContextId = std::array<uint8_t, 16>;  // random, one per context; tells whose memory a key opens
 
 struct PackedKey {
-  EngineId engine_id{};
+  ContextId context_id{};
   uint64_t region_id = 0;  // random; the owner serves only regions that it still has
   uint64_t base = 0;
   uint64_t size_bytes = 0;

@@ -115,7 +115,7 @@ TEST_P(FailureTest, APeerKilledDuringAPutIsUnavailableAndOthersGoOn) {
   ExpectWorks(to_victim);
   const absl::Time start = absl::Now();
   // 64 GiB: cannot finish before the kill.
-  auto handle = to_victim.connection.StartPut(Puts(to_victim, 1024), start + absl::Seconds(20));
+  auto handle = to_victim.connection.StartPut(Puts(to_victim, 1024), {.deadline = start + absl::Seconds(20)});
   ASSERT_TRUE(handle.ok());
   victim.Kill();
   const absl::Status status = handle->Wait();
@@ -134,7 +134,7 @@ TEST_P(FailureTest, APeerKilledDuringAPutIsUnavailableAndOthersGoOn) {
 TEST_P(FailureTest, APeerKilledDuringAGetIsUnavailableAndOthersGoOn) {
   PeerProcess victim(GetParam()), other(GetParam());
   const Link to_victim = LinkTo(victim), to_other = LinkTo(other);
-  auto handle = to_victim.connection.StartGet(Gets(to_victim, 1024), Soon());
+  auto handle = to_victim.connection.StartGet(Gets(to_victim, 1024), {.deadline = Soon()});
   ASSERT_TRUE(handle.ok());
   victim.Kill();
   const absl::Status status = handle->Wait();
@@ -154,7 +154,8 @@ TEST_P(FailureTest, AStalledPeerIsDeadlineExceededAndOthersGoOn) {
   const absl::Status put = to_victim.connection.Put(Puts(to_victim, 1024), start + absl::Milliseconds(500));
   EXPECT_TRUE(absl::IsDeadlineExceeded(put)) << put;
   EXPECT_LT(absl::Now() - start, absl::Seconds(5));
-  EXPECT_FALSE(to_victim.connection.connected());
+  // Copies into shared memory need nobody else, so there was nothing to cut off.
+  EXPECT_EQ(to_victim.connection.connected(), to_victim.remote.path() == "shared memory");
   ExpectWorks(to_other);
 }
 
@@ -180,14 +181,14 @@ TEST_P(FailureTest, AHandleDroppedInMidTransferEndsByItsDeadline) {
   const Link link = LinkTo(victim);
   victim.Stall();
   const absl::Time start = absl::Now();
-  { auto handle = link.connection.StartPut(Puts(link, 1024), start + absl::Milliseconds(300)); }
+  { auto handle = link.connection.StartPut(Puts(link, 1024), {.deadline = start + absl::Milliseconds(300)}); }
   EXPECT_LT(absl::Now() - start, absl::Seconds(5));
-  EXPECT_FALSE(link.connection.connected());
+  EXPECT_EQ(link.connection.connected(), link.remote.path() == "shared memory");
 }
 
 TEST_P(FailureTest, AServerSurvivesClientsKilledInMidTransfer) {
   auto region = engine_->AllocateMemory(kRegionBytes);
-  auto listener = engine_->Listen("127.0.0.1", 0);
+  auto listener = engine_->Listen("127.0.0.1", 0, TrustEveryone);
   ASSERT_TRUE(region.ok() && listener.ok());
   const std::string& key = region->remote_key();
   const std::string hex = ToHex({reinterpret_cast<const uint8_t*>(key.data()), key.size()});

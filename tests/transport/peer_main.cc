@@ -44,7 +44,7 @@ int main(int argc, char** argv) {
     return Hammer(**engine, static_cast<uint16_t>(std::atoi(argv[2])), argv[3], absl::string_view(argv[4]) == "get");
   }
   auto region = (*engine)->AllocateMemory(std::strtoull(argv[2], nullptr, 10));
-  auto listener = (*engine)->Listen("127.0.0.1", 0);
+  auto listener = (*engine)->Listen("127.0.0.1", 0, perigee::transport::TrustEveryone);
   if (!region.ok() || !listener.ok()) return 4;
   const std::string& key = region->remote_key();
   const std::string hex = perigee::ToHex({reinterpret_cast<const uint8_t*>(key.data()), key.size()});

@@ -37,9 +37,9 @@ class TransferTest : public testing::TestWithParam<Case> {
   static constexpr size_t kRegionBytes = 20 << 20;
 
   void SetUp() override {
-    server_ = MakeEngine();
-    client_ = MakeEngine();
-    auto listener = server_->Listen("127.0.0.1", 0);
+    server_ = MakeContext();
+    client_ = MakeContext();
+    auto listener = server_->Listen("127.0.0.1", 0, TrustEveryone);
     ASSERT_TRUE(listener.ok()) << listener.status();
     listener_ = *std::move(listener);
     region_ = MakeRegion(*server_);
@@ -47,7 +47,7 @@ class TransferTest : public testing::TestWithParam<Case> {
     remote_ = Unpack(connection_);
   }
 
-  std::unique_ptr<Context> MakeEngine() {
+  std::unique_ptr<Context> MakeContext() {
     auto engine = Context::Create({.transports = GetParam().transports});
     EXPECT_TRUE(engine.ok()) << engine.status();
     return *std::move(engine);
@@ -104,7 +104,8 @@ TEST_P(TransferTest, AnUnregisteredRegionIsNotReachedByMessages) {
 
 TEST_P(TransferTest, UnregisteringInMidTransferEndsIt) {
   std::vector<std::byte> local(16 << 20);
-  auto handle = connection_.StartPut(std::vector<PutTransfer>(64, {local, remote_.address(), &remote_}), Soon());
+  auto handle =
+      connection_.StartPut(std::vector<PutTransfer>(64, {local, remote_.address(), &remote_}), {.deadline = Soon()});
   ASSERT_TRUE(handle.ok());
   if (remote_.path() == "messages") {
     region_ = MemoryRegion();
@@ -200,8 +201,9 @@ TEST_P(TransferTest, ThreadsShareOneConnection) {
 TEST_P(TransferTest, HandlesOverlapAndDestructorsWait) {
   const auto a = Pattern(6 << 20, 1), b = Pattern(6 << 20, 2);
   {
-    auto first = connection_.StartPut(std::vector<PutTransfer>{{a, remote_.address(), &remote_}}, Soon());
-    auto second = connection_.StartPut(std::vector<PutTransfer>{{b, remote_.address() + a.size(), &remote_}}, Soon());
+    auto first = connection_.StartPut(std::vector<PutTransfer>{{a, remote_.address(), &remote_}}, {.deadline = Soon()});
+    auto second = connection_.StartPut(std::vector<PutTransfer>{{b, remote_.address() + a.size(), &remote_}},
+                                       {.deadline = Soon()});
     ASSERT_TRUE(first.ok() && second.ok());
     TransferBatch moved = *std::move(first);
     EXPECT_TRUE(second->Wait().ok());
@@ -251,7 +253,7 @@ TEST_P(TransferTest, RefusesDamagedAndForeignKeys) {
   ASSERT_TRUE(own.ok());
   const absl::Status foreign = connection_.UnpackRemoteKey(own->remote_key()).status();
   EXPECT_TRUE(absl::IsInvalidArgument(foreign));
-  EXPECT_THAT(std::string(foreign.message()), HasSubstr("another engine"));
+  EXPECT_THAT(std::string(foreign.message()), HasSubstr("another context"));
 
   std::vector<std::byte> local(8);
   RemoteRegion empty;
@@ -272,9 +274,10 @@ TEST_P(TransferTest, APastDeadlineStartsNothingAndKeepsTheConnection) {
   EXPECT_TRUE(connection_.Put({}, Soon()).ok());  // an empty batch is only a flush
 }
 
-TEST_P(TransferTest, ObjectsOutliveTheirEngine) {
+TEST_P(TransferTest, ObjectsOutliveTheirContext) {
   std::vector<std::byte> local(6 << 20);
-  auto handle = connection_.StartGet(std::vector<GetTransfer>{{local, remote_.address(), &remote_}}, Soon());
+  auto handle =
+      connection_.StartGet(std::vector<GetTransfer>{{local, remote_.address(), &remote_}}, {.deadline = Soon()});
   ASSERT_TRUE(handle.ok());
   client_.reset();
   EXPECT_TRUE(handle->done());  // OK or CANCELLED, but over
@@ -287,7 +290,8 @@ TEST_P(TransferTest, ObjectsOutliveTheirEngine) {
 
 TEST_P(TransferTest, ADestroyedConnectionCancelsItsTransfersAndTheNextOneWorks) {
   std::vector<std::byte> local(6 << 20);
-  auto handle = connection_.StartGet(std::vector<GetTransfer>{{local, remote_.address(), &remote_}}, Soon());
+  auto handle =
+      connection_.StartGet(std::vector<GetTransfer>{{local, remote_.address(), &remote_}}, {.deadline = Soon()});
   ASSERT_TRUE(handle.ok());
   connection_ = Endpoint();
   const absl::Status status = handle->Wait();
@@ -303,32 +307,32 @@ INSTANTIATE_TEST_SUITE_P(Transports, TransferTest,
                                          Case{"SharedMemoryRegistered", "shm,tcp", false}),
                          [](const auto& info) { return info.param.name; });
 
-TEST(EngineTest, AnUnknownTransportIsAnErrorThatNamesIt) {
+TEST(ContextTest, AnUnknownTransportIsAnErrorThatNamesIt) {
   const auto engine = Context::Create({.transports = "carrier_pigeon"});
   ASSERT_FALSE(engine.ok());
   EXPECT_THAT(std::string(engine.status().message()), HasSubstr("carrier_pigeon"));
 }
 
-TEST(EngineTest, APortInUseIsAnErrorThatNamesIt) {
+TEST(ContextTest, APortInUseIsAnErrorThatNamesIt) {
   auto a = Context::Create({.transports = "tcp"}), b = Context::Create({.transports = "tcp"});
   ASSERT_TRUE(a.ok() && b.ok());
-  auto listener = (*a)->Listen("127.0.0.1", 0);
+  auto listener = (*a)->Listen("127.0.0.1", 0, TrustEveryone);
   ASSERT_TRUE(listener.ok()) << listener.status();
-  const absl::Status status = (*b)->Listen("127.0.0.1", listener->port()).status();
+  const absl::Status status = (*b)->Listen("127.0.0.1", listener->port(), TrustEveryone).status();
   EXPECT_TRUE(absl::IsAlreadyExists(status)) << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr(std::to_string(listener->port())));
   // Once free, the port can be taken.
   const uint16_t port = listener->port();
   *listener = Listener();
-  EXPECT_TRUE((*b)->Listen("127.0.0.1", port).ok());
+  EXPECT_TRUE((*b)->Listen("127.0.0.1", port, TrustEveryone).ok());
 }
 
-TEST(EngineTest, ConnectingToAClosedPortFailsFast) {
+TEST(ContextTest, ConnectingToAClosedPortFailsFast) {
   auto engine = Context::Create({.transports = "tcp"});
   ASSERT_TRUE(engine.ok());
   uint16_t port = 0;
   {
-    auto listener = (*engine)->Listen("127.0.0.1", 0);
+    auto listener = (*engine)->Listen("127.0.0.1", 0, TrustEveryone);
     ASSERT_TRUE(listener.ok());
     port = listener->port();
   }
@@ -340,7 +344,7 @@ TEST(EngineTest, ConnectingToAClosedPortFailsFast) {
               absl::IsUnavailable((*engine)->Connect("no such host.", 1, Soon()).status()));
 }
 
-TEST(EngineTest, RefusesEmptyRegions) {
+TEST(ContextTest, RefusesEmptyRegions) {
   auto engine = Context::Create({.transports = "tcp"});
   ASSERT_TRUE(engine.ok());
   EXPECT_TRUE(absl::IsInvalidArgument((*engine)->RegisterMemory({}).status()));

@@ -70,7 +70,8 @@ bool HasCrc32cLevel(Crc32cLevel level) {
   const bool sse42 = __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("pclmul");
   if (level == Crc32cLevel::kSse42) return sse42;
   if (level == Crc32cLevel::kAvx512) {
-    return sse42 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("vpclmulqdq");
+    return sse42 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("vpclmulqdq") &&
+           __builtin_cpu_supports("prfchw");
   }
 #endif
   return level == Crc32cLevel::kPortable;

@@ -20,18 +20,18 @@
 #include "base/crc32c_polynomial.h"
 
 #define PERIGEE_SSE42 __attribute__((target("sse4.2,pclmul")))
-#define PERIGEE_AVX512 __attribute__((target("sse4.2,pclmul,avx512f,vpclmulqdq")))
+#define PERIGEE_AVX512 __attribute__((target("sse4.2,pclmul,avx512f,vpclmulqdq,prfchw")))
 
 namespace perigee::internal {
 namespace {
 
 enum class Store { kNone, kCached, kStreaming };
 
-// How far ahead of the loop lines are asked for. The destination's matter most: a store that waits for its line to be
-// owned stalls the stores behind it, which "rep movsb" in memcpy avoids. The source's help past the pages' ends, where
-// the hardware's prefetcher stops, and cost 2-3 % where everything is in the second-level cache.
-constexpr size_t kDestinationAhead = 1024;
-constexpr size_t kSourceAhead = 4096;
+// How far ahead of the loop lines are asked for, into the first-level cache (nearer, or into the second only, is
+// slower). The destination's matter most: a store that waits for its line to be owned stalls the stores behind it,
+// which memcpy's "rep movsb" avoids. The source's help past the pages' ends, where the hardware's prefetcher stops, and
+// cost a copy 2-3 % where everything is in the second-level cache.
+constexpr size_t kPrefetchAhead = 2048;
 constexpr size_t kPrefetchSourceFrom = size_t{256} << 10;
 // Streaming stores need not read the destination first, but leave it in memory. They gain where whoever reads it would
 // not have found it in a cache anyhow, and lose up to 5x where he would have.
@@ -66,18 +66,29 @@ PERIGEE_SSE42 inline uint32_t Shift(uint32_t crc) {
 }
 
 // Blocks of three neighbouring streams of kStream bytes each, in turns: the instruction takes three cycles but starts
-// every cycle. Advances the pointers and the count past whole blocks.
+// every cycle. Stores are of 16 bytes: those of 8 would be the bottleneck. Advances the pointers and the count past
+// whole blocks.
 template <Store kStore, size_t kStream>
 PERIGEE_SSE42 uint32_t RunThreeStreams(std::byte*& destination, const std::byte*& source, size_t& bytes, uint32_t crc) {
   constexpr size_t kBlock = 3 * kStream;
   for (; bytes >= kBlock; source += kBlock, bytes -= kBlock) {
     uint64_t sum[3] = {crc, 0, 0};
-    for (size_t at = 0; at < kStream; at += 8) {
-      for (size_t i = 0; i < 3; ++i) {
-        uint64_t word;
-        std::memcpy(&word, source + i * kStream + at, 8);
-        if constexpr (kStore != Store::kNone) std::memcpy(destination + i * kStream + at, &word, 8);
-        sum[i] = _mm_crc32_u64(sum[i], word);
+    // The next block's lines, as in RunVectors; not past the end.
+    const size_t soon = bytes >= 2 * kBlock ? kBlock : 0;
+    for (size_t line = 0; line < kStream; line += 64) {
+      if constexpr (kStore != Store::kNone) {
+        for (size_t i = 0; i < 3; ++i) __builtin_prefetch(destination + soon + i * kStream + line, 1, 3);
+      }
+      for (size_t at = line; at < line + 64; at += 16) {
+#pragma GCC unroll 3
+        for (size_t i = 0; i < 3; ++i) {  // Unrolled, or the sums go through memory.
+          const __m128i pair = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i * kStream + at));
+          if constexpr (kStore != Store::kNone) {
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(destination + i * kStream + at), pair);
+          }
+          sum[i] = _mm_crc32_u64(sum[i], static_cast<uint64_t>(_mm_cvtsi128_si64(pair)));
+          sum[i] = _mm_crc32_u64(sum[i], static_cast<uint64_t>(_mm_extract_epi64(pair, 1)));
+        }
       }
     }
     crc = Shift<2 * kStream * 8>(static_cast<uint32_t>(sum[0])) ^ Shift<kStream * 8>(static_cast<uint32_t>(sum[1])) ^
@@ -150,12 +161,11 @@ PERIGEE_AVX512 uint32_t RunVectors(std::byte* destination, const std::byte* sour
     const __m512i by_step = FoldBy<kStep * 8>();
     for (at = kStep; at + kStep <= bytes; at += kStep) {
       // Past the end lies somebody else's memory: near it, ask for lines that are about to be used anyway.
-      const size_t to = at + kStep + kDestinationAhead <= bytes ? at + kDestinationAhead : at;
-      const size_t from = at + kStep + kSourceAhead <= bytes ? at + kSourceAhead : at;
+      const size_t soon = at + kStep + kPrefetchAhead <= bytes ? at + kPrefetchAhead : at;
 #pragma GCC unroll 8
       for (size_t i = 0; i < kAccumulators; ++i) {
-        if constexpr (kPrefetchSource) __builtin_prefetch(source + from + i * kVector, 0, 3);
-        if constexpr (kStore == Store::kCached) __builtin_prefetch(destination + to + i * kVector, 1, 3);
+        if constexpr (kPrefetchSource) __builtin_prefetch(source + soon + i * kVector, 0, 3);
+        if constexpr (kStore == Store::kCached) __builtin_prefetch(destination + soon + i * kVector, 1, 3);
         const __m512i lanes = Move<kStore>(destination, source, at + i * kVector);
         accumulators[i] = Fold(accumulators[i], by_step, lanes);
       }
@@ -179,6 +189,15 @@ PERIGEE_AVX512 uint32_t RunVectors(std::byte* destination, const std::byte* sour
   return RunSerial<Store::kCached>(destination + at, source + at, bytes - at, crc);
 }
 
+// Shorter than this, the crc32 instruction alone is no slower.
+constexpr size_t kVectorsFrom = 128;
+
+// Bytes before `address` is aligned to a vector; 0 where a vector across two cache lines costs less than these bytes.
+size_t HeadBytes(const std::byte* address, size_t bytes) {
+  constexpr size_t kAlignFrom = 4096;
+  return bytes < kAlignFrom ? 0 : -reinterpret_cast<uintptr_t>(address) % kVector;
+}
+
 }  // namespace
 
 PERIGEE_SSE42 uint32_t SumSse42(const std::byte* source, size_t bytes, uint32_t crc) {
@@ -189,19 +208,16 @@ PERIGEE_SSE42 uint32_t CopySse42(std::byte* destination, const std::byte* source
   return RunSse42<Store::kCached>(destination, source, bytes, crc);
 }
 
-// Shorter than this, the crc32 instruction alone is no slower.
-constexpr size_t kVectorsFrom = 256;
-
 PERIGEE_AVX512 uint32_t SumAvx512(const std::byte* source, size_t bytes, uint32_t crc) {
   if (bytes < kVectorsFrom) return RunSerial<Store::kNone>(nullptr, source, bytes, crc);
-  const size_t head = -reinterpret_cast<uintptr_t>(source) % kVector;
+  const size_t head = HeadBytes(source, bytes);
   crc = RunSerial<Store::kNone>(nullptr, source, head, crc);
   return RunVectors<Store::kNone, true>(nullptr, source + head, bytes - head, crc);
 }
 
 PERIGEE_AVX512 uint32_t CopyAvx512(std::byte* destination, const std::byte* source, size_t bytes, uint32_t crc) {
   if (bytes < kVectorsFrom) return RunSerial<Store::kCached>(destination, source, bytes, crc);
-  const size_t head = -reinterpret_cast<uintptr_t>(destination) % kVector;
+  const size_t head = HeadBytes(destination, bytes);
   crc = RunSerial<Store::kCached>(destination, source, head, crc);
   const auto run = bytes >= kStreamFrom           ? RunVectors<Store::kStreaming, true>
                    : bytes >= kPrefetchSourceFrom ? RunVectors<Store::kCached, true>

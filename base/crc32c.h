@@ -13,8 +13,8 @@ namespace perigee {
 uint32_t Crc32c(std::span<const std::byte> bytes, uint32_t seed = 0);
 
 // Copies `source` to `destination` (any alignment, any length; the two must not overlap) and returns
-// Crc32c(source, seed): one pass, at memcpy's speed. The sum is that of the bytes stored, even where somebody changes
-// the source meanwhile.
+// Crc32c(source, seed), in one pass: with AVX-512 at memcpy's speed from 64 KiB on, at half of it for 4 KiB. The sum is
+// that of the bytes stored, even where somebody changes the source meanwhile.
 uint32_t Crc32cCopy(std::byte* destination, std::span<const std::byte> source, uint32_t seed = 0);
 
 // Crc32c(a followed by b), from crc_a = Crc32c(a), crc_b = Crc32c(b) and b's length in bytes, in time of its logarithm.

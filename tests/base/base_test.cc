@@ -6,7 +6,6 @@
 #include <thread>
 
 #include "base/bytes.h"
-#include "base/crc32c.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "base/parallel.h"
@@ -16,13 +15,6 @@ namespace perigee {
 namespace {
 
 using ::testing::HasSubstr;
-
-TEST(Crc32c, MatchesTheStandardsCheckValue) { EXPECT_EQ(Crc32c(AsBytes("123456789")), 0xE3069283u); }
-
-TEST(Crc32c, ContinuesOverPieces) {
-  EXPECT_EQ(Crc32c(AsBytes("56789"), Crc32c(AsBytes("1234"))), Crc32c(AsBytes("123456789")));
-  EXPECT_EQ(Crc32c({}, 77u), 77u);
-}
 
 TEST(Sha256, MatchesTheStandardsExample) {
   EXPECT_EQ(ToHex(Sha256("abc")), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");

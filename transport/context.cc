@@ -60,6 +60,7 @@ absl::StatusOr<std::unique_ptr<Context>> Context::Create(const Options& options)
 }
 
 Context::~Context() {
+  shared_->stopped = true;
   for (const std::shared_ptr<Core>& rail : shared_->rails) rail->Shutdown();
 }
 

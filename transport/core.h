@@ -397,7 +397,7 @@ class Shared : public std::enable_shared_from_this<Shared> {
   std::vector<std::shared_ptr<Core>> rails;
   GrantTable grants;
   Counters counters;
-  std::atomic<uint64_t> next_region{0};
+  std::atomic<bool> stopped{false};
 
   mutable std::mutex mutex;  // guards what follows
   std::unordered_map<uint64_t, std::weak_ptr<Region>> regions;

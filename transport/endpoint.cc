@@ -24,6 +24,7 @@ absl::Status NotOpen() {
 }
 
 absl::Status Lost(const Link& link) {
+  if (link.shared->stopped) return absl::FailedPreconditionError("the transport context has been destroyed");
   return absl::UnavailableError(absl::StrCat("the connection to ", link.name, " is closed; connect again"));
 }
 
@@ -158,8 +159,10 @@ absl::StatusOr<std::shared_ptr<Transfer>> StartTransfer(Direction direction, con
   // A mapping, and UCX's one-sided operations, are the first rail's.
   if (!messages && !rails.empty() && rails[0]->rail == 0) rails.resize(1);
   if (rails.empty()) return Lost(*link);
-  for (size_t i = 0; i < rails.size(); ++i) transfer->Attach();
   transfer->driver = rails[0]->core.get();
+  if (transfer->operations.empty()) rails.clear();  // nothing to move: it ends here
+  transfer->Attach();                               // so that it does not end before all rails have it
+  for (size_t i = 0; i < rails.size(); ++i) transfer->Attach();
   for (const std::shared_ptr<Peer>& peer : rails) {
     const auto add = [&] {
       peer->core->AddTransfer(transfer, peer);
@@ -167,11 +170,11 @@ absl::StatusOr<std::shared_ptr<Transfer>> StartTransfer(Direction direction, con
     };
     const absl::Status status = peer->core->Run(add);
     if (!status.ok()) {
-      transfer->Fail(status);
+      if (rails.size() == 1) transfer->Fail(status);
       transfer->Detach({}, status);
-      if (peer == rails[0]) return status;
     }
   }
+  transfer->Detach({}, Lost(*link));
   return transfer;
 }
 

@@ -84,11 +84,15 @@ absl::StatusOr<ClusterAddresses> ClusterAddresses::Read(const std::string& path)
   PERIGEE_RETURN_IF_ERROR(read("store", out.store));
   PERIGEE_RETURN_IF_ERROR(read("prefill", out.prefill));
   PERIGEE_RETURN_IF_ERROR(read("decode", out.decode));
+  if (json.contains("store_secret_file")) {
+    PERIGEE_RETURN_IF_ERROR(read("store_secret_file", out.store_secret_file));
+  }
   return out;
 }
 
 absl::Status ClusterAddresses::Write(const std::string& path) const {
-  const nlohmann::ordered_json json = {{"store", store}, {"prefill", prefill}, {"decode", decode}};
+  nlohmann::ordered_json json = {{"store", store}, {"prefill", prefill}, {"decode", decode}};
+  if (!store_secret_file.empty()) json["store_secret_file"] = store_secret_file;
   return WriteFileAtomically(path, json.dump(2) + "\n");
 }
 

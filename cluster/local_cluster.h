@@ -17,7 +17,7 @@ struct LocalClusterOptions {
   std::string executable;  // The perigee program; "": this one.
   std::string model_folder;
   std::string plan_file;     // "": the model folder's plan.json, else the identity plan; "identity".
-  std::string state_folder;  // Data, logs and cluster.json; made where missing.
+  std::string state_folder;  // Data, logs, secrets and cluster.json; made where missing.
   std::string host = "127.0.0.1";
   uint16_t store_port = 0;  // 0: any free one.
   uint16_t prefill_port = 0;
@@ -56,6 +56,7 @@ class LocalCluster {
 
  private:
   explicit LocalCluster(LocalClusterOptions options) : options_(std::move(options)) {}
+  absl::Status MakeSecret();
   absl::StatusOr<ChildProcess> Launch(const std::string& role, std::vector<std::string> arguments);
   absl::StatusOr<ChildProcess> LaunchNode(const std::string& role, uint16_t port);
   LocalClusterOptions options_;

@@ -129,7 +129,8 @@ absl::Status WriteBatch::Put(size_t plane, uint64_t offset_bytes, std::span<cons
   const absl::Time deadline = std::min(absl::Now() + s.core->options.transfer_deadline, s.expiry);
   const transport::PutTransfer piece{
       .local = bytes, .remote_address = r.address + offset_bytes, .region = &s.session->slab};
-  absl::StatusOr<transport::TransferBatch> handle = s.session->connection.StartPut({&piece, 1}, {.deadline = deadline, .checksums = false});
+  absl::StatusOr<transport::TransferBatch> handle =
+      s.session->connection.StartPut({&piece, 1}, {.deadline = deadline, .checksums = false});
   absl::MutexLock lock(&s.mu);
   if (!handle.ok()) {
     s.put_status.Update(handle.status());
@@ -330,7 +331,8 @@ void ReadLease::Release() {
 StoreClient::StoreClient(std::shared_ptr<ClientCore> core) : core_(std::move(core)) {}
 StoreClient::~StoreClient() = default;
 
-absl::StatusOr<std::unique_ptr<StoreClient>> StoreClient::Connect(const std::string& address, transport::Context* engine,
+absl::StatusOr<std::unique_ptr<StoreClient>> StoreClient::Connect(const std::string& address,
+                                                                  transport::Context* engine,
                                                                   const ClientOptions& options) {
   if (address.rfind(':') == std::string::npos) {
     return absl::InvalidArgumentError(absl::StrCat("store address '", address, "' is not host:port"));

@@ -35,6 +35,7 @@ struct ClientOptions {
       absl::Seconds(30);  // of one Put or Fetch; never past the reservation's or lease's end
   absl::Duration reservation_ttl = absl::Seconds(60);
   absl::Duration lease_ttl = absl::Seconds(60);
+  std::string secret;  // What the store's operator gave; empty where the store asks for none.
   std::string tenant;  // Planes of others are misses; empty: not checked.
 };
 

@@ -21,6 +21,7 @@ struct StoreServer::Parts {
   std::unique_ptr<transport::Context> engine;
   transport::MemoryRegion slab;
   std::unique_ptr<Store> store;
+  std::unique_ptr<SessionTable> sessions;
   transport::Listener listener;
   std::unique_ptr<grpc::Service> service;
   std::unique_ptr<GrpcServer> server;
@@ -40,21 +41,31 @@ absl::StatusOr<std::unique_ptr<StoreServer>> StoreServer::Start(const ServerOpti
   p.options = options;
   p.epoch = absl::Uniform<uint64_t>(absl::BitGen(), 1, std::numeric_limits<uint64_t>::max());
   PERIGEE_ASSIGN_OR_RETURN(p.engine, transport::Context::Create(options.transport));
-  PERIGEE_ASSIGN_OR_RETURN(p.slab, p.engine->AllocateMemory(options.slab_bytes));
+  PERIGEE_ASSIGN_OR_RETURN(p.slab, p.engine->AllocateMemory(options.slab_bytes, transport::Sharing::kLeased));
   PERIGEE_ASSIGN_OR_RETURN(p.store, Store::Open(options.store, p.slab.bytes()));
-  PERIGEE_ASSIGN_OR_RETURN(p.listener, p.engine->Listen(options.host, options.data_port, transport::TrustEveryone));
+  p.sessions = std::make_unique<SessionTable>(options.credentials, &p.engine->grants());
+  PERIGEE_ASSIGN_OR_RETURN(p.listener, p.engine->Listen(options.host, options.data_port,
+                                                        [sessions = p.sessions.get()](absl::string_view token,
+                                                                                      absl::string_view context_id) {
+                                                          return sessions->Authenticate(token, context_id);
+                                                        }));
 
   DataPlane data{.epoch = p.epoch,
                  .host = options.advertise_host,
                  .port = p.listener.port(),
                  .remote_key = p.slab.remote_key(),
+                 .served_key = p.slab.served_key(),
+                 .quiesce = [engine = p.engine.get()] { engine->Quiesce(); },
                  .slab_address = p.slab.address(),
                  .slab_bytes = p.slab.size_bytes()};
-  p.service = MakeStoreService(p.store.get(), data);
+  p.service = MakeStoreService(p.store.get(), p.sessions.get(), data);
 
   PERIGEE_ASSIGN_OR_RETURN(p.server, GrpcServer::Start(absl::StrCat(options.host, ":", options.port), p.service.get()));
   p.reaper = std::thread([&p] {
-    while (!p.stop.WaitForNotificationWithTimeout(absl::Milliseconds(200))) p.store->ReapExpired();
+    while (!p.stop.WaitForNotificationWithTimeout(absl::Milliseconds(200))) {
+      p.store->ReapExpired();
+      p.sessions->Reap(2 * p.store->max_ttl());
+    }
   });
   const std::string& bound = p.server->address();
   p.address = IsWildcard(options.host) ? absl::StrCat("127.0.0.1", bound.substr(bound.rfind(':'))) : bound;

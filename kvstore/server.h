@@ -5,8 +5,10 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
+#include "kvstore/sessions.h"
 #include "kvstore/store.h"
 #include "transport/context.h"
 
@@ -20,6 +22,8 @@ struct ServerOptions {
   uint64_t slab_bytes = uint64_t{1} << 30;
   transport::Options transport;
   StoreOptions store;
+  // Who may talk to this store. Empty: everybody, and nobody is trusted, so that all transfers go by messages.
+  std::vector<Credential> credentials;
 };
 
 // Any thread may call. Destruction shuts down.

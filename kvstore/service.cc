@@ -3,9 +3,12 @@
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <limits>
+#include <span>
 
+#include "absl/time/clock.h"
 #include "base/status.h"
 #include "kvstore/wire.h"
 #include "perigee/v1/kvstore.grpc.pb.h"
@@ -38,20 +41,28 @@ void MissToWire(pod::PlaneKind kind, const Miss& miss, v1::Miss* wire) {
 
 class Service final : public v1::KvStore::Service {
  public:
-  Service(Store* store, const DataPlane& data_plane) : store_(store), data_(data_plane) {}
+  Service(Store* store, SessionTable* sessions, const DataPlane& data_plane)
+      : store_(store), sessions_(sessions), data_(data_plane) {}
 
   grpc::Status Hello(grpc::ServerContext*, const v1::HelloRequest* request, v1::HelloResponse* response) override {
     return Counted(*request, *response, [&]() -> absl::Status {
-      if (request->protocol_version() != kProtocolVersion) {
-        return absl::FailedPreconditionError(absl::StrCat("protocol version ", request->protocol_version(),
-                                                          "; this store speaks ", kProtocolVersion,
-                                                          ": run the same release"));
+      const uint32_t newest = std::min(request->protocol_version(), kProtocolVersion);
+      const uint32_t oldest =
+          request->protocol_version_min() == 0 ? request->protocol_version() : request->protocol_version_min();
+      if (newest < oldest || newest < kProtocolVersionMin) {
+        return absl::FailedPreconditionError(
+            absl::StrCat("the client speaks protocol versions ", oldest, " to ", request->protocol_version(),
+                         ", this store ", kProtocolVersionMin, " to ", kProtocolVersion, ": upgrade the older one"));
       }
-      response->set_protocol_version(kProtocolVersion);
+      PERIGEE_ASSIGN_OR_RETURN(const StoreSession session,
+                               sessions_->Open(request->secret(), request->tenant(), request->context_id()));
+      response->set_protocol_version(newest);
+      response->set_session_token(session.token);
+      response->set_trusted(session.trusted);
+      response->set_remote_key(session.trusted ? data_.remote_key : data_.served_key);
       response->set_epoch(data_.epoch);
       response->set_data_host(data_.host);
       response->set_data_port(data_.port);
-      response->set_remote_key(data_.remote_key);
       response->set_slab_address(data_.slab_address);
       response->set_slab_bytes(data_.slab_bytes);
       response->set_has_ssd(store_->has_ssd());
@@ -60,9 +71,9 @@ class Service final : public v1::KvStore::Service {
     });
   }
 
-  grpc::Status Reserve(grpc::ServerContext*, const v1::ReserveRequest* request,
+  grpc::Status Reserve(grpc::ServerContext* context, const v1::ReserveRequest* request,
                        v1::ReserveResponse* response) override {
-    return Counted(*request, *response, [&]() -> absl::Status {
+    return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
       std::vector<PlaneRequest> planes;
       for (const auto& wire : request->planes()) {
         PERIGEE_ASSIGN_OR_RETURN(const PlaneId id, PlaneIdFromWire(wire.id()));
@@ -71,7 +82,12 @@ class Service final : public v1::KvStore::Service {
       PERIGEE_ASSIGN_OR_RETURN(const std::vector<Reservation> reserved,
                                store_->Reserve(planes, TtlFromWire(request->ttl_ms())));
       response->set_epoch(data_.epoch);
-      for (const Reservation& r : reserved) {
+      const absl::Time expiry = Expiry(request->ttl_ms());
+      for (size_t i = 0; i < reserved.size(); ++i) {
+        const Reservation& r = reserved[i];
+        if (!r.already_committed) {
+          sessions_->GrantReservation(session, r.id, r.address, planes[i].payload_bytes, expiry);
+        }
         auto* wire = response->add_planes();
         wire->set_already_committed(r.already_committed);
         wire->set_reservation_id(r.id);
@@ -81,8 +97,9 @@ class Service final : public v1::KvStore::Service {
     });
   }
 
-  grpc::Status Commit(grpc::ServerContext*, const v1::CommitRequest* request, v1::CommitResponse* response) override {
-    return Counted(*request, *response, [&]() -> absl::Status {
+  grpc::Status Commit(grpc::ServerContext* context, const v1::CommitRequest* request,
+                      v1::CommitResponse* response) override {
+    return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
       std::vector<CommitItem> items;
       for (const auto& wire : request->planes()) items.push_back({wire.reservation_id(), wire.header()});
       Durability durability;
@@ -100,6 +117,14 @@ class Service final : public v1::KvStore::Service {
           return absl::InvalidArgumentError(
               absl::StrCat("durability ", static_cast<int>(request->durability()), " is not known"));
       }
+      std::vector<uint64_t> ids;
+      for (const CommitItem& item : items) {
+        PERIGEE_RETURN_IF_ERROR(CheckOwner(session, item.reservation_id, "reservation"));
+        PERIGEE_RETURN_IF_ERROR(CheckTenant(session, item.header));
+        ids.push_back(item.reservation_id);
+      }
+      // Before the payload is checked: what was checked must not change any more.
+      if (!session.trusted) Revoke(ids);
       PERIGEE_ASSIGN_OR_RETURN(const std::vector<absl::Status> statuses, store_->Commit(items, durability));
       for (const absl::Status& status : statuses) {
         auto* wire = response->add_planes();
@@ -110,19 +135,24 @@ class Service final : public v1::KvStore::Service {
     });
   }
 
-  grpc::Status Abort(grpc::ServerContext*, const v1::AbortRequest* request, v1::AbortResponse* response) override {
-    return Counted(*request, *response, [&]() -> absl::Status {
-      response->set_aborted(
-          store_->Abort({request->reservation_ids().data(), static_cast<size_t>(request->reservation_ids_size())},
-                        request->writes_may_arrive()));
+  grpc::Status Abort(grpc::ServerContext* context, const v1::AbortRequest* request,
+                     v1::AbortResponse* response) override {
+    return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
+      const std::span<const uint64_t> ids(request->reservation_ids().data(),
+                                          static_cast<size_t>(request->reservation_ids_size()));
+      for (const uint64_t id : ids) PERIGEE_RETURN_IF_ERROR(CheckOwner(session, id, "reservation"));
+      if (!session.trusted) Revoke(ids);
+      response->set_aborted(store_->Abort(ids, request->writes_may_arrive()));
       return absl::OkStatus();
     });
   }
 
-  grpc::Status Lookup(grpc::ServerContext*, const v1::LookupRequest* request, v1::LookupResponse* response) override {
-    return Counted(*request, *response, [&]() -> absl::Status {
+  grpc::Status Lookup(grpc::ServerContext* context, const v1::LookupRequest* request,
+                      v1::LookupResponse* response) override {
+    return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
       PERIGEE_ASSIGN_OR_RETURN(const std::vector<pod::BlockKey> keys, KeysFromWire(request->keys()));
-      PERIGEE_ASSIGN_OR_RETURN(const std::vector<BlockInfo> blocks, store_->Lookup(keys, request->tenant()));
+      PERIGEE_ASSIGN_OR_RETURN(const std::vector<BlockInfo> blocks,
+                               store_->Lookup(keys, TenantOf(session, request->tenant())));
       uint64_t total_us = 0;
       for (const BlockInfo& block : blocks) {
         auto* wire = response->add_blocks();
@@ -141,17 +171,25 @@ class Service final : public v1::KvStore::Service {
     });
   }
 
-  grpc::Status Acquire(grpc::ServerContext*, const v1::AcquireRequest* request,
+  grpc::Status Acquire(grpc::ServerContext* context, const v1::AcquireRequest* request,
                        v1::AcquireResponse* response) override {
-    return Counted(*request, *response, [&]() -> absl::Status {
+    return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
       std::vector<PlaneId> ids;
       for (const auto& wire : request->planes()) {
         PERIGEE_ASSIGN_OR_RETURN(const PlaneId id, PlaneIdFromWire(wire));
         ids.push_back(id);
       }
-      PERIGEE_ASSIGN_OR_RETURN(Lease lease, store_->Acquire(ids, TtlFromWire(request->ttl_ms()), request->tenant()));
+      PERIGEE_ASSIGN_OR_RETURN(
+          Lease lease, store_->Acquire(ids, TtlFromWire(request->ttl_ms()), TenantOf(session, request->tenant())));
       response->set_epoch(data_.epoch);
       response->set_lease_id(lease.id);
+      if (lease.id != 0 && !session.trusted) {
+        std::vector<SessionTable::Range> ranges;
+        for (const LeasedPlane& plane : lease.planes) {
+          if (plane.found) ranges.push_back({plane.address, plane.payload_bytes});
+        }
+        sessions_->GrantLease(session, lease.id, ranges, Expiry(request->ttl_ms()));
+      }
       for (size_t i = 0; i < ids.size(); ++i) {
         LeasedPlane& plane = lease.planes[i];
         auto* wire = response->add_planes();
@@ -170,20 +208,28 @@ class Service final : public v1::KvStore::Service {
     });
   }
 
-  grpc::Status Renew(grpc::ServerContext*, const v1::RenewRequest* request, v1::RenewResponse* response) override {
-    return Counted(*request, *response,
-                   [&] { return store_->Renew(request->lease_id(), TtlFromWire(request->ttl_ms())); });
+  grpc::Status Renew(grpc::ServerContext* context, const v1::RenewRequest* request,
+                     v1::RenewResponse* response) override {
+    return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
+      PERIGEE_RETURN_IF_ERROR(CheckOwner(session, request->lease_id(), "lease"));
+      PERIGEE_RETURN_IF_ERROR(store_->Renew(request->lease_id(), TtlFromWire(request->ttl_ms())));
+      sessions_->ExtendLease(request->lease_id(), Expiry(request->ttl_ms()));
+      return absl::OkStatus();
+    });
   }
 
-  grpc::Status Release(grpc::ServerContext*, const v1::ReleaseRequest* request,
+  grpc::Status Release(grpc::ServerContext* context, const v1::ReleaseRequest* request,
                        v1::ReleaseResponse* response) override {
-    return Counted(*request, *response,
-                   [&] { return store_->Release(request->lease_id(), request->fetched_bytes(), request->fetch_us()); });
+    return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
+      PERIGEE_RETURN_IF_ERROR(CheckOwner(session, request->lease_id(), "lease"));
+      if (!session.trusted) Revoke(std::array{request->lease_id()});
+      return store_->Release(request->lease_id(), request->fetched_bytes(), request->fetch_us());
+    });
   }
 
-  grpc::Status ReportCorrupt(grpc::ServerContext*, const v1::ReportCorruptRequest* request,
+  grpc::Status ReportCorrupt(grpc::ServerContext* context, const v1::ReportCorruptRequest* request,
                              v1::ReportCorruptResponse* response) override {
-    return Counted(*request, *response, [&]() -> absl::Status {
+    return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
       PERIGEE_ASSIGN_OR_RETURN(const PlaneId id, PlaneIdFromWire(request->id()));
       const CorruptReport report = store_->ReportCorrupt(id);
       response->set_dram_copy_dropped(report.dram_copy_dropped);
@@ -193,19 +239,28 @@ class Service final : public v1::KvStore::Service {
     });
   }
 
-  grpc::Status Delete(grpc::ServerContext*, const v1::DeleteRequest* request, v1::DeleteResponse* response) override {
-    return Counted(*request, *response, [&]() -> absl::Status {
-      PERIGEE_ASSIGN_OR_RETURN(const std::vector<pod::BlockKey> keys, KeysFromWire(request->keys()));
+  grpc::Status Delete(grpc::ServerContext* context, const v1::DeleteRequest* request,
+                      v1::DeleteResponse* response) override {
+    return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
+      PERIGEE_ASSIGN_OR_RETURN(std::vector<pod::BlockKey> keys, KeysFromWire(request->keys()));
+      if (!session.tenant.empty()) {
+        PERIGEE_ASSIGN_OR_RETURN(const std::vector<BlockInfo> blocks, store_->Lookup(keys, session.tenant));
+        std::vector<pod::BlockKey> own;
+        for (size_t i = 0; i < keys.size(); ++i) {
+          if (!blocks[i].planes.empty()) own.push_back(keys[i]);
+        }
+        keys = std::move(own);
+      }
       PERIGEE_ASSIGN_OR_RETURN(const uint32_t deleted, store_->Delete(keys));
       response->set_deleted_planes(deleted);
       return absl::OkStatus();
     });
   }
 
-  grpc::Status List(grpc::ServerContext*, const v1::ListRequest* request, v1::ListResponse* response) override {
-    return Counted(*request, *response, [&]() -> absl::Status {
-      PERIGEE_ASSIGN_OR_RETURN(const ListPage page,
-                               store_->List(request->page_token(), request->limit(), request->tenant()));
+  grpc::Status List(grpc::ServerContext* context, const v1::ListRequest* request, v1::ListResponse* response) override {
+    return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
+      PERIGEE_ASSIGN_OR_RETURN(const ListPage page, store_->List(request->page_token(), request->limit(),
+                                                                 TenantOf(session, request->tenant())));
       for (const ListedPlane& plane : page.planes) {
         auto* wire = response->add_planes();
         PlaneIdToWire(plane.id, wire->mutable_id());
@@ -223,8 +278,8 @@ class Service final : public v1::KvStore::Service {
     });
   }
 
-  grpc::Status Stat(grpc::ServerContext*, const v1::StatRequest* request, v1::StatResponse* response) override {
-    return Counted(*request, *response, [&]() -> absl::Status {
+  grpc::Status Stat(grpc::ServerContext* context, const v1::StatRequest* request, v1::StatResponse* response) override {
+    return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
       const StoreStats s = store_->Stats();
       response->set_epoch(data_.epoch);
       response->set_slab_bytes(s.slab_bytes);
@@ -280,15 +335,54 @@ class Service final : public v1::KvStore::Service {
     return ToGrpc(status);
   }
 
+  template <typename Request, typename Response, typename Body>
+  grpc::Status InSession(const grpc::ServerContext& context, const Request& request, Response& response, Body body) {
+    return Counted(request, response, [&]() -> absl::Status {
+      const auto token = context.client_metadata().find(kSessionMetadata);
+      if (token == context.client_metadata().end()) {
+        return absl::UnauthenticatedError("the call names no session: say Hello first");
+      }
+      PERIGEE_ASSIGN_OR_RETURN(const StoreSession session,
+                               sessions_->Find({token->second.data(), token->second.size()}));
+      return body(session);
+    });
+  }
+
+  // As the store will cut it.
+  absl::Time Expiry(uint64_t ttl_ms) const { return absl::Now() + std::min(TtlFromWire(ttl_ms), store_->max_ttl()); }
+
+  absl::Status CheckOwner(const StoreSession& session, uint64_t id, absl::string_view what) const {
+    if (sessions_->Owns(session, id)) return absl::OkStatus();
+    return absl::NotFoundError(absl::StrCat(what, " ", id, " is unknown, has ended or is another session's"));
+  }
+
+  static absl::Status CheckTenant(const StoreSession& session, const std::string& header) {
+    if (session.tenant.empty()) return absl::OkStatus();
+    const absl::StatusOr<pod::PlaneHeader> decoded = pod::DecodePlaneHeader(header);
+    if (!decoded.ok() || decoded->tenant == session.tenant) return absl::OkStatus();  // the store refuses wrong ones
+    return absl::PermissionDeniedError(absl::StrCat("the session is tenant '", session.tenant,
+                                                    "'s and commits a plane of tenant '", decoded->tenant, "'"));
+  }
+
+  static std::string TenantOf(const StoreSession& session, const std::string& asked) {
+    return session.tenant.empty() ? asked : session.tenant;
+  }
+
+  void Revoke(std::span<const uint64_t> ids) {
+    for (const uint64_t id : ids) sessions_->Revoke(id);
+    data_.quiesce();
+  }
+
   Store* const store_;
+  SessionTable* const sessions_;
   const DataPlane data_;
   std::atomic<uint64_t> message_bytes_{0};
 };
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeStoreService(Store* store, const DataPlane& data_plane) {
-  return std::make_unique<Service>(store, data_plane);
+std::unique_ptr<grpc::Service> MakeStoreService(Store* store, SessionTable* sessions, const DataPlane& data_plane) {
+  return std::make_unique<Service>(store, sessions, data_plane);
 }
 
 }  // namespace perigee::kvstore

@@ -3,9 +3,11 @@
 #define PERIGEE_KVSTORE_SERVICE_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
+#include "kvstore/sessions.h"
 #include "kvstore/store.h"
 
 namespace grpc {
@@ -14,7 +16,11 @@ class Service;
 
 namespace perigee::kvstore {
 
-inline constexpr uint32_t kProtocolVersion = 1;
+// Version 1 had no sessions.
+inline constexpr uint32_t kProtocolVersionMin = 2;
+inline constexpr uint32_t kProtocolVersion = 2;
+// Where calls carry the session's token.
+inline constexpr char kSessionMetadata[] = "perigee-session-bin";
 // Of one control message, on both sides (proto/grpc_server.h has the same). A batch that would not fit must be split.
 inline constexpr int kMaxMessageBytes = 64 << 20;
 
@@ -23,13 +29,15 @@ struct DataPlane {
   uint64_t epoch = 0;
   std::string host;
   uint16_t port = 0;
-  std::string remote_key;
+  std::string remote_key;         // for trusted sessions
+  std::string served_key;         // for the others
+  std::function<void()> quiesce;  // see transport::Context::Quiesce
   uint64_t slab_address = 0;
   uint64_t slab_bytes = 0;
 };
 
-// store must outlive the service.
-std::unique_ptr<grpc::Service> MakeStoreService(Store* store, const DataPlane& data_plane);
+// store and sessions must outlive the service.
+std::unique_ptr<grpc::Service> MakeStoreService(Store* store, SessionTable* sessions, const DataPlane& data_plane);
 
 }  // namespace perigee::kvstore
 

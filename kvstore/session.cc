@@ -29,6 +29,10 @@ absl::StatusOr<std::shared_ptr<Session>> ClientCore::Connect() {
 
   v1::HelloRequest request;
   request.set_protocol_version(kProtocolVersion);
+  request.set_protocol_version_min(kProtocolVersionMin);
+  request.set_secret(options.secret);
+  request.set_tenant(options.tenant);
+  request.set_context_id(std::string(engine->id()));
   v1::HelloResponse response;
   const absl::Status hello = CallWithin(*s, &v1::KvStore::Stub::Hello, request, &response, options.connect_deadline);
   if (absl::IsUnavailable(hello) || absl::IsDeadlineExceeded(hello)) {
@@ -47,13 +51,14 @@ absl::StatusOr<std::shared_ptr<Session>> ClientCore::Connect() {
     if (host.size() > 2 && host.front() == '[') host = host.substr(1, host.size() - 2);
   }
   absl::StatusOr<transport::Endpoint> connection =
-      engine->Connect(host, static_cast<uint16_t>(response.data_port()), deadline);
+      engine->Connect(host, static_cast<uint16_t>(response.data_port()), deadline, response.session_token());
   if (!connection.ok()) {
     return absl::UnavailableError(absl::StrCat("the store at ", address, " answers, but its data plane at ", host, ":",
                                                response.data_port(), " does not: ", connection.status().ToString()));
   }
   s->connection = *std::move(connection);
   PERIGEE_ASSIGN_OR_RETURN(s->slab, s->connection.UnpackRemoteKey(response.remote_key()));
+  s->token = response.session_token();
   s->epoch = response.epoch();
   s->max_ttl = absl::Milliseconds(static_cast<int64_t>(response.max_ttl_ms()));
   return s;

@@ -14,6 +14,7 @@
 #include "absl/time/clock.h"
 #include "base/status.h"
 #include "kvstore/client.h"
+#include "kvstore/service.h"
 #include "perigee/v1/kvstore.grpc.pb.h"
 #include "proto/grpc_status.h"
 
@@ -21,6 +22,7 @@ namespace perigee::kvstore::internal {
 
 struct Session {
   std::unique_ptr<v1::KvStore::Stub> stub;
+  std::string token;
   uint64_t epoch = 0;
   absl::Duration max_ttl;
   transport::Endpoint connection;
@@ -51,10 +53,15 @@ struct ClientCore {
                           absl::Duration deadline) {
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(absl::Now() + deadline));
+    if (!s.token.empty()) context.AddMetadata(kSessionMetadata, s.token);
     grpc_bytes += request.ByteSizeLong();
     const grpc::Status status = (s.stub.get()->*method)(&context, request, response);
     grpc_bytes += response->ByteSizeLong();
-    if (status.error_code() == grpc::StatusCode::UNAVAILABLE) s.lost = true;
+    // Unauthenticated: the store has forgotten the session.
+    if (status.error_code() == grpc::StatusCode::UNAVAILABLE ||
+        status.error_code() == grpc::StatusCode::UNAUTHENTICATED) {
+      s.lost = true;
+    }
     return Annotate(FromGrpc(status), absl::StrCat("store at ", address));
   }
 

@@ -242,7 +242,8 @@ absl::Status SsdTier::MakeRoom(uint64_t bytes, std::vector<Stored>* evicted) {
   if (!victims.empty()) {
     absl::MutexLock journal(&journal_mu_);
     const absl::Status unindexed = DropFromIndex(dropped, /*only_if_current=*/false);
-    // Nobody knows these files any more: they go even if the index keeps naming them; the next start drops such entries.
+    // Nobody knows these files any more: they go even if the index keeps naming them; the next start drops such
+    // entries.
     UnlinkAll(victims);
     PERIGEE_RETURN_IF_ERROR(unindexed);
   }

@@ -11,6 +11,7 @@ absl::StatusOr<std::unique_ptr<Node>> Node::Create(const NodeOptions& options) {
   PERIGEE_ASSIGN_OR_RETURN(node->engine_, transport::Context::Create({.transports = options.transports}));
   PERIGEE_ASSIGN_OR_RETURN(node->pool_, kvstore::RegisteredPool::Create(node->engine_.get(), options.pool_bytes));
   kvstore::ClientOptions client;
+  client.secret = options.store_secret;
   client.call_deadline = client.transfer_deadline = options.store_timeout;
   PERIGEE_ASSIGN_OR_RETURN(node->store_,
                            kvstore::StoreClient::Connect(options.store_address, node->engine_.get(), client));

@@ -24,6 +24,7 @@ namespace perigee::node {
 struct NodeOptions {
   model::ServedModelOptions model;
   std::string store_address;  // host:port
+  std::string store_secret;   // What the store's operator gave; "": none.
   std::string transports;     // UCX_TLS; "": UCX chooses.
   size_t pool_bytes = size_t{256} << 20;
   absl::Duration store_timeout = absl::Seconds(20);  // For one batch of control calls or transfers.

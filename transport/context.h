@@ -122,6 +122,9 @@ class Context {
   absl::StatusOr<MemoryRegion> AllocateMemory(size_t size_bytes, Sharing sharing = Sharing::kOpen);
   // For leased regions.
   GrantTable& grants() const;
+  // Returns when no transfer is being copied into or out of host memory at this moment: after GrantTable::Revoke and
+  // this, no byte moves under the revoked grant. (A trusted peer's may.)
+  void Quiesce() const;
 
   // `host` is a name or an address of this machine ("0.0.0.0", "::" for all) on the first rail's device; port 0 takes a
   // free one. ALREADY_EXISTS when taken. A context has one Authenticator: that of its newest listener.

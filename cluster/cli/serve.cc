@@ -21,11 +21,13 @@ struct Options {
   // Store
   std::string data_folder;
   std::string advertise_host;
+  std::string credentials;
   uint16_t data_port = 0;
   uint64_t dram_mib = 256;
   uint64_t ssd_mib = 4096;
   // Nodes
   std::string store;
+  std::string secret_file;
   model::ServedModelOptions model;
   uint64_t pool_mib = 256;
   double store_timeout_s = 20;
@@ -55,6 +57,11 @@ absl::Status ServeStore(const Options& o) {
   options.advertise_host = o.advertise_host;
   options.slab_bytes = o.dram_mib << 20;
   options.transport.transports = o.transports;
+  if (o.credentials.empty()) {
+    spdlog::warn("no --credentials: every client is let in, none is trusted, and all payload goes by messages");
+  } else {
+    PERIGEE_ASSIGN_OR_RETURN(options.credentials, kvstore::ReadCredentials(o.credentials));
+  }
   if (!o.data_folder.empty()) {
     options.store.ssd = kvstore::SsdOptions{.path = o.data_folder, .capacity_bytes = o.ssd_mib << 20};
   }
@@ -71,6 +78,9 @@ absl::Status ServeNode(const std::string& role, const Options& o, Arguments... a
   node::NodeOptions options;
   options.model = o.model;
   options.store_address = o.store;
+  if (!o.secret_file.empty()) {
+    PERIGEE_ASSIGN_OR_RETURN(options.store_secret, kvstore::ReadSecret(o.secret_file));
+  }
   options.transports = o.transports;
   options.pool_bytes = o.pool_mib << 20;
   options.store_timeout = absl::Seconds(o.store_timeout_s);
@@ -92,6 +102,7 @@ void AddCommon(CLI::App* verb, Options& o) {
 
 void AddNode(CLI::App* verb, Options& o) {
   verb->add_option("--store", o.store, "The store's control address, host:port")->required();
+  verb->add_option("--store-secret-file", o.secret_file, "File with this node's secret at the store");
   verb->add_option("--model", o.model.folder, "Model folder (Hugging Face files)")->capture_default_str();
   verb->add_option("--plan", o.model.plan_file,
                    "Plan file, or 'identity' (default: plan.json in the model folder, else identity)");
@@ -117,6 +128,8 @@ void AddServe(CLI::App& app, Action& action) {
   store->add_option("--data-port", o->data_port, "Port of the data plane; 0 takes a free one")->capture_default_str();
   store->add_option("--advertise-host", o->advertise_host,
                     "Host under which clients reach the data plane (default: the control plane's)");
+  store->add_option("--credentials", o->credentials,
+                    "TOML file of who may talk to this store (docs/operations.md; default: everybody, none trusted)");
   store->add_option("--dram-mib", o->dram_mib, "Memory tier")->capture_default_str()->check(kMebibytes);
   store->add_option("--ssd-mib", o->ssd_mib, "Disk tier")->capture_default_str()->check(kMebibytes);
   store->callback([o, &action] { action = [o] { return ServeStore(*o); }; });

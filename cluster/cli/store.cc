@@ -8,6 +8,7 @@
 #include "cluster/cli/command.h"
 #include "cluster/client.h"
 #include "kvstore/client.h"
+#include "kvstore/sessions.h"
 
 namespace perigee::cli {
 namespace {
@@ -18,6 +19,7 @@ using kvstore::Tier;
 struct Options {
   std::string address;
   std::string cluster_file = DefaultStateFolder() + "/cluster.json";
+  std::string secret_file;
   std::string tenant;
   uint64_t limit = 0;
   std::vector<std::string> keys;
@@ -31,15 +33,20 @@ struct Session {
 };
 
 absl::StatusOr<Session> Connect(const Options& o) {
-  std::string address = o.address;
+  std::string address = o.address, secret_file = o.secret_file;
   if (address.empty()) {
     PERIGEE_ASSIGN_OR_RETURN(const cluster::ClusterAddresses addresses,
                              cluster::ClusterAddresses::Read(o.cluster_file));
     address = addresses.store;
+    if (secret_file.empty()) secret_file = addresses.store_secret_file;
+  }
+  kvstore::ClientOptions options;
+  if (!secret_file.empty()) {
+    PERIGEE_ASSIGN_OR_RETURN(options.secret, kvstore::ReadSecret(secret_file));
   }
   Session session;
   PERIGEE_ASSIGN_OR_RETURN(session.engine, transport::Context::Create({}));
-  PERIGEE_ASSIGN_OR_RETURN(session.client, kvstore::StoreClient::Connect(address, session.engine.get(), {}));
+  PERIGEE_ASSIGN_OR_RETURN(session.client, kvstore::StoreClient::Connect(address, session.engine.get(), options));
   return session;
 }
 
@@ -202,6 +209,7 @@ void AddStore(CLI::App& app, Action& action) {
   const auto add = [&](const char* name, const char* what, absl::Status (*run)(const Options&)) {
     CLI::App* verb = store->add_subcommand(name, what);
     verb->add_option("--store", o->address, "The store's address (default: the one in the cluster file)");
+    verb->add_option("--store-secret-file", o->secret_file, "File with the secret that the store asks for");
     verb->add_option("--cluster", o->cluster_file, "Address file written by 'perigee up'")->capture_default_str();
     verb->add_flag("--json", o->json, "Print JSON");
     verb->callback([o, run, &action] { action = [o, run] { return run(*o); }; });

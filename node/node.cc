@@ -19,7 +19,7 @@ absl::StatusOr<std::unique_ptr<Node>> Node::Create(const NodeOptions& options) {
 
 model::PlaneCache Node::NewCache() const {
   const model::Transformer& transformer = model_->transformer();
-  return model::PlaneCache(&model_->layout(), &transformer.rope(), transformer.config().q_heads,
+  return model::PlaneCache(&model_->shard().local(), &transformer.rope(), transformer.rank_config().q_heads,
                            [this](size_t bytes) { return pool_->Allocate(bytes); });
 }
 

@@ -56,7 +56,7 @@ class FakeDevice final : public DeviceMemory {
   void FailStartAfter(int n) { fail_start_in_ = n; }
   void FailCopyAfter(int n) { fail_copy_in_ = n; }
   void FailPinnedAllocations(bool fail) { fail_pinned_ = fail; }
-  // Copies started from now on never end (until the destructor).
+  // While true, no copy comes nearer to its end.
   void Stall(bool stall) { stall_ = stall; }
 
   size_t copies_under_way() const { return copies_.size(); }
@@ -105,7 +105,7 @@ class FakeDevice final : public DeviceMemory {
     const auto found = copies_.find(ticket.id);
     if (found == copies_.end()) return absl::InvalidArgumentError(absl::StrCat("ticket ", ticket.id, " is used up"));
     Copy& copy = found->second;
-    if (copy.stalled || copy.polls_left-- > 0) return false;
+    if (stall_ || copy.polls_left-- > 0) return false;
     if (copy.fails) {
       copies_.erase(found);
       return absl::InternalError("the fake device was told to fail this copy");
@@ -127,7 +127,6 @@ class FakeDevice final : public DeviceMemory {
     bool to_host = false;
     int polls_left = 0;
     bool fails = false;
-    bool stalled = false;
     bool moved = false;
   };
   // Dies when two threads are inside at once.
@@ -148,8 +147,7 @@ class FakeDevice final : public DeviceMemory {
     }
     const bool fails = fail_copy_in_ >= 0 && fail_copy_in_-- == 0;
     if (to_host) std::memset(host, kStale, bytes);
-    copies_[next_id_] =
-        Copy{host, static_cast<size_t>(device - device_), bytes, to_host, polls_per_copy_, fails, stall_};
+    copies_[next_id_] = Copy{host, static_cast<size_t>(device - device_), bytes, to_host, polls_per_copy_, fails};
     return CopyTicket{next_id_++};
   }
   void Move(Copy& copy) {

@@ -41,8 +41,8 @@ class Collective {
   // all[rank * mine.size() + i] becomes that rank's mine[i]; all.size() == size() * mine.size(). `mine` may be its own
   // place in `all`, and overlaps it in no other way.
   virtual absl::Status AllGather(std::span<const std::byte> mine, std::span<std::byte> all, absl::Time deadline) = 0;
-  // `bytes` becomes the root's. Every rank gives a buffer of the same length. When the root's call returns OK, all ranks
-  // have the bytes.
+  // `bytes` becomes the root's. Every rank gives a buffer of the same length. When the root's call returns OK, all
+  // ranks have the bytes.
   virtual absl::Status Broadcast(std::span<std::byte> bytes, int root, absl::Time deadline) = 0;
   // The same for a string whose length only the root knows: at most kMaxStringBytes. Always host memory.
   virtual absl::Status BroadcastString(std::string* text, int root, absl::Time deadline) = 0;

@@ -1,11 +1,12 @@
-// Inside of the UCX collective: messages of other ranks that have arrived and not been taken yet, and the check that all
-// ranks are in the same operation. Not for other rooms.
+// Inside of the UCX collective: messages of other ranks that have arrived and not been taken yet, and the check that
+// all ranks are in the same operation. Not for other rooms.
 //
-// Every message carries the group's id, the sender's rank, the operation that the sender is in (its number in the group's
-// life, kind, root and size) and the step inside it. Messages of other groups are dropped: their group is gone.
+// Every message carries the group's id, the sender's rank, the operation that the sender is in (its number in the
+// group's life, kind, root and size) and the step inside it. Messages of other groups are dropped: their group is gone.
 //
-// Bounded: no rank can end an operation before all have begun it, so that at most two operations' messages are here, a
-// few pieces each; kMaxWaiting per rank is far above that, and passing it breaks the group.
+// Bounded: no rank ends an operation before all have begun it, except that a broadcast's receivers may be one operation
+// farther. So a sender is at most two operations ahead, and an operation has a few pieces under way per pair of ranks.
+// kMaxWaiting messages per sender are far above that, and passing it breaks the group.
 // Threads: Deliver from the progress thread, the rest from the group's one caller.
 #ifndef PERIGEE_TRANSPORT_COLLECTIVE_INBOX_H_
 #define PERIGEE_TRANSPORT_COLLECTIVE_INBOX_H_
@@ -58,12 +59,12 @@ class Inbox {
   // One message from the transport. Never an error: a message that makes no sense has no one to tell.
   void Deliver(absl::string_view header, absl::string_view payload);
 
-  // From now on this rank is in `operation`. INTERNAL when a rank is known to be in another one; the abort's status when
-  // one has arrived.
+  // From now on this rank is in `operation`. INTERNAL when a rank is known to be in another one; the abort's status
+  // when one has arrived.
   absl::Status Begin(const Operation& operation);
 
-  // Takes rank `from`'s payload of `step` of the operation. `connected` says whether the rank is still there; when it is
-  // not, messages on their way get kGrace to arrive. UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL as in collective.h.
+  // Takes rank `from`'s payload of `step` of the operation. `connected` says whether the rank is still there; when it
+  // is not, messages on their way get kGrace to arrive. UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL as in collective.h.
   absl::StatusOr<std::string> Take(int from, uint32_t step, absl::Time deadline, absl::FunctionRef<bool()> connected);
 
   // OK, or why the group is broken as far as messages tell.

@@ -67,8 +67,9 @@ std::string EncodeStep(uint64_t group_id, int from, const Operation& operation, 
   return writer.Take();
 }
 
-std::string EncodeAbort(uint64_t group_id, int from, const absl::Status& why) {
+std::string EncodeAbort(uint64_t group_id, int from, uint64_t sequence, const absl::Status& why) {
   ByteWriter writer = Start(Kind::kAbort, group_id, from);
+  writer.U64(sequence);
   writer.U8(absl::IsInternal(why) ? 1 : 0);
   writer.Counted(why.message().substr(0, 4096));
   return writer.Take();
@@ -91,11 +92,13 @@ void Inbox::Deliver(absl::string_view header, absl::string_view payload) {
   const std::lock_guard lock(mutex_);
   if (group_id != group_id_ || from >= static_cast<uint32_t>(size_) || from == static_cast<uint32_t>(rank_)) return;
   if (kind == Kind::kAbort) {
+    const uint64_t sequence = reader.U64();
     const bool disagreement = reader.U8() == 1;
     const absl::string_view why = reader.Counted();
     if (!reader.ok() || !broken_.ok()) return;
     broken_ = absl::Status(disagreement ? absl::StatusCode::kInternal : absl::StatusCode::kUnavailable,
                            absl::StrCat("rank ", from, " gave up: ", why));
+    broken_from_ = sequence;
     changed_.notify_all();
     return;
   }
@@ -105,21 +108,20 @@ void Inbox::Deliver(absl::string_view header, absl::string_view payload) {
   message.operation.root = reader.U32();
   message.operation.bytes = reader.U64();
   const uint32_t step = reader.U32();
-  if (kind != Kind::kStep || !reader.ok() || reader.remaining() != 0 || !broken_.ok()) return;
+  if (kind != Kind::kStep || !reader.ok() || reader.remaining() != 0 || !Broken().ok()) return;
   const int sender = static_cast<int>(from);
   CheckAgreement(sender, message.operation);
   if (waiting_of_[sender] >= kMaxWaiting) {
-    broken_ = absl::InternalError(absl::StrCat("rank ", sender, " runs ahead: ", kMaxWaiting,
-                                               " of its messages wait, the last of ", Describe(message.operation)));
+    Break(absl::StrCat("rank ", sender, " runs ahead: ", kMaxWaiting, " of its messages wait, the last of ",
+                       Describe(message.operation)));
   }
-  if (broken_.ok()) {
+  if (Broken().ok()) {
     message.payload = std::string(payload);
     const uint64_t sequence = message.operation.sequence;
     if (waiting_.try_emplace({sender, sequence, step}, std::move(message)).second) {
       waiting_of_[sender]++;
     } else {
-      broken_ =
-          absl::InternalError(absl::StrCat("rank ", sender, " sent step ", step, " of operation ", sequence, " twice"));
+      Break(absl::StrCat("rank ", sender, " sent step ", step, " of operation ", sequence, " twice"));
     }
   }
   changed_.notify_all();
@@ -127,16 +129,26 @@ void Inbox::Deliver(absl::string_view header, absl::string_view payload) {
 
 void Inbox::CheckAgreement(int from, const Operation& theirs) {
   const uint64_t ahead = theirs.sequence - current_.sequence;
-  if (theirs == current_ || ahead == 1 || ahead == 2 || !broken_.ok()) return;
-  broken_ = absl::InternalError(absl::StrCat("the ranks disagree: rank ", from, " is in ", Describe(theirs), "; rank ",
-                                             rank_, " is in ", Describe(current_)));
+  if (theirs == current_ || ahead == 1 || ahead == 2 || !Broken().ok()) return;
+  Break(absl::StrCat("the ranks disagree: rank ", from, " is in ", Describe(theirs), "; rank ", rank_, " is in ",
+                     Describe(current_)));
+}
+
+void Inbox::Break(absl::string_view disagreement) {
+  broken_ = absl::InternalError(disagreement);
+  broken_from_ = 0;
+}
+
+const absl::Status& Inbox::Broken() const {
+  static const absl::Status* ok = new absl::Status;
+  return current_.sequence >= broken_from_ ? broken_ : *ok;
 }
 
 absl::Status Inbox::Begin(const Operation& operation) {
   const std::lock_guard lock(mutex_);
   current_ = operation;
   for (const auto& [key, message] : waiting_) CheckAgreement(std::get<0>(key), message.operation);
-  return broken_;
+  return Broken();
 }
 
 absl::StatusOr<std::string> Inbox::Take(int from, uint32_t step, absl::Time deadline,
@@ -151,7 +163,7 @@ absl::StatusOr<std::string> Inbox::Take(int from, uint32_t step, absl::Time dead
       waiting_of_[from]--;
       return payload;
     }
-    if (!broken_.ok()) return broken_;
+    if (!Broken().ok()) return Broken();
     const absl::Time now = absl::Now();
     if (lost == absl::InfiniteFuture() && !connected()) lost = now;
     if (now - lost >= kGrace || (now >= deadline && lost != absl::InfiniteFuture())) {

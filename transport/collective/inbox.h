@@ -48,8 +48,8 @@ std::string Describe(const Operation& operation);
 
 // A message's header; the payload follows it as the transport message's payload.
 std::string EncodeStep(uint64_t group_id, int from, const Operation& operation, uint32_t step);
-// Tells other ranks that the sender has given up, and why.
-std::string EncodeAbort(uint64_t group_id, int from, const absl::Status& why);
+// Tells other ranks that the sender has given up in operation `sequence`, and why.
+std::string EncodeAbort(uint64_t group_id, int from, uint64_t sequence, const absl::Status& why);
 
 class Inbox {
  public:
@@ -78,6 +78,8 @@ class Inbox {
     std::string payload;
   };
   void CheckAgreement(int from, const Operation& theirs);
+  void Break(absl::string_view disagreement);
+  const absl::Status& Broken() const;  // as of the current operation
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
@@ -86,6 +88,7 @@ class Inbox {
   int size_ = 0;
   Operation current_;
   absl::Status broken_;
+  uint64_t broken_from_ = 0;  // this operation on; those before can still end well
   std::map<std::tuple<int, uint64_t, uint32_t>, Message> waiting_;  // by sender, operation's number, step
   std::map<int, size_t> waiting_of_;                                // messages by sender
 };

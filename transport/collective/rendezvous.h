@@ -28,7 +28,7 @@ struct RendezvousState;
 }  // namespace internal
 
 struct GroupOptions {
-  std::string group_name;  // the same at all ranks, at most 256 bytes
+  std::string group_name = {};  // the same at all ranks, at most 256 bytes
   int rank = 0;
   int size = 1;  // the same at all ranks, at most kMaxGroupSize
   // Where rank 0 listens; the same at all ranks. Port 0 takes a free one (rank 0 only).
@@ -38,9 +38,9 @@ struct GroupOptions {
   // uses rendezvous_host.
   std::string own_host = "127.0.0.1";
   // Of the group's engine.
-  Options transport;
+  Options transport = {};
   // Rank 0's reaches all ranks (Group::blob), at most kMaxGroupBlobBytes: an ncclUniqueId, for instance.
-  std::string blob;
+  std::string blob = {};
 };
 
 inline constexpr int kMaxGroupSize = 64;  // every rank is connected to every other

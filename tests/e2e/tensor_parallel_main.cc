@@ -3,8 +3,11 @@
 //   tensor_parallel_rank JOB.json
 //
 // The job: role ("prefill", "decode"), rank, size, port (rank 0: 0, and prints the port that it got), store, model (a
-// folder), plan (a file or "identity"), tenant, ids, max_tokens (decode). Prints one line of JSON: what was reused,
-// computed and written, or the greedy tokens and their logits. Exit code 1, with the error on standard error.
+// folder), plan (a file or "identity"), tenant, ids, max_tokens (decode), dies_at (prefill: the position of the chunk
+// in whose last layer but one this rank kills itself; -1: does not). Prints one line of JSON: what was reused, computed
+// and written, or the greedy tokens and their logits. Exit code 1, with the error on standard error.
+#include <signal.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -136,7 +139,7 @@ absl::StatusOr<size_t> BlocksToReuse(const Rank& r) {
   return std::stoul(answer);
 }
 
-absl::StatusOr<nlohmann::json> Prefill(const Rank& r) {
+absl::StatusOr<nlohmann::json> Prefill(const Rank& r, int64_t dies_at) {
   const pod::Layout& layout = r.model->layout();
   model::PlaneCache cache = r.NewCache();
   PERIGEE_ASSIGN_OR_RETURN(const size_t reused_blocks, BlocksToReuse(r));
@@ -171,6 +174,7 @@ absl::StatusOr<nlohmann::json> Prefill(const Rank& r) {
                              node::ShardedWrite::Begin(*r.group, *r.store, r.shard(), planes, Soon()));
     const auto ship = [&](int layer) {
       write.Ship(layer, payload);
+      if (begin == dies_at && layer == layout.plan().shape().layers - 2) ::raise(SIGKILL);
       return absl::OkStatus();
     };
     PERIGEE_RETURN_IF_ERROR(r.model->transformer().Forward(
@@ -225,8 +229,8 @@ absl::StatusOr<nlohmann::json> Decode(const Rank& r, int max_tokens) {
 
 absl::StatusOr<nlohmann::json> Run(const nlohmann::json& job) {
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<Rank> rank, Start(job));
-  absl::StatusOr<nlohmann::json> result =
-      job["role"] == "prefill" ? Prefill(*rank) : Decode(*rank, job["max_tokens"].get<int>());
+  absl::StatusOr<nlohmann::json> result = job["role"] == "prefill" ? Prefill(*rank, job["dies_at"].get<int64_t>())
+                                                                   : Decode(*rank, job["max_tokens"].get<int>());
   // Leaves together, so that none sees another leave in the middle of its own work.
   if (result.ok()) PERIGEE_RETURN_IF_ERROR(rank->group->Barrier(Soon()));
   return result;

@@ -23,6 +23,7 @@ namespace {
 
 constexpr int kBlockTokens = 16;  // As in tensor_parallel_main.cc.
 constexpr int kAnswerTokens = 24;
+constexpr int kDiesAt = 128;  // Where a rank that is to die does so: in the third chunk of 64 tokens.
 // Sums in another order give other last bits, which now and then round to another bf16 key or value.
 constexpr float kLogitTolerance = 0.02F;
 // Prompts are such that no greedy choice is as close as that.
@@ -95,10 +96,9 @@ class TensorParallelTest : public ::testing::TestWithParam<std::string> {
     store_ = *std::move(store);
   }
 
-  // Starts `size` ranks on one job and returns what each printed; empty, with failures noted, when one failed.
-  std::vector<nlohmann::json> RunRanks(const std::string& role, int size, const std::string& tenant,
-                                       const std::vector<int32_t>& ids) {
-    SCOPED_TRACE(testing::Message() << role << " by " << size);
+  // Starts `size` ranks on one job. Empty, with failures noted, when rank 0 does not get to its rendezvous.
+  std::vector<std::unique_ptr<Program>> StartRanks(const std::string& role, int size, const std::string& tenant,
+                                                   const std::vector<int32_t>& ids, int dying_rank = -1) {
     nlohmann::json job = {{"role", role},
                           {"size", size},
                           {"port", 0},
@@ -111,6 +111,7 @@ class TensorParallelTest : public ::testing::TestWithParam<std::string> {
     std::vector<std::unique_ptr<Program>> ranks;
     for (int rank = 0; rank < size; ++rank) {
       job["rank"] = rank;
+      job["dies_at"] = rank == dying_rank ? kDiesAt : -1;
       const std::string name = absl::StrCat(role, jobs_++, ".json");
       folder_.Write(name, job.dump());
       ranks.push_back(std::make_unique<Program>(std::vector<std::string>{folder_.path() + "/" + name}, home_.path()));
@@ -120,6 +121,15 @@ class TensorParallelTest : public ::testing::TestWithParam<std::string> {
       if (!ready) return {};
       job["port"] = std::stoi(ranks[0]->out().substr(5));
     }
+    return ranks;
+  }
+
+  // What each rank printed; empty, with failures noted, when one failed.
+  std::vector<nlohmann::json> RunRanks(const std::string& role, int size, const std::string& tenant,
+                                       const std::vector<int32_t>& ids) {
+    SCOPED_TRACE(testing::Message() << role << " by " << size);
+    const auto ranks = StartRanks(role, size, tenant, ids);
+    if (ranks.empty()) return {};
     std::vector<nlohmann::json> out;
     for (int rank = 0; rank < size; ++rank) {
       const int exit_code = ranks[static_cast<size_t>(rank)]->Wait(absl::Seconds(120));
@@ -254,6 +264,34 @@ TEST_P(TensorParallelTest, WhatOneDegreeStoredAnotherFinds) {
   EXPECT_EQ(continued.reused, 288);
   EXPECT_EQ(continued.computed, 350 - 288);
   ExpectSame("of_2_and_4_to_2_from_no_store", Decode(2, "shared", longer), Reference(longer));
+}
+
+// The others end with an error, long before their timeouts; what was committed is good, the rest is not there, and a
+// new group goes on from it.
+TEST_P(TensorParallelTest, ARankThatDiesEndsTheOthersAndLeavesNothingHalfWritten) {
+  const std::vector<int32_t> ids = ClearPrompt(301);
+  const auto ranks = StartRanks("prefill", 4, "shaken", ids, /*dying_rank=*/2);
+  ASSERT_EQ(ranks.size(), 4u);
+  EXPECT_EQ(ranks[2]->Wait(absl::Seconds(60)), 128 + SIGKILL);
+  const absl::Time death = absl::Now();
+  for (const size_t rank : {0, 1, 3}) {
+    EXPECT_EQ(ranks[rank]->Wait(absl::Seconds(60)), 1) << "rank " << rank;
+    EXPECT_TRUE(absl::StrContains(ranks[rank]->err(), "UNAVAILABLE")) << ranks[rank]->err();
+  }
+  EXPECT_LT(absl::Now() - death, absl::Seconds(20));
+  const Prefilled again = Prefill(2, "shaken", ids);
+  // Two chunks were committed. A plan with near-only slots or followers cannot go on from there, because proximal
+  // planes in the middle of a prompt are not kept, but does not write again what is there.
+  const pod::Layout& layout = served_->layout();
+  const bool has_proximal = layout.plane_bytes(pod::PlaneKind::kProximal) > 0;
+  EXPECT_EQ(again.reused, has_proximal ? kBlockTokens : kDiesAt);
+  const uint64_t committed =
+      kDiesAt / kBlockTokens *
+          (layout.plane_bytes(pod::PlaneKind::kDistant) + layout.plane_bytes(pod::PlaneKind::kSummary)) +
+      layout.plane_bytes(pod::PlaneKind::kProximal);  // Of the sink block.
+  EXPECT_EQ(again.written_bytes, Prefill(1, "whole", ids).written_bytes - committed);
+  EXPECT_EQ(again.put_bytes, again.written_bytes);
+  ExpectSame("of_2_to_4_after_a_death_from_no_store", Decode(4, "shaken", ids), Reference(ids));
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 
 #include "absl/time/clock.h"
 #include "base/crc32c.h"
+#include "base/file.h"
 #include "kvstore/server.h"
 #include "planes.h"
 
@@ -215,6 +216,14 @@ TEST(SharedReservationFormat, WhatIsWrittenIsRead) {
     EXPECT_EQ(read->planes[i].address, Example().planes[i].address);
     EXPECT_EQ(read->planes[i].payload_bytes, Example().planes[i].payload_bytes);
   }
+}
+
+// The seed was made from docs/formats.md by a program that shares no code with this one.
+TEST(SharedReservationFormat, TheWrittenBytesAreThoseOfTheFormatsPage) {
+  const auto golden =
+      ReadFile(PERIGEE_SOURCE_DIR "/tests/fuzz/seeds/fuzz_shared_reservation/shared_reservation_v1.bin");
+  ASSERT_TRUE(golden.ok()) << golden.status();
+  EXPECT_EQ(EncodeSharedReservation(Example()), *golden);
 }
 
 TEST(SharedReservationFormat, EveryTruncationAndEveryFlippedBitIsRefused) {

@@ -37,6 +37,17 @@ TEST(PlaneHandleTest, RoundTrips) {
   EXPECT_EQ(handle->size_bytes, Sample().size_bytes);
 }
 
+TEST(PlaneHandleTest, BytesAreThoseOfTheFormatsPage) {
+  // Computed from docs/formats.md alone.
+  const char* golden =
+      "50474448010001080f161d242b323940474e555c636af0debc9a7856341200005634127f0000000000c00000000003080d12171c21262b30"
+      "35"
+      "3a3f44494e53585d62676c71767b80858a8f94999ea3a8adb2b7bcc1c6cbd0d5dadfe4e9eef3f8fd02070c11161b20252a2f34393e753ea2"
+      "a9";
+  const std::string bytes = EncodePlaneHandle(Sample());
+  EXPECT_EQ(ToHex({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()}), golden);
+}
+
 TEST(PlaneHandleTest, RefusesEveryTruncationAndExtension) {
   const std::string bytes = EncodePlaneHandle(Sample());
   for (size_t n = 0; n < bytes.size(); ++n) {

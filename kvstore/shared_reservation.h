@@ -25,7 +25,7 @@
 
 namespace perigee::kvstore {
 
-// What a description says (docs/formats.md, section 7).
+// What a description says (docs/formats.md, section 7.3).
 struct SharedReservation {
   struct Plane {
     bool already_committed = false;

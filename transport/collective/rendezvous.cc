@@ -4,6 +4,7 @@
 //   r -> 0        ready  I am connected to everyone
 //   0 -> r        go     everyone is
 //   0 -> r        abort  the rendezvous has failed
+//   r -> 0        leave  I know that I do not fit, and go
 // Payload: u32 magic | u16 version | u8 kind | fields.
 #include "transport/collective/rendezvous.h"
 
@@ -34,7 +35,7 @@ constexpr absl::Duration kRetry = absl::Milliseconds(50);      // between attemp
 constexpr absl::Duration kAttempt = absl::Seconds(3);          // for one attempt
 constexpr absl::Duration kFarewell = absl::Milliseconds(500);  // for telling all others that it has failed
 
-enum class Kind : uint8_t { kJoin = 1, kTable = 2, kReady = 3, kGo = 4, kAbort = 5 };
+enum class Kind : uint8_t { kJoin = 1, kTable = 2, kReady = 3, kGo = 4, kAbort = 5, kLeave = 6 };
 
 ByteWriter Start(Kind kind) {
   ByteWriter writer;
@@ -87,7 +88,7 @@ struct internal::RendezvousState {
   bool go = false;
   bool complete = false;  // the group stands or has failed: late comers change nothing
   absl::Status failure;
-  Place misfit;  // who caused `failure`, when it was a joining rank
+  Place misfit;  // who did not fit, until it knows
 };
 
 absl::StatusOr<std::string> internal::RendezvousState::Answer(absl::string_view payload) {
@@ -111,6 +112,11 @@ absl::StatusOr<std::string> internal::RendezvousState::Answer(absl::string_view 
     if (failure.ok() && !complete) {
       failure = absl::Status(static_cast<absl::StatusCode>(std::clamp<uint32_t>(code, 1, 16)), why);
     }
+    changed.notify_all();
+    return "";
+  }
+  if (kind == Kind::kLeave) {
+    if (reader.U64() == misfit.process) misfit = {};
     changed.notify_all();
     return "";
   }
@@ -396,6 +402,13 @@ absl::Status Rendezvous::Introduce(absl::Time deadline) {
                              ConnectTo(options_.rendezvous_host, options_.rendezvous_port, deadline));
     const absl::Status joined = group_.endpoints[0].Call(kRendezvousMessageId, "", join.bytes(), deadline).status();
     if (joined.ok()) break;
+    if (!absl::IsUnavailable(joined)) {
+      ByteWriter leave = Start(Kind::kLeave);
+      leave.U64(state.process);
+      group_.endpoints[0]
+          .Call(kRendezvousMessageId, "", leave.bytes(), std::min(deadline, absl::Now() + kFarewell))
+          .IgnoreError();
+    }
     const std::lock_guard lock(state.mutex);
     if (!state.failure.ok()) return state.failure;
     if (absl::IsNotFound(joined)) {
@@ -453,25 +466,26 @@ void Rendezvous::TellAll(const absl::Status& why) {
   {
     const std::lock_guard lock(state_->mutex);
     places = state_->places;
-    places.push_back(state_->misfit);
   }
-  for (size_t i = 1; i < places.size(); ++i) {
+  // What is wrong with one's arguments is wrong with the other's.
+  const bool same_code = absl::IsFailedPrecondition(why) || absl::IsAlreadyExists(why);
+  for (int i = 1; i < options_.size; ++i) {
     if (places[i].port == 0) continue;
-    const bool is_misfit = i + 1 == places.size();
-    // Codes about the others' arguments are not about this rank's.
-    const bool says_it_all = is_misfit || absl::IsFailedPrecondition(why) || absl::IsAlreadyExists(why);
     ByteWriter message = Start(Kind::kAbort);
     message.U64(places[i].process);
-    message.U32(static_cast<uint32_t>(says_it_all ? why.code() : absl::StatusCode::kUnavailable));
-    message.Counted(says_it_all ? std::string(why.message())
-                                : absl::StrCat("rank 0 gave up the rendezvous: ", why.message()));
-    if (is_misfit || !group_.endpoints[i].connected()) {
+    message.U32(static_cast<uint32_t>(same_code ? why.code() : absl::StatusCode::kUnavailable));
+    message.Counted(same_code ? std::string(why.message())
+                              : absl::StrCat("rank 0 gave up the rendezvous: ", why.message()));
+    if (!group_.endpoints[i].connected()) {
       absl::StatusOr<Endpoint> endpoint = group_.context->Connect(places[i].host, places[i].port, until);
-      if (endpoint.ok()) endpoint->Call(kRendezvousMessageId, "", message.bytes(), until).IgnoreError();
-    } else {
-      group_.endpoints[i].Call(kRendezvousMessageId, "", message.bytes(), until).IgnoreError();
+      if (!endpoint.ok()) continue;
+      group_.endpoints[i] = *std::move(endpoint);
     }
+    group_.endpoints[i].Call(kRendezvousMessageId, "", message.bytes(), until).IgnoreError();
   }
+  // Its join was answered with the reason; the answer must not be lost with this side's engine.
+  std::unique_lock lock(state_->mutex);
+  while (state_->misfit.port != 0 && absl::Now() < until) state_->Look(lock, until);
 }
 
 }  // namespace perigee::transport

@@ -57,10 +57,10 @@ struct Group {
   int rank = 0;
   int size = 1;
   std::string blob;
-  // In the order in which they may be destroyed, last first.
+  // Destroyed last to first: the context closes the listener.
   std::shared_ptr<internal::Inbox> inbox;
-  std::unique_ptr<Context> context;
   Listener listener;
+  std::unique_ptr<Context> context;
   std::vector<Endpoint> endpoints;  // by rank; the own one is empty
 };
 

@@ -97,11 +97,12 @@ void UcxCollective::Abandon(const absl::Status& why) {
   // What another rank says of itself explains more than what followed from it here.
   const absl::Status told = group_.inbox->status();
   broken_ = told.ok() || absl::IsInternal(why) ? why : told;
-  const absl::Time until = absl::Now() + kFarewell;
   const std::string message = internal::EncodeAbort(group_.id, rank(), sequence_, broken_);
-  for (int to = 0; to < size(); ++to) {
-    if (!group_.endpoints[to].connected()) continue;
-    group_.endpoints[to].Send(internal::kCollectiveMessageId, message, "", until).IgnoreError();
+  for (int i = 1; i < size(); ++i) {
+    const Endpoint& to = group_.endpoints[(rank() + i) % size()];
+    // A stalled rank does not take it; the others must still be told.
+    const absl::Time until = absl::Now() + kFarewell / (size() - 1);
+    if (to.connected()) to.Send(internal::kCollectiveMessageId, message, "", until).IgnoreError();
   }
 }
 

@@ -38,3 +38,10 @@ if(CMAKE_CUDA_COMPILER)
 else()
   set(PERIGEE_HAVE_CUDA OFF)
 endif()
+# Device memory and NCCL in transport/ need the toolkit's headers and its static runtime, no compiler and no GPU. What is linked
+# leaves no trace at run time: the static runtime opens the driver when it is first used, and NCCL is opened likewise.
+find_package(CUDAToolkit QUIET)
+if(TARGET CUDA::cudart_static)
+  find_path(NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+  find_library(NCCL_LIBRARY nccl HINTS ${CUDAToolkit_LIBRARY_DIR})
+endif()

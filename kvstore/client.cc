@@ -6,6 +6,7 @@
 #include "base/crc32c.h"
 #include "base/parallel.h"
 #include "kvstore/session.h"
+#include "kvstore/shared_reservation.h"
 #include "kvstore/wire.h"
 
 namespace perigee::kvstore {
@@ -22,6 +23,7 @@ struct WriteState {
   std::vector<PlaneRequest> planes;
   std::vector<Reservation> reservations;
   absl::Time expiry;
+  bool described = false;  // Others may put too, and this client cannot see when they have ended.
 
   struct UnderWay {
     transport::TransferBatch handle;
@@ -173,6 +175,18 @@ absl::StatusOr<std::vector<absl::Status>> WriteBatch::Commit(std::span<const pod
   return out;
 }
 
+absl::StatusOr<std::string> WriteBatch::Describe() {
+  if (state_ == nullptr) return absl::FailedPreconditionError("an empty batch has no description");
+  internal::WriteState& s = *state_;
+  s.described = true;
+  SharedReservation shared{.epoch = s.session->epoch, .remaining = s.expiry - absl::Now(), .planes = {}};
+  for (size_t i = 0; i < size(); ++i) {
+    const Reservation& r = s.reservations[i];
+    shared.planes.push_back({r.already_committed, r.already_committed ? 0 : r.address, s.planes[i].payload_bytes});
+  }
+  return EncodeSharedReservation(shared);
+}
+
 void WriteBatch::Abort() {
   if (state_ == nullptr) return;
   internal::WriteState& s = *state_;
@@ -181,7 +195,7 @@ void WriteBatch::Abort() {
   for (const Reservation& r : s.reservations) {
     if (!r.already_committed) request.add_reservation_ids(r.id);
   }
-  request.set_writes_may_arrive(!puts.ok());
+  request.set_writes_may_arrive(!puts.ok() || s.described);
   if (request.reservation_ids_size() > 0 && !s.session->lost) {
     v1::AbortResponse response;
     // Only a courtesy: the reservation's ttl ends it too.

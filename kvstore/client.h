@@ -54,6 +54,8 @@ struct WriteState;
 struct LeaseState;
 }  // namespace internal
 
+class JoinedBatch;  // kvstore/shared_reservation.h
+
 // Reserved planes on their way into the store. Any thread may Put, several at once; Commit once, after the last Put was
 // called. Destruction without Commit waits for the puts under way (at the latest until their deadline) and gives the
 // reservations back.
@@ -76,6 +78,10 @@ class WriteBatch {
   // per plane.
   absl::StatusOr<std::vector<absl::Status>> Commit(std::span<const pod::PlaneHeader> headers,
                                                    Durability durability = Durability::kBest);
+
+  // What other clients of the store need to put into these planes as well: for StoreClient::Join
+  // (kvstore/shared_reservation.h). FAILED_PRECONDITION for an empty batch.
+  absl::StatusOr<std::string> Describe();
 
  private:
   friend class StoreClient;
@@ -141,6 +147,11 @@ class StoreClient {
   ~StoreClient();
 
   absl::StatusOr<WriteBatch> Reserve(std::span<const PlaneRequest> planes);
+  // Another client's reservation, to put into. described_after: a time by this process's clock, not later than when the
+  // description was made; the time to live counts from there, because clocks of two machines cannot be compared.
+  // UNAVAILABLE when the store was restarted since; as DecodeSharedReservation for bytes that are no description;
+  // OUT_OF_RANGE for addresses that are not the store's.
+  absl::StatusOr<JoinedBatch> Join(absl::string_view description, absl::Time described_after);
   absl::StatusOr<ReadLease> Acquire(std::span<const PlaneId> planes);
   absl::StatusOr<LookupResult> Lookup(std::span<const pod::BlockKey> keys);
   absl::StatusOr<uint32_t> Delete(std::span<const pod::BlockKey> keys);

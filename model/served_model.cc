@@ -18,9 +18,9 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const ServedModel
   PERIGEE_ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::Load(options.folder));
   PERIGEE_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(options.folder));
   PERIGEE_ASSIGN_OR_RETURN(const FingerprintResult fingerprint, FingerprintOf(config, checkpoint));
-  PERIGEE_ASSIGN_OR_RETURN(LlamaWeights weights, LoadWeights(config, checkpoint));
+  PERIGEE_ASSIGN_OR_RETURN(LlamaWeights weights, LoadWeights(config, checkpoint, options.group));
   PERIGEE_ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, LoadTokenizer(options.folder));
-  auto transformer = std::make_unique<Transformer>(std::move(config), std::move(weights));
+  auto transformer = std::make_unique<Transformer>(std::move(config), std::move(weights), options.group);
 
   std::string plan_file = options.plan_file;
   if (plan_file.empty()) {
@@ -36,9 +36,11 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const ServedModel
     PERIGEE_RETURN_IF_ERROR(Annotate(plan->CheckModel(shape, fingerprint.fingerprint), plan_file));
   }
   PERIGEE_RETURN_IF_ERROR(plan.status());
-  PERIGEE_ASSIGN_OR_RETURN(pod::Layout layout, pod::Layout::Create(*plan, options.block_tokens));
+  PERIGEE_ASSIGN_OR_RETURN(const pod::Layout layout, pod::Layout::Create(*plan, options.block_tokens));
+  PERIGEE_ASSIGN_OR_RETURN(pod::HeadShard shard,
+                           pod::HeadShard::Create(layout, options.group.rank, options.group.size));
 
-  std::unique_ptr<ServedModel> served(new ServedModel(std::move(layout)));
+  std::unique_ptr<ServedModel> served(new ServedModel(std::move(shard)));
   served->name_ = fs::weakly_canonical(options.folder, error).filename().string();
   served->transformer_ = std::move(transformer);
   served->tokenizer_ = std::move(tokenizer);
@@ -51,7 +53,7 @@ pod::Identity ServedModel::IdentityFor(const std::string& tenant, const std::str
   identity.salt = salt;
   identity.model_fingerprint = fingerprint();
   identity.plan_id = plan().id();
-  identity.block_tokens = layout_.block_tokens();
+  identity.block_tokens = layout().block_tokens();
   return identity;
 }
 

@@ -12,6 +12,7 @@
 #include "model/tokenizer.h"
 #include "model/transformer.h"
 #include "pod/block_key.h"
+#include "pod/head_shard.h"
 #include "pod/layout.h"
 
 namespace perigee::model {
@@ -21,28 +22,33 @@ struct ServedModelOptions {
   std::string plan_file;  // "": plan.json in the folder where there is one, else the identity plan. "identity": the
                           // identity plan.
   int block_tokens = 64;
+  TensorParallel group = {};  // Which rank of how many this process is.
 };
 
 class ServedModel {
  public:
-  // FAILED_PRECONDITION when the plan is another model's.
+  // FAILED_PRECONDITION when the plan is another model's; INVALID_ARGUMENT when model or plan cannot be split over the
+  // group.
   static absl::StatusOr<std::unique_ptr<ServedModel>> Load(const ServedModelOptions& options);
 
   const Transformer& transformer() const { return *transformer_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
-  const pod::Layout& layout() const { return layout_; }
-  const pod::Plan& plan() const { return layout_.plan(); }
+  // Plan and layout of the whole model: what blocks are named by, and what is stored.
+  const pod::Layout& layout() const { return shard_.full(); }
+  const pod::Plan& plan() const { return layout().plan(); }
+  // This rank's heads; shard().local() is the layout of its caches. The whole model in a group of one.
+  const pod::HeadShard& shard() const { return shard_; }
   const Digest& fingerprint() const { return plan().model_fingerprint(); }
   const std::string& name() const { return name_; }
 
   pod::Identity IdentityFor(const std::string& tenant, const std::string& salt) const;
 
  private:
-  explicit ServedModel(pod::Layout layout) : layout_(std::move(layout)) {}
+  explicit ServedModel(pod::HeadShard shard) : shard_(std::move(shard)) {}
   std::string name_;
   std::unique_ptr<Transformer> transformer_;
   std::unique_ptr<Tokenizer> tokenizer_;
-  pod::Layout layout_;
+  pod::HeadShard shard_;
 };
 
 }  // namespace perigee::model

@@ -30,15 +30,19 @@ const float* OrNull(const std::vector<float>& v) { return v.empty() ? nullptr : 
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Load(const std::string& folder) {
+absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Load(const std::string& folder, TensorParallel group) {
   PERIGEE_ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::Load(folder));
   PERIGEE_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(folder));
-  PERIGEE_ASSIGN_OR_RETURN(LlamaWeights weights, LoadWeights(config, checkpoint));
-  return std::make_unique<Transformer>(std::move(config), std::move(weights));
+  PERIGEE_ASSIGN_OR_RETURN(LlamaWeights weights, LoadWeights(config, checkpoint, group));
+  return std::make_unique<Transformer>(std::move(config), std::move(weights), std::move(group));
 }
 
-Transformer::Transformer(ModelConfig config, LlamaWeights weights)
-    : config_(std::move(config)), weights_(std::move(weights)), rope_(RopeOf(config_)) {}
+Transformer::Transformer(ModelConfig config, LlamaWeights weights, TensorParallel group)
+    : config_(std::move(config)),
+      group_(std::move(group)),
+      rank_config_(RankConfig(config_, group_)),
+      weights_(std::move(weights)),
+      rope_(RopeOf(config_)) {}
 
 absl::Status Transformer::Forward(std::span<const int32_t> tokens, KvCache& cache, Logits which,
                                   std::vector<float>* logits,
@@ -58,9 +62,10 @@ absl::Status Transformer::Forward(std::span<const int32_t> tokens, KvCache& cach
   }
   const size_t hidden = static_cast<size_t>(config_.hidden);
   const size_t dim = static_cast<size_t>(config_.head_dim);
-  const size_t q_width = static_cast<size_t>(config_.q_heads) * dim;
-  const size_t kv_width = static_cast<size_t>(config_.kv_heads) * dim;
-  const size_t ffn = static_cast<size_t>(config_.ffn);
+  const int q_heads = rank_config_.q_heads, kv_heads = rank_config_.kv_heads;
+  const size_t q_width = static_cast<size_t>(q_heads) * dim;
+  const size_t kv_width = static_cast<size_t>(kv_heads) * dim;
+  const size_t ffn = static_cast<size_t>(rank_config_.ffn);
   const float epsilon = static_cast<float>(config_.rms_norm_eps);
 
   std::vector<float> x(n * hidden), normed(n * hidden), keys(n * kv_width), values(n * kv_width), attended(n * q_width),
@@ -83,14 +88,13 @@ absl::Status Transformer::Forward(std::span<const int32_t> tokens, KvCache& cach
     kernels::Gemm(normed.data(), n, hidden, w.k.data(), kv_width, OrNull(w.k_bias), keys.data());
     kernels::Gemm(normed.data(), n, hidden, w.v.data(), kv_width, OrNull(w.v_bias), values.data());
     if (config_.qk_norm) {
-      kernels::RmsNorm(q.data(), w.q_norm.data(), epsilon, n * static_cast<size_t>(config_.q_heads), dim, q.data());
-      kernels::RmsNorm(keys.data(), w.k_norm.data(), epsilon, n * static_cast<size_t>(config_.kv_heads), dim,
-                       keys.data());
+      kernels::RmsNorm(q.data(), w.q_norm.data(), epsilon, n * static_cast<size_t>(q_heads), dim, q.data());
+      kernels::RmsNorm(keys.data(), w.k_norm.data(), epsilon, n * static_cast<size_t>(kv_heads), dim, keys.data());
     }
     ParallelFor(n, [&](size_t t) {
       const int64_t position = first + static_cast<int64_t>(t);
-      kernels::ApplyRope(rope_, position, config_.q_heads, &q[t * q_width]);
-      kernels::ApplyRope(rope_, position, config_.kv_heads, &keys[t * kv_width]);
+      kernels::ApplyRope(rope_, position, q_heads, &q[t * q_width]);
+      kernels::ApplyRope(rope_, position, kv_heads, &keys[t * kv_width]);
     });
 
     PERIGEE_RETURN_IF_ERROR(cache.Append(l, static_cast<int>(n), keys.data(), values.data()));
@@ -99,7 +103,10 @@ absl::Status Transformer::Forward(std::span<const int32_t> tokens, KvCache& cach
       q = {};
       query_pointers[static_cast<size_t>(l)] = nullptr;
     }
-    kernels::Gemm(attended.data(), n, q_width, w.o.data(), hidden, OrNull(w.o_bias), delta.data());
+    // The bias is added once, not once per rank.
+    const float* o_bias = group_.rank == 0 ? OrNull(w.o_bias) : nullptr;
+    kernels::Gemm(attended.data(), n, q_width, w.o.data(), hidden, o_bias, delta.data());
+    if (group_.size > 1) PERIGEE_RETURN_IF_ERROR(group_.all_reduce_sum(delta));
     kernels::AddInPlace(x.data(), delta.data(), n * hidden);
 
     kernels::RmsNorm(x.data(), w.post_norm.data(), epsilon, n, hidden, normed.data());
@@ -107,6 +114,7 @@ absl::Status Transformer::Forward(std::span<const int32_t> tokens, KvCache& cach
     kernels::Gemm(normed.data(), n, hidden, w.up.data(), ffn, nullptr, up.data());
     kernels::SwiGlu(gate.data(), up.data(), n * ffn, gate.data());
     kernels::Gemm(gate.data(), n, ffn, w.down.data(), hidden, nullptr, delta.data());
+    if (group_.size > 1) PERIGEE_RETURN_IF_ERROR(group_.all_reduce_sum(delta));
     kernels::AddInPlace(x.data(), delta.data(), n * hidden);
     if (after_layer) PERIGEE_RETURN_IF_ERROR(after_layer(l));
   }

@@ -1,7 +1,8 @@
 // The forward pass of Llama-family models: embedding, pre-norm attention with RoPE and GQA, SwiGLU, logits.
 //
 // Float arithmetic throughout. Immutable after Load; Forward may be called from several threads at once, each with its
-// own cache. Architecture as in Hugging Face's LlamaModel, MistralModel, Qwen2Model and Qwen3Model.
+// own cache, except on a rank of a tensor-parallel group (model/tensor_parallel.h: one pass at a time). Architecture as
+// in Hugging Face's LlamaModel, MistralModel, Qwen2Model and Qwen3Model.
 #ifndef PERIGEE_MODEL_TRANSFORMER_H_
 #define PERIGEE_MODEL_TRANSFORMER_H_
 
@@ -16,6 +17,7 @@
 #include "kernels/rope.h"
 #include "model/config.h"
 #include "model/kv_cache.h"
+#include "model/tensor_parallel.h"
 #include "model/weights.h"
 #include "pod/plan.h"
 
@@ -29,13 +31,18 @@ enum class Logits {
 
 class Transformer {
  public:
-  // Reads config.json and the weights from a Hugging Face folder.
-  static absl::StatusOr<std::unique_ptr<Transformer>> Load(const std::string& folder);
+  // Reads config.json and the weights (a rank's part of them) from a Hugging Face folder.
+  static absl::StatusOr<std::unique_ptr<Transformer>> Load(const std::string& folder, TensorParallel group = {});
 
-  Transformer(ModelConfig config, LlamaWeights weights);
+  // `weights` are those that LoadWeights gives this rank.
+  Transformer(ModelConfig config, LlamaWeights weights, TensorParallel group = {});
 
+  // Of the whole model.
   const ModelConfig& config() const { return config_; }
+  // What this rank computes: config() with the rank's q_heads, kv_heads and ffn. Caches are made for these heads.
+  const ModelConfig& rank_config() const { return rank_config_; }
   const kernels::Rope& rope() const { return rope_; }
+  // Of the whole model.
   pod::KvShape kv_shape() const { return {config_.layers, config_.kv_heads, config_.head_dim}; }
 
   // Runs `tokens` at positions cache.tokens() and up, through all layers. *logits may be null with kNone. after_layer,
@@ -47,6 +54,8 @@ class Transformer {
 
  private:
   const ModelConfig config_;
+  const TensorParallel group_;
+  const ModelConfig rank_config_;
   const LlamaWeights weights_;
   const kernels::Rope rope_;
 };

@@ -13,10 +13,14 @@
 namespace perigee::model {
 namespace {
 
+// Which part of a tensor a tensor-parallel rank has.
+enum class Split { kWhole, kRows, kColumns };
+
 struct Wanted {
   std::string name;
-  std::vector<int64_t> shape;
+  std::vector<int64_t> shape;  // In the checkpoint: whole.
   std::vector<float>* out;
+  Split split = Split::kWhole;
 };
 
 std::vector<Wanted> WantedTensors(const ModelConfig& config, LlamaWeights& weights) {
@@ -30,18 +34,19 @@ std::vector<Wanted> WantedTensors(const ModelConfig& config, LlamaWeights& weigh
   for (int l = 0; l < config.layers; ++l) {
     LayerWeights& layer = weights.layers[static_cast<size_t>(l)];
     const std::string prefix = absl::StrCat("model.layers.", l, ".");
-    const auto add = [&](const char* name, std::vector<int64_t> shape, std::vector<float>& out) {
-      wanted.push_back({prefix + name, std::move(shape), &out});
+    const auto add = [&](const char* name, std::vector<int64_t> shape, std::vector<float>& out,
+                         Split split = Split::kWhole) {
+      wanted.push_back({prefix + name, std::move(shape), &out, split});
     };
     add("input_layernorm.weight", {hidden}, layer.input_norm);
-    add("self_attn.q_proj.weight", {q_rows, hidden}, layer.q);
-    add("self_attn.k_proj.weight", {kv_rows, hidden}, layer.k);
-    add("self_attn.v_proj.weight", {kv_rows, hidden}, layer.v);
-    add("self_attn.o_proj.weight", {hidden, q_rows}, layer.o);
+    add("self_attn.q_proj.weight", {q_rows, hidden}, layer.q, Split::kRows);
+    add("self_attn.k_proj.weight", {kv_rows, hidden}, layer.k, Split::kRows);
+    add("self_attn.v_proj.weight", {kv_rows, hidden}, layer.v, Split::kRows);
+    add("self_attn.o_proj.weight", {hidden, q_rows}, layer.o, Split::kColumns);
     if (config.qkv_bias) {
-      add("self_attn.q_proj.bias", {q_rows}, layer.q_bias);
-      add("self_attn.k_proj.bias", {kv_rows}, layer.k_bias);
-      add("self_attn.v_proj.bias", {kv_rows}, layer.v_bias);
+      add("self_attn.q_proj.bias", {q_rows}, layer.q_bias, Split::kRows);
+      add("self_attn.k_proj.bias", {kv_rows}, layer.k_bias, Split::kRows);
+      add("self_attn.v_proj.bias", {kv_rows}, layer.v_bias, Split::kRows);
     }
     if (config.o_bias) add("self_attn.o_proj.bias", {hidden}, layer.o_bias);
     if (config.qk_norm) {
@@ -49,19 +54,58 @@ std::vector<Wanted> WantedTensors(const ModelConfig& config, LlamaWeights& weigh
       add("self_attn.k_norm.weight", {config.head_dim}, layer.k_norm);
     }
     add("post_attention_layernorm.weight", {hidden}, layer.post_norm);
-    add("mlp.gate_proj.weight", {ffn, hidden}, layer.gate);
-    add("mlp.up_proj.weight", {ffn, hidden}, layer.up);
-    add("mlp.down_proj.weight", {hidden, ffn}, layer.down);
+    add("mlp.gate_proj.weight", {ffn, hidden}, layer.gate, Split::kRows);
+    add("mlp.up_proj.weight", {ffn, hidden}, layer.up, Split::kRows);
+    add("mlp.down_proj.weight", {hidden, ffn}, layer.down, Split::kColumns);
   }
   return wanted;
+}
+
+// A rank's part of a tensor: `rows` runs of `columns` elements, the first at element `first`, `stride` apart.
+struct Part {
+  int64_t rows, columns, first, stride;
+
+  int64_t elements() const { return rows * columns; }
+  int64_t IndexInTensor(int64_t i) const { return first + i / columns * stride + i % columns; }
+};
+
+Part PartOf(const Wanted& tensor, const TensorParallel& group) {
+  int64_t elements = 1;
+  for (const int64_t extent : tensor.shape) elements *= extent;
+  switch (tensor.split) {
+    case Split::kWhole:
+      break;
+    case Split::kRows:
+      return {1, elements / group.size, elements / group.size * group.rank, elements};
+    case Split::kColumns: {
+      const int64_t width = tensor.shape.back(), columns = width / group.size;
+      return {elements / width, columns, columns * group.rank, width};
+    }
+  }
+  return {1, elements, 0, elements};
+}
+
+// out[part.elements()].
+void LoadPart(const TensorView& view, const Part& part, std::span<float> out) {
+  const size_t element_bytes = DtypeBytes(view.dtype), columns = static_cast<size_t>(part.columns);
+  TensorView run = view;
+  run.shape = {part.columns};
+  run.elements = part.columns;
+  for (int64_t r = 0; r < part.rows; ++r) {
+    run.bytes =
+        view.bytes.subspan(static_cast<size_t>(part.first + r * part.stride) * element_bytes, columns * element_bytes);
+    ConvertToFloat(run, out.subspan(static_cast<size_t>(r) * columns, columns));
+  }
 }
 
 std::string ShapeText(const std::vector<int64_t>& shape) { return absl::StrCat("[", absl::StrJoin(shape, ", "), "]"); }
 
 }  // namespace
 
-absl::StatusOr<LlamaWeights> LoadWeights(const ModelConfig& config, const Checkpoint& checkpoint) {
+absl::StatusOr<LlamaWeights> LoadWeights(const ModelConfig& config, const Checkpoint& checkpoint,
+                                         const TensorParallel& group) {
   PERIGEE_RETURN_IF_ERROR(Validate(config));
+  PERIGEE_RETURN_IF_ERROR(Validate(config, group));
   LlamaWeights weights;
   weights.layers.resize(static_cast<size_t>(config.layers));
   const std::vector<Wanted> wanted = WantedTensors(config, weights);
@@ -100,8 +144,9 @@ absl::StatusOr<LlamaWeights> LoadWeights(const ModelConfig& config, const Checkp
   ParallelFor(wanted.size(), [&](size_t i) {
     const TensorView& view = *checkpoint.Find(wanted[i].name);
     std::vector<float>& out = *wanted[i].out;
-    out.resize(static_cast<size_t>(view.elements));
-    ConvertToFloat(view, out);
+    const Part part = PartOf(wanted[i], group);
+    out.resize(static_cast<size_t>(part.elements()));
+    LoadPart(view, part, out);
     for (size_t j = 0; j < out.size(); ++j) {
       if (!std::isfinite(out[j])) {
         bad_index[i] = static_cast<int64_t>(j);
@@ -113,7 +158,8 @@ absl::StatusOr<LlamaWeights> LoadWeights(const ModelConfig& config, const Checkp
     if (bad_index[i] >= 0) {
       return absl::InvalidArgumentError(absl::StrCat(checkpoint.folder(), ": tensor \"", wanted[i].name, "\" holds ",
                                                      (*wanted[i].out)[static_cast<size_t>(bad_index[i])],
-                                                     " at element ", bad_index[i]));
+                                                     " at element ",
+                                                     PartOf(wanted[i], group).IndexInTensor(bad_index[i])));
     }
   }
   return weights;

@@ -1,7 +1,8 @@
 // A Llama-family checkpoint's weights as row-major f32 vectors, checked against the config.
 //
 // Matrices are as in the checkpoint, [out][in]: y[o] = sum_i w[o][i] * x[i]. Owned by the struct; read-only use from
-// any thread.
+// any thread. A tensor-parallel rank holds its heads and its share of the MLP: q_heads, kv_heads and ffn below are then
+// the rank's (RankConfig); everything else is whole.
 #ifndef PERIGEE_MODEL_WEIGHTS_H_
 #define PERIGEE_MODEL_WEIGHTS_H_
 
@@ -11,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "model/config.h"
 #include "model/safetensors.h"
+#include "model/tensor_parallel.h"
 
 namespace perigee::model {
 
@@ -36,8 +38,10 @@ struct LlamaWeights {
 };
 
 // INVALID_ARGUMENT naming every missing tensor (up to 8), a tensor of another shape, a tensor that the config does not
-// know (the model would compute something else than its authors'), or a NaN or infinite weight. Uses all cores.
-absl::StatusOr<LlamaWeights> LoadWeights(const ModelConfig& config, const Checkpoint& checkpoint);
+// know (the model would compute something else than its authors'), or a NaN or infinite weight among those that the
+// rank loads; and as Validate does. `config` is the whole model's. Uses all cores.
+absl::StatusOr<LlamaWeights> LoadWeights(const ModelConfig& config, const Checkpoint& checkpoint,
+                                         const TensorParallel& group = {});
 
 }  // namespace perigee::model
 

@@ -5,6 +5,11 @@
 namespace perigee::node {
 
 absl::StatusOr<std::unique_ptr<Node>> Node::Create(const NodeOptions& options) {
+  if (options.model.group.size != 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a node serves a whole model, this is one of ", options.model.group.size,
+                     " tensor-parallel ranks: use node/tensor_parallel.h, which reads and writes a rank's heads"));
+  }
   std::unique_ptr<Node> node(new Node);
   node->options_ = options;
   PERIGEE_ASSIGN_OR_RETURN(node->model_, model::ServedModel::Load(options.model));
@@ -20,7 +25,7 @@ absl::StatusOr<std::unique_ptr<Node>> Node::Create(const NodeOptions& options) {
 
 model::PlaneCache Node::NewCache() const {
   const model::Transformer& transformer = model_->transformer();
-  return model::PlaneCache(&model_->layout(), &transformer.rope(), transformer.config().q_heads,
+  return model::PlaneCache(&model_->shard().local(), &transformer.rope(), transformer.rank_config().q_heads,
                            [this](size_t bytes) { return pool_->Allocate(bytes); });
 }
 

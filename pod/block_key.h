@@ -39,7 +39,7 @@ struct Identity {
   Digest model_fingerprint{};
   Digest plan_id{};
   int block_tokens = 0;
-  uint32_t shard = 0;  // Which part of a tensor-parallel split; 0 of an unsplit model.
+  uint32_t shard = 0;  // Blocks are the whole model's, whatever the tensor-parallel degree (pod/head_shard.h): 0.
 };
 
 absl::Status ValidateIdentity(const Identity& identity);

@@ -96,6 +96,33 @@ absl::StatusOr<Plan> Plan::Identity(const KvShape& shape, const Window& window, 
   return Create(shape, window, Sharing::kKey, codec, std::move(slots), model_fingerprint);
 }
 
+absl::StatusOr<Plan> Plan::ForHeads(int first_head, int heads) const {
+  if (first_head < 0 || heads < 1 || first_head > shape_.kv_heads - heads) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("kv heads [", first_head, ", +", heads, ") of a plan for ", shape_.kv_heads, " kv heads"));
+  }
+  const auto inside = [&](int head) { return head >= first_head && head < first_head + heads; };
+  KvShape shape = shape_;
+  shape.kv_heads = heads;
+  std::vector<Slot> slots;
+  for (int l = 0; l < shape_.layers; ++l) {
+    for (int h = 0; h < shape_.kv_heads; ++h) {
+      Slot s = slot(l, h);
+      if (inside(h) != inside(s.lead.kv_head)) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            SlotName(l, h), " follows ", SlotName(s.lead.layer, s.lead.kv_head),
+            ", but only one of them is among kv heads ", first_head, " to ", first_head + heads - 1,
+            ": a tensor-parallel split must keep a follower with its lead; split less, or make a plan whose followers "
+            "follow leads of their own kv head"));
+      }
+      if (!inside(h)) continue;
+      s.lead.kv_head -= first_head;
+      slots.push_back(s);
+    }
+  }
+  return Create(shape, window_, sharing_, near_codec_, std::move(slots), model_fingerprint_);
+}
+
 absl::Status Plan::CheckModel(const KvShape& shape, const Digest& model_fingerprint) const {
   if (shape != shape_) {
     return absl::FailedPreconditionError(absl::StrCat("the plan is for ", shape_.layers, " layers x ", shape_.kv_heads,

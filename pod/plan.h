@@ -80,6 +80,11 @@ class Plan {
   // sharing form. Not the fingerprint: it stands beside the plan id wherever blocks are named.
   const Digest& id() const { return id_; }
 
+  // The plan of kv heads [first_head, first_head + heads) alone, as one rank of a tensor-parallel group computes with
+  // it: head h there is head first_head + h here. INVALID_ARGUMENT, naming the slot, where a follower and its lead are
+  // not both inside or both outside. Its id is another plan's: blocks are named by the whole plan.
+  absl::StatusOr<Plan> ForHeads(int first_head, int heads) const;
+
   // FAILED_PRECONDITION, naming both, unless the plan was made for this model.
   absl::Status CheckModel(const KvShape& shape, const Digest& model_fingerprint) const;
 

@@ -10,7 +10,6 @@
 //   barrier              prints "entering NS" before, and "ok NS" after: a clock that all processes share
 //   loop:COUNT           AllReduceSum until it fails; prints "looping" after the first
 //   await                reads one line from standard input, prints "ok 0"
-//   time:COUNT:ROUNDS    prints "ok MICROSECONDS" for one AllReduceSum of COUNT floats
 #include <time.h>
 #include <unistd.h>
 
@@ -129,17 +128,6 @@ void Loop(Collective& group, size_t count, absl::Time deadline) {
   }
 }
 
-void Time(Collective& group, size_t count, int rounds, absl::Time deadline) {
-  std::vector<float> values(count, 0.0f);
-  if (!group.AllReduceSum(values, deadline).ok() || !group.Barrier(deadline).ok()) return Print("fail to warm up");
-  const int64_t start = Nanoseconds();
-  for (int i = 0; i < rounds; ++i) {
-    const absl::Status status = group.AllReduceSum(values, deadline);
-    if (!status.ok()) return PrintFailure(status);
-  }
-  Print(absl::StrCat("ok ", static_cast<double>(Nanoseconds() - start) / 1e3 / rounds));
-}
-
 void AwaitLine() {
   char byte = 0;
   while (read(0, &byte, 1) == 1 && byte != '\n') {
@@ -199,8 +187,6 @@ int Run(int argc, char** argv) {
       Barrier(group, deadline);
     } else if (step[0] == "loop") {
       Loop(group, number(1), deadline);
-    } else if (step[0] == "time") {
-      Time(group, number(1), static_cast<int>(number(2)), deadline);
     } else if (step[0] == "await") {
       AwaitLine();
     } else {

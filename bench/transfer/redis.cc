@@ -45,7 +45,7 @@ std::string Redis::ServerCommand() {
 
 absl::StatusOr<std::unique_ptr<Redis>> Redis::Start() {
   if (!Child({"redis-server", "--version"}, PinnedProcessors().server).started()) {
-    return absl::NotFoundError("redis-server is not installed (Debian: redis-server)");
+    return absl::NotFoundError("redis-server is not installed (scripts/setup.sh bench)");
   }
   const int port = 40000 + getpid() % 20000;
   std::unique_ptr<Redis> redis(new Redis(ServerWords(port), PinnedProcessors().server));

@@ -102,7 +102,7 @@ std::vector<double> MessageTimes(const std::string& transports, const std::vecto
     const auto context = Check(Context::Create({.transports = transports}), "make a context");
     Check(context->SetHandler(kMessageId, [](absl::string_view, absl::string_view) { return std::string(); }),
           "handle");
-    const auto listener = Check(context->Listen("127.0.0.1", 0), "listen");
+    const auto listener = Check(context->Listen("127.0.0.1", 0, transport::TrustEveryone), "listen");
     pipe.Tell(listener.port());
     pause();
   });

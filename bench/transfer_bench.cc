@@ -42,6 +42,7 @@ int RunAll(const std::string& json, int repetitions, const std::string& only) {
     const Pair pair("/proc/self/exe", transport);
     AddOneExtentRows(run, pair);
     AddScatteredRows(run, pair);
+    AddChecksumRows(run, pair);
     if (transport != "tcp") continue;
     AddCallRows(run, pair);
     AddCpuRows(run, pair);

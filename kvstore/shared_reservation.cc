@@ -131,7 +131,8 @@ absl::Status JoinedBatch::Put(std::span<const Range> ranges) {
   internal::JoinedState& s = *state_;
   // A put past the reservation's end could hit what others have written there since.
   const absl::Time deadline = std::min(absl::Now() + s.core->options.transfer_deadline, s.expiry);
-  absl::StatusOr<transport::TransferBatch> handle = s.session->connection.StartPut(pieces, deadline);
+  absl::StatusOr<transport::TransferBatch> handle =
+      s.session->connection.StartPut(pieces, {.deadline = deadline, .checksums = false});
   absl::MutexLock lock(&s.mu);
   if (!handle.ok()) {
     s.put_status.Update(handle.status());

@@ -32,11 +32,10 @@ const char* Name(Direction direction) { return direction == Direction::kPut ? "p
 
 int Serve(const std::string& transports) {
   auto context = Check(transport::Context::Create({.transports = transports}), "create");
-  Check(context->SetHandler(kEchoId, [](absl::string_view, absl::string_view payload) { return std::string(payload); }),
-        "handler");
+  context->SetHandler(kEchoId, [](absl::string_view, absl::string_view payload) { return std::string(payload); });
   auto region = Check(context->AllocateMemory(kRegionBytes), "allocate");
   std::memset(region.base(), 1, kRegionBytes);
-  auto listener = Check(context->Listen("127.0.0.1", 0), "listen");
+  auto listener = Check(context->Listen("127.0.0.1", 0, transport::TrustEveryone), "listen");
   const std::string& key = region.remote_key();
   std::printf("%d %s\n", listener.port(), ToHex({reinterpret_cast<const uint8_t*>(key.data()), key.size()}).c_str());
   std::fflush(stdout);
@@ -62,7 +61,7 @@ Pair::Pair(const std::string& self, const std::string& transport)
   std::memset(local_.base(), 2, kRegionBytes);
 }
 
-double Pair::MoveBatches(Direction direction, const std::vector<Extent>& extents, size_t times) const {
+double Pair::MoveBatches(Direction direction, const std::vector<Extent>& extents, size_t times, bool checksums) const {
   std::vector<transport::GetTransfer> gets;
   std::vector<transport::PutTransfer> puts;
   for (const Extent& extent : extents) {
@@ -72,7 +71,11 @@ double Pair::MoveBatches(Direction direction, const std::vector<Extent>& extents
   }
   const auto start = std::chrono::steady_clock::now();
   for (size_t i = 0; i < times; ++i) {
-    Check(direction == Direction::kGet ? endpoint_.Get(gets, Deadline()) : endpoint_.Put(puts, Deadline()), "transfer");
+    const transport::TransferOptions options{.deadline = Deadline(), .checksums = checksums};
+    auto batch =
+        Check(direction == Direction::kGet ? endpoint_.StartGet(gets, options) : endpoint_.StartPut(puts, options),
+              "transfer");
+    Check(batch.Wait(), "transfer");
   }
   return SecondsSince(start);
 }

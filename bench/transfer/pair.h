@@ -38,7 +38,8 @@ class Pair {
   const std::string& transport() const { return transport_; }  // "tcp" or "shm"
   const transport::Endpoint& endpoint() const { return endpoint_; }
   // Seconds for `times` batches, one after another, each of all extents.
-  double MoveBatches(Direction direction, const std::vector<Extent>& extents, size_t times) const;
+  double MoveBatches(Direction direction, const std::vector<Extent>& extents, size_t times,
+                     bool checksums = false) const;
   // Seconds for all extents, one after another, `times` times.
   double MoveOneByOne(Direction direction, const std::vector<Extent>& extents, size_t times) const;
   // CPU seconds of both processes so far.

@@ -30,6 +30,8 @@ void AddOneExtentRows(const Run& run, const Pair& pair);
 void AddScatteredRows(const Run& run, const Pair& pair);
 // transfer/call/TRANSPORT/{p50,p99}: the round trip of a small message, beside ucx_perftest.
 void AddCallRows(const Run& run, const Pair& pair);
+// transfer/crc/TRANSPORT/{1MiB,32MiB}: a batch of Gets with every extent's CRC32C taken, beside the same without.
+void AddChecksumRows(const Run& run, const Pair& pair);
 // transfer/cpu/TRANSPORT/get/{1MiB,16MiB}: CPU seconds for a GiB, beside Redis.
 void AddCpuRows(const Run& run, const Pair& pair);
 

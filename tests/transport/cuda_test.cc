@@ -308,7 +308,7 @@ TEST(NcclTest, TwoRanksOnTwoGpusAddUp) {
   {
     auto context = Context::Create({.transports = "tcp"});
     ASSERT_TRUE(context.ok()) << context.status();
-    auto listener = (*context)->Listen("127.0.0.1", 0);
+    auto listener = (*context)->Listen("127.0.0.1", 0, TrustEveryone);
     ASSERT_TRUE(listener.ok()) << listener.status();
     port = listener->port();
   }

@@ -246,19 +246,25 @@ absl::StatusOr<std::unique_ptr<Rendezvous>> Rendezvous::Open(const GroupOptions&
     group.inbox->Open(state.group_id, 0, options.size);
   }
   PERIGEE_ASSIGN_OR_RETURN(group.context, Context::Create(options.transport));
-  PERIGEE_RETURN_IF_ERROR(group.context->SetHandler(
+  group.context->SetHandler(
       internal::kCollectiveMessageId,
       [inbox = group.inbox](absl::string_view header, absl::string_view payload) -> absl::StatusOr<std::string> {
         inbox->Deliver(header, payload);
         return "";
-      }));
-  PERIGEE_RETURN_IF_ERROR(group.context->SetHandler(
-      kRendezvousMessageId,
-      [state = self->state_](absl::string_view, absl::string_view payload) { return state->Answer(payload); }));
+      });
+  group.context->SetHandler(kRendezvousMessageId, [state = self->state_](absl::string_view, absl::string_view payload) {
+    return state->Answer(payload);
+  });
+  const auto authenticator = [secret = options.secret](absl::string_view token,
+                                                       absl::string_view) -> absl::StatusOr<PeerIdentity> {
+    if (token != secret) return absl::PermissionDeniedError("not this group's secret");
+    return PeerIdentity{"a rank", 0, /*trusted=*/true};
+  };
   if (options.rank == 0) {
-    PERIGEE_ASSIGN_OR_RETURN(group.listener, group.context->Listen(options.rendezvous_host, options.rendezvous_port));
+    PERIGEE_ASSIGN_OR_RETURN(group.listener,
+                             group.context->Listen(options.rendezvous_host, options.rendezvous_port, authenticator));
   } else {
-    PERIGEE_ASSIGN_OR_RETURN(group.listener, group.context->Listen(options.own_host, 0));
+    PERIGEE_ASSIGN_OR_RETURN(group.listener, group.context->Listen(options.own_host, 0, authenticator));
   }
   return self;
 }
@@ -287,7 +293,8 @@ absl::StatusOr<Group> Rendezvous::Join(absl::Time deadline) {
 // Tries again while nobody listens.
 absl::StatusOr<Endpoint> Rendezvous::ConnectTo(const std::string& host, uint16_t port, absl::Time deadline) {
   while (true) {
-    absl::StatusOr<Endpoint> endpoint = group_.context->Connect(host, port, std::min(deadline, absl::Now() + kAttempt));
+    absl::StatusOr<Endpoint> endpoint =
+        group_.context->Connect(host, port, std::min(deadline, absl::Now() + kAttempt), options_.secret);
     if (endpoint.ok() || (!absl::IsUnavailable(endpoint.status()) && !absl::IsDeadlineExceeded(endpoint.status()))) {
       return endpoint;
     }
@@ -477,7 +484,8 @@ void Rendezvous::TellAll(const absl::Status& why) {
     message.Counted(same_code ? std::string(why.message())
                               : absl::StrCat("rank 0 gave up the rendezvous: ", why.message()));
     if (!group_.endpoints[i].connected()) {
-      absl::StatusOr<Endpoint> endpoint = group_.context->Connect(places[i].host, places[i].port, until);
+      absl::StatusOr<Endpoint> endpoint =
+          group_.context->Connect(places[i].host, places[i].port, until, options_.secret);
       if (!endpoint.ok()) continue;
       group_.endpoints[i] = *std::move(endpoint);
     }

@@ -29,6 +29,8 @@ struct RendezvousState;
 
 struct GroupOptions {
   std::string group_name = {};  // the same at all ranks, at most 256 bytes
+  // The same at all ranks: who does not have it is not let in. Empty: everybody is.
+  std::string secret = {};
   int rank = 0;
   int size = 1;  // the same at all ranks, at most kMaxGroupSize
   // Where rank 0 listens; the same at all ranks. Port 0 takes a free one (rank 0 only).

@@ -117,16 +117,23 @@ class Service final : public v1::KvStore::Service {
           return absl::InvalidArgumentError(
               absl::StrCat("durability ", static_cast<int>(request->durability()), " is not known"));
       }
+      // Planes of other sessions' reservations are refused one by one, as unknown ones are.
+      std::vector<absl::Status> statuses(items.size());
+      std::vector<CommitItem> own;
       std::vector<uint64_t> ids;
-      for (const CommitItem& item : items) {
-        PERIGEE_RETURN_IF_ERROR(CheckOwner(session, item.reservation_id, "reservation"));
-        PERIGEE_RETURN_IF_ERROR(CheckTenant(session, item.header));
-        ids.push_back(item.reservation_id);
+      for (size_t i = 0; i < items.size(); ++i) {
+        statuses[i] = CheckOwner(session, items[i].reservation_id, "reservation");
+        if (statuses[i].ok()) statuses[i] = CheckTenant(session, items[i].header);
+        if (!statuses[i].ok()) continue;
+        ids.push_back(items[i].reservation_id);
+        own.push_back(std::move(items[i]));
       }
       // Before the payload is checked: what was checked must not change any more.
       if (!session.trusted) Revoke(ids);
-      PERIGEE_ASSIGN_OR_RETURN(const std::vector<absl::Status> statuses, store_->Commit(items, durability));
-      for (const absl::Status& status : statuses) {
+      PERIGEE_ASSIGN_OR_RETURN(const std::vector<absl::Status> committed, store_->Commit(own, durability));
+      auto next = committed.begin();
+      for (absl::Status& status : statuses) {
+        if (status.ok()) status = *next++;
         auto* wire = response->add_planes();
         wire->set_code(status.raw_code());
         wire->set_message(std::string(status.message()));
@@ -138,9 +145,10 @@ class Service final : public v1::KvStore::Service {
   grpc::Status Abort(grpc::ServerContext* context, const v1::AbortRequest* request,
                      v1::AbortResponse* response) override {
     return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
-      const std::span<const uint64_t> ids(request->reservation_ids().data(),
-                                          static_cast<size_t>(request->reservation_ids_size()));
-      for (const uint64_t id : ids) PERIGEE_RETURN_IF_ERROR(CheckOwner(session, id, "reservation"));
+      std::vector<uint64_t> ids;
+      for (const uint64_t id : request->reservation_ids()) {
+        if (sessions_->Owns(session, id)) ids.push_back(id);
+      }
       if (!session.trusted) Revoke(ids);
       response->set_aborted(store_->Abort(ids, request->writes_may_arrive()));
       return absl::OkStatus();

@@ -31,7 +31,7 @@ struct DataPlane {
   uint16_t port = 0;
   std::string remote_key;         // for trusted sessions
   std::string served_key;         // for the others
-  std::function<void()> quiesce;  // see transport::Context::Quiesce
+  std::function<void()> quiesce = [] {};  // see transport::Context::Quiesce
   uint64_t slab_address = 0;
   uint64_t slab_bytes = 0;
 };

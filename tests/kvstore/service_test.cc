@@ -16,6 +16,8 @@ namespace {
 
 using ::testing::HasSubstr;
 
+using Stub = v1::KvStore::Stub;
+
 class ServiceTest : public testing::Test {
  protected:
   void SetUp() override {
@@ -23,7 +25,7 @@ class ServiceTest : public testing::Test {
     DataPlane data;
     data.epoch = 7;
     data.port = 1;
-    service_ = MakeStoreService(store_.get(), data);
+    service_ = MakeStoreService(store_.get(), &sessions_, data);
     auto server = GrpcServer::Start("127.0.0.1:0", service_.get());
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
@@ -31,21 +33,28 @@ class ServiceTest : public testing::Test {
     arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
     stub_ = v1::KvStore::NewStub(
         grpc::CreateCustomChannel(server_->address(), grpc::InsecureChannelCredentials(), arguments));
+    v1::HelloRequest hello;
+    v1::HelloResponse session;
+    hello.set_protocol_version(kProtocolVersion);
+    ASSERT_TRUE(Call(&Stub::Hello, hello, &session).ok());
+    token_ = session.session_token();
   }
   template <typename Method, typename Request, typename Response>
   grpc::Status Call(Method method, const Request& request, Response* response) {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(10));
+    if (!token_.empty()) context.AddMetadata(kSessionMetadata, token_);
     return (stub_.get()->*method)(&context, request, response);
   }
   FakeSlab slab_{1 << 20};
+  transport::GrantTable grants_;
+  SessionTable sessions_{{}, &grants_};
   std::unique_ptr<Store> store_;
   std::unique_ptr<grpc::Service> service_;
   std::unique_ptr<GrpcServer> server_;
   std::unique_ptr<v1::KvStore::Stub> stub_;
+  std::string token_;
 };
-
-using Stub = v1::KvStore::Stub;
 
 TEST_F(ServiceTest, AnotherProtocolVersionIsRefused) {
   v1::HelloRequest request;

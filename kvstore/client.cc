@@ -129,6 +129,8 @@ absl::StatusOr<ReadLease> StoreClient::Acquire(std::span<const PlaneId> planes) 
     } else {
       plane.miss = MissFromWire(wire.miss());
     }
+    std::vector<uint64_t>& begins = s.section_begins.emplace_back(1, 0);
+    for (const pod::SectionSum& section : plane.header.sections) begins.push_back(begins.back() + section.bytes);
     s.planes.push_back(std::move(plane));
     s.addresses.push_back(wire.remote_address());
   }

@@ -68,6 +68,7 @@ struct LeaseState {
   uint64_t id = 0;
   std::vector<HeldPlane> planes;
   std::vector<uint64_t> addresses;
+  std::vector<std::vector<uint64_t>> section_begins;  // Of each plane's payload: [sections + 1].
   std::atomic<int64_t> expiry_unix_us{0};
   std::atomic<uint64_t> fetched_bytes{0}, fetch_us{0};
 

@@ -29,12 +29,11 @@ absl::StatusOr<transport::GetTransfer> LeaseState::Locate(const FetchRequest& r)
     return absl::NotFoundError(
         absl::StrCat(plane.id.ToString(), " is not stored: ", MissReasonName(plane.miss.reason)));
   }
-  const std::vector<pod::SectionSum>& sections = plane.header.sections;
-  const size_t begin = std::min(r.first_section, sections.size());
-  const size_t end = begin + std::min(r.sections, sections.size() - begin);
-  uint64_t offset = 0, bytes = 0;
-  for (size_t k = 0; k < begin; ++k) offset += sections[k].bytes;
-  for (size_t k = begin; k < end; ++k) bytes += sections[k].bytes;
+  const std::vector<uint64_t>& begins = section_begins[r.plane];
+  const size_t sections = begins.size() - 1;
+  const size_t first = std::min(r.first_section, sections);
+  const uint64_t offset = begins[first];
+  const uint64_t bytes = begins[first + std::min(r.sections, sections - first)] - offset;
   if (r.destination.size() != bytes) {
     return absl::InvalidArgumentError(absl::StrCat("a destination of ", r.destination.size(), " bytes for ", bytes,
                                                    " bytes of ", plane.id.ToString()));

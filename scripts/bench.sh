@@ -8,7 +8,7 @@ mkdir -p "$out"
 rm -f "$out"/*.json
 
 # program -> the room its rows begin with
-programs=(transfer_bench:transfer attention_bench:kernels)
+programs=(transfer_bench:transfer attention_bench:kernels streaming_bench:streaming)
 
 wanted() {
   [ -z "$prefixes" ] && return 0

@@ -14,8 +14,8 @@ namespace perigee::prefill_node {
 struct StoredBlock {
   bool distant = false;
   bool proximal = false;
-  uint64_t bytes = 0;   // Payload of the planes that are there.
   std::string missing;  // Why not, for people.
+  uint64_t bytes = 0;   // Payload of the planes that are there.
 };
 
 struct Reuse {

@@ -9,8 +9,8 @@ namespace perigee::kvstore {
 
 namespace {
 
-// The next batch's request is on its way while this one's bytes are checked; more would make the first groups share the
-// wire with later ones.
+// The next batch's request is on its way while this one's bytes are checked; more would make earlier groups share the
+// wire with later ones. The first batch has it alone: the reader can do nothing until it is here.
 constexpr size_t kBatchesUnderWay = 2;
 
 }  // namespace
@@ -111,7 +111,8 @@ absl::Status FetchState::FetchAll() {
       absl::MutexLock lock(&mu);
       if (cancelled) return absl::CancelledError("the fetch was abandoned");
     }
-    while (next < groups.size() && under_way.size() < kBatchesUnderWay) {
+    const size_t wanted = next == 0 ? 1 : kBatchesUnderWay;
+    while (next < groups.size() && under_way.size() < wanted) {
       PERIGEE_ASSIGN_OR_RETURN(UnderWay batch, StartBatch(next));
       next = batch.end_group;
       under_way.push_back(std::move(batch));

@@ -10,9 +10,6 @@
 namespace perigee::decode_node {
 namespace {
 
-using kvstore::PlaneId;
-using pod::PlaneKind;
-
 std::span<const int32_t> PromptOf(const v1::GenerateRequest& request) {
   return {request.token_ids().data(), static_cast<size_t>(request.token_ids_size())};
 }
@@ -34,55 +31,36 @@ absl::Status DecodeNode::CheckRequest(const v1::GenerateRequest& request) const 
   return CheckDigest("plan", request.plan_id(), node_->model().plan().id());
 }
 
-absl::Status DecodeNode::FetchPrompt(const v1::GenerateRequest& request, const pod::Identity& identity,
-                                     model::PlaneCache& cache, v1::GenerateEvent::Started* started) const {
-  const pod::Layout& layout = node_->model().layout();
-  const pod::Window& window = layout.plan().window();
-  const int block_tokens = layout.block_tokens();
+absl::StatusOr<std::unique_ptr<node::PromptFetch>> DecodeNode::FetchPrompt(const v1::GenerateRequest& request,
+                                                                           const pod::Identity& identity,
+                                                                           model::PlaneCache& cache) const {
   const int64_t cached = request.token_ids_size() - 1;
-  started->set_near_sink_end(std::min<int64_t>(pod::SinkEnd(window, block_tokens), cached + 1));
-  started->set_near_recent_begin(pod::RecentBegin(window, block_tokens, cached));
-  started->set_fetched_tokens(static_cast<uint32_t>(cached));
-  if (cached == 0) return absl::OkStatus();
-
+  if (cached == 0) return nullptr;
   const std::vector<pod::BlockKey> keys =
       pod::DeriveChain(identity, PromptOf(request).first(static_cast<size_t>(cached)));
-  std::vector<PlaneId> planes;
-  for (size_t b = 0; b < keys.size(); ++b) {
-    if (layout.plane_bytes(PlaneKind::kDistant) > 0) planes.push_back({keys[b], PlaneKind::kDistant});
-    if (layout.plane_bytes(PlaneKind::kProximal) > 0 &&
-        pod::IsNear(window, block_tokens, static_cast<int64_t>(b) * block_tokens, cached)) {
-      planes.push_back({keys[b], PlaneKind::kProximal});
-    }
-  }
-  const absl::Time start = absl::Now();
-  PERIGEE_ASSIGN_OR_RETURN(std::vector<node::FetchedPlane> fetched, node_->FetchPlanes(identity, planes));
-  started->set_fetch_us(node::MicrosecondsSince(start));
+  PERIGEE_ASSIGN_OR_RETURN(std::unique_ptr<node::PromptFetch> fetch,
+                           node::PromptFetch::Start(*node_, identity, keys, cached, cache));
+  PERIGEE_RETURN_IF_ERROR(fetch->status());
+  return fetch;
+}
 
-  std::vector<model::CachedBlock> view(keys.size());
-  size_t b = 0;
-  for (size_t i = 0; i < planes.size(); ++i) {
-    while (planes[i].key != keys[b]) ++b;
-    if (!fetched[i].status.ok()) {
-      return absl::NotFoundError(absl::StrCat("block ", b, " of ", keys.size(), " (", planes[i].ToString(),
-                                              "): ", fetched[i].status.message()));
-    }
-    started->set_planes_fetched(started->planes_fetched() + 1);
-    started->set_bytes_fetched(started->bytes_fetched() + fetched[i].size_bytes);
-    if (fetched[i].from == kvstore::Tier::kSsd) {
-      started->set_planes_from_ssd(started->planes_from_ssd() + 1);
-    } else {
-      started->set_planes_from_dram(started->planes_from_dram() + 1);
-    }
-    view[b].base_position = fetched[i].base_position;
-    (planes[i].kind == PlaneKind::kDistant ? view[b].distant : view[b].proximal) = std::move(fetched[i].bytes);
-  }
-  for (size_t i = 0; i < view.size(); ++i) {
-    view[i].position = static_cast<int64_t>(i) * block_tokens;
-    view[i].tokens = static_cast<int32_t>(std::min<int64_t>(block_tokens, cached - view[i].position));
-    PERIGEE_RETURN_IF_ERROR(cache.AddBlock(std::move(view[i])));
-  }
-  return absl::OkStatus();
+void DecodeNode::Describe(const v1::GenerateRequest& request, const node::PromptFetch* fetch,
+                          v1::GenerateEvent::Started* started) const {
+  const pod::Layout& layout = node_->model().layout();
+  const pod::Window& window = layout.plan().window();
+  const int64_t cached = request.token_ids_size() - 1;
+  started->set_near_sink_end(std::min<int64_t>(pod::SinkEnd(window, layout.block_tokens()), cached + 1));
+  started->set_near_recent_begin(pod::RecentBegin(window, layout.block_tokens(), cached));
+  started->set_fetched_tokens(static_cast<uint32_t>(cached));
+  if (fetch == nullptr) return;
+  const auto us = [](absl::Duration d) { return static_cast<uint64_t>(absl::ToInt64Microseconds(d)); };
+  started->set_bytes_fetched(fetch->bytes());
+  started->set_planes_fetched(fetch->planes());
+  started->set_planes_from_ssd(fetch->planes_from_ssd());
+  started->set_planes_from_dram(fetch->planes() - fetch->planes_from_ssd());
+  started->set_acquire_us(us(fetch->acquire_time()));
+  started->set_fetch_us(us(fetch->fetch_time()));
+  started->set_exposed_fetch_us(us(fetch->exposed_time()));
 }
 
 absl::Status DecodeNode::Generate(const v1::GenerateRequest& request,
@@ -99,8 +77,7 @@ absl::Status DecodeNode::Generate(const v1::GenerateRequest& request,
   const auto cancelled = [] { return absl::CancelledError("the caller is gone"); };
   model::PlaneCache cache = node_->NewCache();
   v1::GenerateEvent event;
-  PERIGEE_RETURN_IF_ERROR(FetchPrompt(request, identity, cache, event.mutable_started()));
-  if (!emit(event)) return cancelled();
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<node::PromptFetch> fetch, FetchPrompt(request, identity, cache));
 
   const model::ServedModel& model = node_->model();
   const std::vector<int32_t>& eos =
@@ -114,6 +91,11 @@ absl::Status DecodeNode::Generate(const v1::GenerateRequest& request,
   uint32_t count = 0;
   while (count < request.max_tokens() && !stop.stopped()) {
     PERIGEE_RETURN_IF_ERROR(model.transformer().Forward(std::span(&token, 1), cache, model::Logits::kLast, &logits));
+    if (count == 0) {
+      // Only now: the first pass waits for planes, and ends with their error if one is wrong.
+      Describe(request, fetch.get(), event.mutable_started());
+      if (!emit(event)) return cancelled();
+    }
     cache.RetireProximal(cache.tokens());
     PERIGEE_ASSIGN_OR_RETURN(token, sampler.Sample(logits));
     if (count++ == 0) first = absl::Now();

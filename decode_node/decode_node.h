@@ -1,12 +1,15 @@
 // The decode node: fetches a prompt's planes (distant ones of all blocks, proximal ones of the sink and the window
-// only), then generates, attending over the planes as they arrived.
+// only) and generates, attending over the planes as they arrive: layer l of the first token runs while those of later
+// layers travel.
 #ifndef PERIGEE_DECODE_NODE_DECODE_NODE_H_
 #define PERIGEE_DECODE_NODE_DECODE_NODE_H_
 
 #include <functional>
+#include <memory>
 
 #include "absl/status/status.h"
 #include "node/node.h"
+#include "node/prompt_fetch.h"
 #include "perigee/v1/decode.pb.h"
 
 namespace perigee::decode_node {
@@ -24,8 +27,12 @@ class DecodeNode {
 
  private:
   absl::Status CheckRequest(const v1::GenerateRequest& request) const;
-  absl::Status FetchPrompt(const v1::GenerateRequest& request, const pod::Identity& identity, model::PlaneCache& cache,
-                           v1::GenerateEvent::Started* started) const;
+  // Null for a prompt of one token. NOT_FOUND when planes are missing.
+  absl::StatusOr<std::unique_ptr<node::PromptFetch>> FetchPrompt(const v1::GenerateRequest& request,
+                                                                 const pod::Identity& identity,
+                                                                 model::PlaneCache& cache) const;
+  void Describe(const v1::GenerateRequest& request, const node::PromptFetch* fetch,
+                v1::GenerateEvent::Started* started) const;
   const node::Node* const node_;
 };
 

@@ -3,6 +3,7 @@
 //   auto store = StoreClient::Connect("host:7100", &engine, {});
 //   auto batch = (*store)->Reserve(planes);           batch->Put(0, offset, bytes) ...;   batch->Commit(headers);
 //   auto lease = (*store)->Acquire(ids);              lease->Fetch(requests);             // verified
+//   auto fetch = lease->StartFetch(groups);           fetch->Wait(0) ...;                 // the same, group by group
 //
 // Errors. UNAVAILABLE: no store answers at the address, or the one that did is gone or was restarted; batches and
 // leases of before are lost, the next call of the client connects again by itself. DEADLINE_EXCEEDED: the store is too
@@ -13,6 +14,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -32,11 +34,16 @@ struct ClientOptions {
   absl::Duration connect_deadline = absl::Seconds(5);
   absl::Duration call_deadline = absl::Seconds(10);  // of one control call
   absl::Duration transfer_deadline =
-      absl::Seconds(30);  // of one Put or Fetch; never past the reservation's or lease's end
+      absl::Seconds(30);  // of one Put, Fetch or LayeredFetch; never past the reservation's or lease's end
   absl::Duration reservation_ttl = absl::Seconds(60);
   absl::Duration lease_ttl = absl::Seconds(60);
   std::string secret;  // What the store's operator gave; empty where the store asks for none.
   std::string tenant;  // Planes of others are misses; empty: not checked.
+  // A LayeredFetch joins groups until a batch has this much: less costs round trips, more delays the groups in it.
+  size_t fetch_batch_bytes = size_t{1} << 20;
+  // Called on a LayeredFetch's thread when a batch has landed, before it is checked, with its first group; an error
+  // ends the fetch as one of the wire would. For tests that hold groups back or break them; empty otherwise.
+  std::function<absl::Status(size_t group)> on_fetch_landed;
 };
 
 // Since Connect.
@@ -52,9 +59,17 @@ namespace internal {
 struct ClientCore;
 struct WriteState;
 struct LeaseState;
+struct FetchState;
 }  // namespace internal
 
 class JoinedBatch;  // kvstore/shared_reservation.h
+
+// Bytes of one plane of a batch, to be written at offset_bytes of its payload.
+struct PutRange {
+  size_t plane = 0;
+  uint64_t offset_bytes = 0;
+  std::span<const std::byte> bytes;
+};
 
 // Reserved planes on their way into the store. Any thread may Put, several at once; Commit once, after the last Put was
 // called. Destruction without Commit waits for the puts under way (at the latest until their deadline) and gives the
@@ -70,9 +85,14 @@ class WriteBatch {
   // The store has this plane: nothing to put, its header is ignored.
   bool already_committed(size_t plane) const;
 
-  // Starts writing bytes at offset_bytes of the plane's payload. The caller keeps them alive and unchanged until Commit
-  // has returned or this object is gone. OUT_OF_RANGE past the plane's end.
+  // Starts writing all ranges as one batch, neighbours joined; does not wait for it. The caller keeps the bytes alive
+  // and unchanged until Commit or WaitForPuts has returned or this object is gone. Ranges of planes that are committed
+  // already are left out. OUT_OF_RANGE past a plane's end: nothing of the call is written.
+  absl::Status Put(std::span<const PutRange> ranges);
   absl::Status Put(size_t plane, uint64_t offset_bytes, std::span<const std::byte> bytes);
+
+  // Until everything put so far is in the store's memory; the first error of any put.
+  absl::Status WaitForPuts();
 
   // Waits until all puts are in the store's memory, then makes the planes visible: one status per plane. headers: one
   // per plane.
@@ -107,8 +127,39 @@ struct FetchRequest {
   size_t sections = SIZE_MAX;  // Cut to what the plane has.
 };
 
-// Planes that stay where they are. Any thread may fetch, several at once. Destruction releases (one short call; errors
-// are ignored: the lease's ttl ends it anyway).
+// A fetch under way: groups of sections that land, and are checked, in their order, so that the first can be used while
+// the last still travels. A thread of its own keeps at most two batches on the wire. Any thread may call.
+//
+// The caller keeps the destinations alive until the fetch has ended (Wait of the last group returned, or Wait of any
+// returned an error) or this object is gone: destruction stops it and waits for the batches that are on the wire, at
+// the latest until the transfer deadline.
+class LayeredFetch {
+ public:
+  LayeredFetch();
+  LayeredFetch(LayeredFetch&&) noexcept;
+  LayeredFetch& operator=(LayeredFetch&& other) noexcept;
+  ~LayeredFetch();
+
+  size_t groups() const;
+  // Until groups 0..group are here and match their checksums. DATA_LOSS when this group's or an earlier one's bytes do
+  // not; else the wire's or the store's error. Nothing more arrives after an error.
+  absl::Status Wait(size_t group) const;
+  // How many groups, from the first on, are here and right.
+  size_t arrived() const;
+  // After DATA_LOSS: which of the lease's planes were wrong. The store has been told.
+  std::vector<size_t> wrong_planes() const;
+  // From the start to the last group's check, or to now.
+  absl::Duration duration() const;
+
+ private:
+  friend class ReadLease;
+  explicit LayeredFetch(std::unique_ptr<internal::FetchState> state);
+  void Stop();
+  std::unique_ptr<internal::FetchState> state_;
+};
+
+// Planes that stay where they are. Any thread may fetch, several at once. Destruction releases, once no LayeredFetch
+// reads any more (one short call; errors are ignored: the lease's ttl ends it anyway).
 class ReadLease {
  public:
   ReadLease();
@@ -124,13 +175,16 @@ class ReadLease {
   // bytes (do not use them).
   std::vector<absl::Status> Fetch(std::span<const FetchRequest> requests);
 
+  // The same, group after group, while the caller does something else. NOT_FOUND and INVALID_ARGUMENT as above: nothing
+  // was started then. The lease may be dropped meanwhile; it is released when the fetch has ended.
+  absl::StatusOr<LayeredFetch> StartFetch(std::vector<std::vector<FetchRequest>> groups);
+
   absl::Status Renew(absl::Duration ttl);
 
  private:
   friend class StoreClient;
-  explicit ReadLease(std::unique_ptr<internal::LeaseState> state);
-  void Release();
-  std::unique_ptr<internal::LeaseState> state_;
+  explicit ReadLease(std::shared_ptr<internal::LeaseState> state);
+  std::shared_ptr<internal::LeaseState> state_;
 };
 
 struct LookupResult {

@@ -20,7 +20,7 @@ absl::StatusOr<std::unique_ptr<RegisteredPool>> RegisteredPool::Create(transport
   return std::unique_ptr<RegisteredPool>(new RegisteredPool(std::make_shared<State>(std::move(region))));
 }
 
-absl::StatusOr<std::shared_ptr<std::byte[]>> RegisteredPool::Allocate(size_t bytes) {
+absl::StatusOr<std::shared_ptr<std::byte[]>> RegisteredPool::Allocate(size_t bytes, Contents contents) {
   std::optional<uint64_t> offset;
   {
     absl::MutexLock lock(&state_->mutex);
@@ -32,7 +32,7 @@ absl::StatusOr<std::shared_ptr<std::byte[]>> RegisteredPool::Allocate(size_t byt
     }
   }
   std::byte* memory = state_->region.base() + *offset;
-  std::memset(memory, 0, bytes);
+  if (contents == Contents::kZeroed) std::memset(memory, 0, bytes);
   return std::shared_ptr<std::byte[]>(memory, [state = state_, offset = *offset](std::byte*) {
     absl::MutexLock lock(&state->mutex);
     state->slab.Free(offset);

@@ -18,8 +18,10 @@ class RegisteredPool {
  public:
   static absl::StatusOr<std::unique_ptr<RegisteredPool>> Create(transport::Context* engine, size_t bytes);
 
-  // Zeroed, page-aligned. RESOURCE_EXHAUSTED, naming what is free, when there is no room.
-  absl::StatusOr<std::shared_ptr<std::byte[]>> Allocate(size_t bytes);
+  // Page-aligned. RESOURCE_EXHAUSTED, naming what is free, when there is no room. Unspecified contents are for planes
+  // that a fetch fills to the last byte.
+  enum class Contents { kZeroed, kUnspecified };
+  absl::StatusOr<std::shared_ptr<std::byte[]>> Allocate(size_t bytes, Contents contents = Contents::kZeroed);
 
   uint64_t capacity_bytes() const;
   uint64_t used_bytes() const;

@@ -29,8 +29,8 @@ struct DataPlane {
   uint64_t epoch = 0;
   std::string host;
   uint16_t port = 0;
-  std::string remote_key;         // for trusted sessions
-  std::string served_key;         // for the others
+  std::string remote_key;                 // for trusted sessions
+  std::string served_key;                 // for the others
   std::function<void()> quiesce = [] {};  // see transport::Context::Quiesce
   uint64_t slab_address = 0;
   uint64_t slab_bytes = 0;

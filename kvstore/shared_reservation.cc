@@ -110,10 +110,10 @@ JoinedBatch::~JoinedBatch() = default;
 size_t JoinedBatch::size() const { return state_ == nullptr ? 0 : state_->planes.size(); }
 bool JoinedBatch::already_committed(size_t plane) const { return state_->planes[plane].already_committed; }
 
-absl::Status JoinedBatch::Put(std::span<const Range> ranges) {
+absl::Status JoinedBatch::Put(std::span<const PutRange> ranges) {
   std::vector<transport::PutTransfer> pieces;
   uint64_t total_bytes = 0;
-  for (const Range& range : ranges) {
+  for (const PutRange& range : ranges) {
     if (range.plane >= size()) {
       return absl::OutOfRangeError(absl::StrCat("plane ", range.plane, " of a batch of ", size()));
     }

@@ -50,12 +50,6 @@ struct JoinedState;
 // last. Destruction waits for the puts under way, at the latest until their deadline.
 class JoinedBatch {
  public:
-  struct Range {
-    size_t plane = 0;
-    uint64_t offset_bytes = 0;
-    std::span<const std::byte> bytes;
-  };
-
   JoinedBatch();
   JoinedBatch(JoinedBatch&&) noexcept;
   JoinedBatch& operator=(JoinedBatch&&) noexcept;
@@ -67,7 +61,7 @@ class JoinedBatch {
   // Starts writing all ranges as one batch. The caller keeps the bytes alive and unchanged until Finish has returned or
   // this object is gone. Ranges of planes that are committed already are left out. OUT_OF_RANGE past a plane's end:
   // nothing of the call is written.
-  absl::Status Put(std::span<const Range> ranges);
+  absl::Status Put(std::span<const PutRange> ranges);
 
   // Until everything put so far is in the store's memory; the first error of any put.
   absl::Status Finish();

@@ -61,6 +61,19 @@ void PlaneCache::RetireProximal(int64_t position, const std::function<bool(size_
   }
 }
 
+void PlaneCache::AwaitArrival(std::function<absl::Status(int layer)> arrived) {
+  arrival_ = std::move(arrived);
+  arrived_layers_ = 0;
+}
+
+absl::Status PlaneCache::Arrived(int layer) {
+  if (arrival_ == nullptr || layer < arrived_layers_) return absl::OkStatus();
+  PERIGEE_RETURN_IF_ERROR(arrival_(layer));
+  arrived_layers_ = layer + 1;
+  if (arrived_layers_ == layout_->plan().shape().layers) arrival_ = nullptr;
+  return absl::OkStatus();
+}
+
 // Room for `count` more tokens: fills the last block, then takes fresh ones.
 absl::Status PlaneCache::Grow(int count) {
   const int block_tokens = layout_->block_tokens();
@@ -95,6 +108,7 @@ absl::Status PlaneCache::Grow(int count) {
 
 absl::Status PlaneCache::Append(int layer, int count, const float* keys, const float* values) {
   if (layer == 0) PERIGEE_RETURN_IF_ERROR(Grow(count));
+  PERIGEE_RETURN_IF_ERROR(Arrived(layer));  // The last block may be a fetched one that is to be filled up.
   const int block_tokens = layout_->block_tokens();
   const size_t row =
       static_cast<size_t>(layout_->plan().shape().kv_heads) * static_cast<size_t>(layout_->plan().shape().head_dim);
@@ -115,6 +129,7 @@ absl::Status PlaneCache::Append(int layer, int count, const float* keys, const f
 }
 
 absl::Status PlaneCache::Attend(int layer, int count, std::span<const float* const> queries, float* out) {
+  PERIGEE_RETURN_IF_ERROR(Arrived(layer));
   kernels::AttentionInput input;
   input.layout = layout_;
   input.rope = rope_;

@@ -44,6 +44,11 @@ class PlaneCache : public KvCache {
   // is filled up by later Appends, so its buffers must be this cache's alone and its proximal plane present.
   absl::Status AddBlock(CachedBlock block);
 
+  // Blocks added so far may still be arriving: before Append and Attend touch a layer's tiles for the first time, they
+  // call `arrived(layer)`, which returns once everything that this layer reads or writes is here, or ends the pass with
+  // its error. Layers come in order; the hook is dropped after the last one.
+  void AwaitArrival(std::function<absl::Status(int layer)> arrived);
+
   // Frees proximal planes that no query at or after `position` is near to, except those of blocks that `keep` names (by
   // index).
   void RetireProximal(int64_t position, const std::function<bool(size_t block)>& keep = nullptr);
@@ -59,6 +64,7 @@ class PlaneCache : public KvCache {
 
  private:
   absl::Status Grow(int count);
+  absl::Status Arrived(int layer);
 
   const pod::Layout* const layout_;
   const kernels::Rope* const rope_;
@@ -69,6 +75,8 @@ class PlaneCache : public KvCache {
   std::vector<kernels::BlockRef> refs_;  // Parallel to blocks_.
   size_t retired_until_ = 0;  // Blocks below were looked at by RetireProximal and are sinks, kept or retired.
   int64_t tokens_ = 0;
+  std::function<absl::Status(int layer)> arrival_;  // Null: everything is here.
+  int arrived_layers_ = 0;                          // While arrival_: the layers below are here.
 };
 
 }  // namespace perigee::model

@@ -36,12 +36,20 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const ServedModel
     PERIGEE_RETURN_IF_ERROR(Annotate(plan->CheckModel(shape, fingerprint.fingerprint), plan_file));
   }
   PERIGEE_RETURN_IF_ERROR(plan.status());
-  PERIGEE_ASSIGN_OR_RETURN(const pod::Layout layout, pod::Layout::Create(*plan, options.block_tokens));
-  PERIGEE_ASSIGN_OR_RETURN(pod::HeadShard shard,
-                           pod::HeadShard::Create(layout, options.group.rank, options.group.size));
+  return Create(fs::weakly_canonical(options.folder, error).filename().string(), std::move(transformer),
+                std::move(tokenizer), *plan, options.block_tokens, options.group);
+}
 
+absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Create(std::string name,
+                                                                 std::unique_ptr<Transformer> transformer,
+                                                                 std::unique_ptr<Tokenizer> tokenizer,
+                                                                 const pod::Plan& plan, int block_tokens,
+                                                                 const TensorParallel& group) {
+  PERIGEE_RETURN_IF_ERROR(plan.CheckModel(transformer->kv_shape(), plan.model_fingerprint()));
+  PERIGEE_ASSIGN_OR_RETURN(const pod::Layout layout, pod::Layout::Create(plan, block_tokens));
+  PERIGEE_ASSIGN_OR_RETURN(pod::HeadShard shard, pod::HeadShard::Create(layout, group.rank, group.size));
   std::unique_ptr<ServedModel> served(new ServedModel(std::move(shard)));
-  served->name_ = fs::weakly_canonical(options.folder, error).filename().string();
+  served->name_ = std::move(name);
   served->transformer_ = std::move(transformer);
   served->tokenizer_ = std::move(tokenizer);
   return served;

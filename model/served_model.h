@@ -31,6 +31,13 @@ class ServedModel {
   // group.
   static absl::StatusOr<std::unique_ptr<ServedModel>> Load(const ServedModelOptions& options);
 
+  // Of parts made in memory (benchmarks). The plan's fingerprint stands for the weights: the caller answers for it.
+  // FAILED_PRECONDITION when the plan is of another shape.
+  static absl::StatusOr<std::unique_ptr<ServedModel>> Create(std::string name, std::unique_ptr<Transformer> transformer,
+                                                             std::unique_ptr<Tokenizer> tokenizer,
+                                                             const pod::Plan& plan, int block_tokens,
+                                                             const TensorParallel& group = {});
+
   const Transformer& transformer() const { return *transformer_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   // Plan and layout of the whole model: what blocks are named by, and what is stored.

@@ -10,13 +10,18 @@ absl::StatusOr<std::unique_ptr<Node>> Node::Create(const NodeOptions& options) {
         absl::StrCat("a node serves a whole model, this is one of ", options.model.group.size,
                      " tensor-parallel ranks: use node/tensor_parallel.h, which reads and writes a rank's heads"));
   }
+  PERIGEE_ASSIGN_OR_RETURN(std::shared_ptr<const model::ServedModel> model, model::ServedModel::Load(options.model));
+  return Create(options, std::move(model));
+}
+
+absl::StatusOr<std::unique_ptr<Node>> Node::Create(const NodeOptions& options,
+                                                   std::shared_ptr<const model::ServedModel> model) {
   std::unique_ptr<Node> node(new Node);
   node->options_ = options;
-  PERIGEE_ASSIGN_OR_RETURN(node->model_, model::ServedModel::Load(options.model));
+  node->model_ = std::move(model);
   PERIGEE_ASSIGN_OR_RETURN(node->engine_, transport::Context::Create({.transports = options.transports}));
   PERIGEE_ASSIGN_OR_RETURN(node->pool_, kvstore::RegisteredPool::Create(node->engine_.get(), options.pool_bytes));
-  kvstore::ClientOptions client;
-  client.secret = options.store_secret;
+  kvstore::ClientOptions client = options.store;
   client.call_deadline = client.transfer_deadline = options.store_timeout;
   PERIGEE_ASSIGN_OR_RETURN(node->store_,
                            kvstore::StoreClient::Connect(options.store_address, node->engine_.get(), client));
@@ -51,38 +56,6 @@ absl::StatusOr<pod::Identity> Node::IdentityFor(const v1::Scope& scope) const {
   const pod::Identity identity = model_->IdentityFor(scope.tenant(), scope.salt());
   PERIGEE_RETURN_IF_ERROR(pod::ValidateIdentity(identity));
   return identity;
-}
-
-absl::StatusOr<std::vector<FetchedPlane>> Node::FetchPlanes(const pod::Identity& identity,
-                                                            std::span<const kvstore::PlaneId> planes) const {
-  const pod::Layout& layout = model_->layout();
-  PERIGEE_ASSIGN_OR_RETURN(kvstore::ReadLease lease, store_->Acquire(planes));
-  std::vector<FetchedPlane> out(planes.size());
-  std::vector<kvstore::FetchRequest> requests;
-  for (size_t i = 0; i < planes.size(); ++i) {
-    const kvstore::HeldPlane& held = lease.planes()[i];
-    if (!held.found) {
-      out[i].status = absl::NotFoundError(
-          absl::StrCat(pod::PlaneKindName(planes[i].kind), " plane ", kvstore::MissReasonName(held.miss.reason)));
-      continue;
-    }
-    out[i].status = pod::CheckPlaneHeader(held.header, layout, identity, planes[i].key, planes[i].kind);
-    if (!out[i].status.ok()) continue;
-    out[i].base_position = held.header.base_position;
-    out[i].from = held.tier;
-    PERIGEE_ASSIGN_OR_RETURN(out[i].bytes, pool_->Allocate(held.header.payload_bytes));
-    out[i].size_bytes = held.header.payload_bytes;
-    requests.push_back({.plane = i, .destination = {out[i].bytes.get(), out[i].size_bytes}});
-  }
-  const std::vector<absl::Status> statuses = lease.Fetch(requests);
-  for (size_t r = 0; r < requests.size(); ++r) {
-    if (absl::IsDataLoss(statuses[r])) {
-      out[requests[r].plane].status = statuses[r];
-    } else if (!statuses[r].ok()) {
-      return statuses[r];  // The store or the wire, not this plane.
-    }
-  }
-  return out;
 }
 
 v1::NodeInfo Node::Info() const {

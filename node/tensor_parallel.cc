@@ -104,7 +104,7 @@ absl::StatusOr<ShardedWrite> ShardedWrite::Begin(transport::Collective& group, k
 
 void ShardedWrite::Ship(int layer, const PayloadOf& payload) {
   if (!status_.ok()) return;
-  std::vector<kvstore::JoinedBatch::Range> ranges;
+  std::vector<kvstore::PutRange> ranges;
   for (size_t i = 0; i < planes_.size(); ++i) {
     if (joined_.already_committed(i)) continue;
     for (const pod::ShardExtent& extent : shard_->layer_extents(planes_[i].kind, layer)) {

@@ -29,6 +29,15 @@
 
 namespace perigee::node {
 
+// A plane's sections of one rank, brought into its memory and checked against header and checksums.
+struct FetchedPlane {
+  absl::Status status;  // NOT_FOUND with the store's reason; DATA_LOSS for wrong bytes; else bytes are here.
+  model::PlaneBuffer bytes;
+  size_t size_bytes = 0;
+  int64_t base_position = 0;
+  kvstore::Tier from = kvstore::Tier::kDram;
+};
+
 // The group as the forward pass sees it; every sum has `timeout`. `group` outlives the model.
 model::TensorParallel ModelGroup(transport::Collective* group, absl::Duration timeout);
 

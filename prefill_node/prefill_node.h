@@ -1,5 +1,5 @@
 // The prefill node: finds the longest stored prefix, computes the rest layer by layer, ships each layer's tiles while
-// the next one is computed, and commits.
+// the next one is computed, and commits each chunk while the next one is computed.
 #ifndef PERIGEE_PREFILL_NODE_PREFILL_NODE_H_
 #define PERIGEE_PREFILL_NODE_PREFILL_NODE_H_
 
@@ -16,7 +16,8 @@
 namespace perigee::prefill_node {
 
 struct PrefillOptions {
-  int chunk_tokens = 512;  // Computed and committed together; rounded up to whole blocks.
+  int chunk_tokens = 512;    // Computed and committed together; rounded up to whole blocks.
+  int chunks_under_way = 2;  // Reserved and not yet committed: one is computed while the one before it is committed.
 };
 
 // Any thread may call, several at once.
@@ -39,18 +40,18 @@ class PrefillNode {
     std::vector<int64_t> branch_points;  // Segment borders, and the end.
   };
   absl::StatusOr<Prompt> Read(const v1::PrefillRequest& request) const;
-  // How many tokens the store has, and, unless it has all, their planes in `cache`.
-  absl::StatusOr<int64_t> ReusePrefix(const Prompt& prompt, model::PlaneCache& cache,
-                                      v1::PrefillResponse* response) const;
-  // Fetches the blocks before `end` into `cache`. False when planes are missing or wrong: they are marked so in
-  // `stored`.
-  absl::StatusOr<bool> FetchBlocks(const Prompt& prompt, int64_t end, std::vector<StoredBlock>& stored,
-                                   model::PlaneCache& cache, v1::PrefillResponse* response) const;
-  absl::Status ComputeChunk(const Prompt& prompt, int64_t end, absl::Time deadline, model::PlaneCache& cache,
-                            v1::PrefillResponse* response) const;
+  absl::StatusOr<std::vector<StoredBlock>> LookUp(const Prompt& prompt, v1::PrefillResponse* response) const;
+  // Fetches the first `reused` tokens' planes and computes and stores the rest. False when some of those planes are
+  // missing or wrong: they are marked so in `stored`, and nothing was stored.
+  absl::StatusOr<bool> ContinueFrom(const Prompt& prompt, int64_t reused, absl::Time deadline,
+                                    std::vector<StoredBlock>& stored, v1::PrefillResponse* response) const;
+  // From the cache's end to the prompt's.
+  absl::Status Compute(const Prompt& prompt, absl::Time deadline, model::PlaneCache& cache,
+                       v1::PrefillResponse* response) const;
 
   const node::Node* const node_;
   const int64_t chunk_tokens_;
+  const int chunks_under_way_;
 };
 
 }  // namespace perigee::prefill_node

@@ -15,6 +15,7 @@ struct StoredBlock {
   bool distant = false;
   bool proximal = false;
   std::string missing;  // Why not, for people.
+  uint64_t bytes = 0;   // Payload of the planes that are there.
 };
 
 struct Reuse {

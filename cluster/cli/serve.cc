@@ -79,7 +79,7 @@ absl::Status ServeNode(const std::string& role, const Options& o, Arguments... a
   options.model = o.model;
   options.store_address = o.store;
   if (!o.secret_file.empty()) {
-    PERIGEE_ASSIGN_OR_RETURN(options.store_secret, kvstore::ReadSecret(o.secret_file));
+    PERIGEE_ASSIGN_OR_RETURN(options.store.secret, kvstore::ReadSecret(o.secret_file));
   }
   options.transports = o.transports;
   options.pool_bytes = o.pool_mib << 20;

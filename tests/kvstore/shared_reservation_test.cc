@@ -77,7 +77,7 @@ TEST_F(SharedReservationTest, PlanesWrittenByThreeClientsAreWhole) {
       auto joined = writers[w]->Join(*description, before);
       ASSERT_TRUE(joined.ok()) << joined.status();
       ASSERT_EQ(joined->size(), 2u);
-      std::vector<JoinedBatch::Range> ranges;
+      std::vector<PutRange> ranges;
       for (size_t p = 0; p < 2; ++p) {
         // Every third kilobyte is this writer's.
         const std::span<const std::byte> payload(planes[p].payload);
@@ -108,7 +108,7 @@ TEST_F(SharedReservationTest, APlaneThatNobodyFinishedWritingIsNotCommitted) {
   ASSERT_TRUE(batch.ok()) << batch.status();
   auto joined = other_->Join(*batch->Describe(), absl::Now() - absl::Seconds(1));
   ASSERT_TRUE(joined.ok()) << joined.status();
-  const JoinedBatch::Range half{0, 0, std::span(plane.payload).first(50000)};
+  const PutRange half{0, 0, std::span(plane.payload).first(50000)};
   ASSERT_TRUE(joined->Put({&half, 1}).ok());
   ASSERT_TRUE(joined->Finish().ok());
   const auto statuses = batch->Commit({&plane.header, 1});
@@ -131,7 +131,7 @@ TEST_F(SharedReservationTest, APlaneThatTheStoreHasIsNotWrittenAgain) {
   ASSERT_TRUE(joined.ok()) << joined.status();
   EXPECT_TRUE(joined->already_committed(0));
   const std::vector<std::byte> junk(5000);
-  const JoinedBatch::Range range{0, 0, junk};
+  const PutRange range{0, 0, junk};
   EXPECT_TRUE(joined->Put({&range, 1}).ok());
   EXPECT_TRUE(joined->Finish().ok());
   EXPECT_EQ(other_->stats().put_bytes, 0u);
@@ -146,9 +146,9 @@ TEST_F(SharedReservationTest, PutsOutsideThePlaneAreRefusedWhole) {
   auto joined = other_->Join(*batch->Describe(), absl::Now() - absl::Seconds(1));
   ASSERT_TRUE(joined.ok()) << joined.status();
   const std::span<const std::byte> bytes(plane.payload);
-  for (const JoinedBatch::Range& bad :
-       {JoinedBatch::Range{0, 1, bytes}, {0, 5001, bytes.first(0)}, {1, 0, bytes}, {0, UINT64_MAX, bytes.first(2)}}) {
-    const JoinedBatch::Range ranges[] = {{0, 0, bytes}, bad};
+  for (const PutRange& bad :
+       {PutRange{0, 1, bytes}, {0, 5001, bytes.first(0)}, {1, 0, bytes}, {0, UINT64_MAX, bytes.first(2)}}) {
+    const PutRange ranges[] = {{0, 0, bytes}, bad};
     EXPECT_TRUE(absl::IsOutOfRange(joined->Put(ranges)));
   }
   EXPECT_TRUE(joined->Finish().ok());
@@ -163,7 +163,7 @@ TEST_F(SharedReservationTest, NothingIsPutOnceTheReservationIsOver) {
   // 60 seconds to live, counted from two minutes ago.
   auto joined = other_->Join(*batch->Describe(), absl::Now() - absl::Minutes(2));
   ASSERT_TRUE(joined.ok()) << joined.status();
-  const JoinedBatch::Range range{0, 0, plane.payload};
+  const PutRange range{0, 0, plane.payload};
   absl::Status put = joined->Put({&range, 1});
   put.Update(joined->Finish());
   EXPECT_TRUE(absl::IsDeadlineExceeded(put)) << put;

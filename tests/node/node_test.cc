@@ -5,13 +5,11 @@
 #include <gtest/gtest.h>
 
 #include <map>
-#include <random>
 #include <thread>
 
 #include "absl/strings/match.h"
 #include "absl/time/clock.h"
-#include "decode_node/decode_node.h"
-#include "kvstore/server.h"
+#include "nodes.h"
 #include "prefill_node/prefill_node.h"
 
 namespace perigee {
@@ -19,29 +17,6 @@ namespace {
 
 using pod::PlaneKind;
 using ::testing::HasSubstr;
-
-constexpr int kBlockTokens = 64;
-const char* const kModel = PERIGEE_SOURCE_DIR "/models/podling";
-
-std::unique_ptr<kvstore::StoreServer> StartStore(uint64_t slab_bytes) {
-  kvstore::ServerOptions options;
-  options.port = 0;
-  options.slab_bytes = slab_bytes;
-  auto server = kvstore::StoreServer::Start(options);
-  EXPECT_TRUE(server.ok()) << server.status();
-  return *std::move(server);
-}
-
-std::unique_ptr<node::Node> StartNode(const std::string& plan, const std::string& store,
-                                      size_t pool_bytes = size_t{64} << 20) {
-  auto node = node::Node::Create({.model = {.folder = kModel, .plan_file = plan, .block_tokens = kBlockTokens},
-                                  .store_address = store,
-                                  .transports = {},
-                                  .pool_bytes = pool_bytes,
-                                  .store_timeout = absl::Seconds(10)});
-  EXPECT_TRUE(node.ok()) << node.status();
-  return *std::move(node);
-}
 
 // One store and one node of each kind for all tests of a plan: a test's own tenant keeps them apart.
 struct Bench {
@@ -59,27 +34,6 @@ Bench& BenchFor(const std::string& plan) {
   }
   return bench;
 }
-
-std::vector<int32_t> Ids(size_t count, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::vector<int32_t> ids(count);
-  for (int32_t& id : ids) id = 2 + static_cast<int32_t>(random() % 1000);
-  return ids;
-}
-
-std::vector<int32_t> Joined(std::vector<int32_t> a, const std::vector<int32_t>& b) {
-  a.insert(a.end(), b.begin(), b.end());
-  return a;
-}
-
-struct Answer {
-  absl::Status status;
-  v1::GenerateEvent::Started started;
-  v1::GenerateEvent::Finished finished;
-  std::vector<int32_t> tokens;
-  std::string text;
-  int starts = 0, finishes = 0;
-};
 
 class NodeTest : public ::testing::TestWithParam<std::string> {
  protected:
@@ -115,24 +69,7 @@ class NodeTest : public ::testing::TestWithParam<std::string> {
     request.set_ignore_eos(true);
     return request;
   }
-  Answer Generate(const v1::GenerateRequest& request) const {
-    Answer answer;
-    answer.status = decode_.Generate(request, [&](const v1::GenerateEvent& event) {
-      if (event.has_started()) {
-        ++answer.starts;
-        answer.started = event.started();
-      } else if (event.has_token()) {
-        answer.tokens.push_back(event.token().id());
-        answer.text += event.token().text();
-      } else {
-        ++answer.finishes;
-        answer.finished = event.finished();
-        answer.text += event.finished().text();
-      }
-      return true;
-    });
-    return answer;
-  }
+  Answer Generate(const v1::GenerateRequest& request) const { return perigee::Generate(decode_, request); }
 
   std::vector<pod::BlockKey> KeysOf(const std::vector<int32_t>& prompt) const {
     const auto identity = bench_.prefill_side->model().IdentityFor(tenant_, "");

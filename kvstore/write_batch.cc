@@ -1,0 +1,161 @@
+#include <algorithm>
+#include <utility>
+
+#include "kvstore/client_state.h"
+#include "kvstore/shared_reservation.h"
+
+namespace perigee::kvstore {
+
+namespace internal {
+
+void WriteState::Settle(UnderWay& put) {
+  const absl::Status status = put.handle.Wait();
+  if (status.ok()) {
+    core->put_bytes += put.bytes;
+  } else {
+    put_status.Update(status);
+  }
+}
+
+void WriteState::DropFinished() {
+  std::erase_if(puts, [this](UnderWay& put) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    if (!put.handle.done()) return false;
+    Settle(put);
+    return true;
+  });
+}
+
+absl::Status WriteState::WaitForPuts() {
+  absl::MutexLock lock(&mu);
+  for (UnderWay& put : puts) Settle(put);
+  puts.clear();
+  if (!put_status.ok() && !session->connection.connected()) session->lost = true;
+  return put_status;
+}
+
+}  // namespace internal
+
+WriteBatch::WriteBatch(std::unique_ptr<internal::WriteState> state) : state_(std::move(state)) {}
+WriteBatch::WriteBatch() = default;
+WriteBatch::WriteBatch(WriteBatch&&) noexcept = default;
+WriteBatch& WriteBatch::operator=(WriteBatch&& other) noexcept {
+  if (this != &other) {
+    Abort();
+    state_ = std::move(other.state_);
+  }
+  return *this;
+}
+WriteBatch::~WriteBatch() { Abort(); }
+
+size_t WriteBatch::size() const { return state_ == nullptr ? 0 : state_->planes.size(); }
+bool WriteBatch::already_committed(size_t plane) const { return state_->reservations[plane].already_committed; }
+
+absl::Status WriteBatch::Put(std::span<const PutRange> ranges) {
+  if (ranges.empty()) return absl::OkStatus();
+  if (state_ == nullptr) return absl::FailedPreconditionError("put into an empty batch");
+  internal::WriteState& s = *state_;
+  std::vector<transport::PutTransfer> pieces;
+  uint64_t total_bytes = 0;
+  for (const PutRange& range : ranges) {
+    if (range.plane >= size())
+      return absl::OutOfRangeError(absl::StrCat("plane ", range.plane, " of a batch of ", size()));
+    const Reservation& r = s.reservations[range.plane];
+    if (r.already_committed) continue;
+    const uint64_t payload_bytes = s.planes[range.plane].payload_bytes;
+    if (range.offset_bytes > payload_bytes || range.bytes.size() > payload_bytes - range.offset_bytes) {
+      return absl::OutOfRangeError(absl::StrCat("bytes [", range.offset_bytes, ", +", range.bytes.size(), ") of ",
+                                                s.planes[range.plane].id.ToString(), ", which has ", payload_bytes));
+    }
+    pieces.push_back(
+        {.local = range.bytes, .remote_address = r.address + range.offset_bytes, .region = &s.session->slab});
+    total_bytes += range.bytes.size();
+  }
+  if (pieces.empty()) return absl::OkStatus();
+  // A put past the reservation's end could hit what others have written there since.
+  const absl::Time deadline = std::min(absl::Now() + s.core->options.transfer_deadline, s.expiry);
+  absl::StatusOr<transport::TransferBatch> handle =
+      s.session->connection.StartPut(pieces, {.deadline = deadline, .checksums = false});
+  absl::MutexLock lock(&s.mu);
+  if (!handle.ok()) {
+    s.put_status.Update(handle.status());
+    return handle.status();
+  }
+  if (s.puts.size() % 64 == 63) s.DropFinished();
+  s.puts.push_back({*std::move(handle), total_bytes});
+  return absl::OkStatus();
+}
+
+absl::Status WriteBatch::Put(size_t plane, uint64_t offset_bytes, std::span<const std::byte> bytes) {
+  const PutRange range{plane, offset_bytes, bytes};
+  return Put({&range, 1});
+}
+
+absl::Status WriteBatch::WaitForPuts() {
+  if (state_ == nullptr) return absl::FailedPreconditionError("an empty batch has no puts");
+  return Annotate(state_->WaitForPuts(), absl::StrCat("writing to the store at ", state_->core->address));
+}
+
+absl::StatusOr<std::vector<absl::Status>> WriteBatch::Commit(std::span<const pod::PlaneHeader> headers,
+                                                             Durability durability) {
+  if (state_ == nullptr) return absl::FailedPreconditionError("commit of an empty batch");
+  internal::WriteState& s = *state_;
+  if (headers.size() != size()) {
+    return absl::InvalidArgumentError(absl::StrCat(headers.size(), " headers for a batch of ", size(), " planes"));
+  }
+  PERIGEE_RETURN_IF_ERROR(WaitForPuts());
+  v1::CommitRequest request;
+  request.set_durability(static_cast<v1::Durability>(durability));
+  std::vector<size_t> sent;
+  for (size_t i = 0; i < size(); ++i) {
+    if (s.reservations[i].already_committed) continue;
+    auto* wire = request.add_planes();
+    wire->set_reservation_id(s.reservations[i].id);
+    wire->set_header(pod::EncodePlaneHeader(headers[i]));
+    sent.push_back(i);
+  }
+  std::vector<absl::Status> out(size());
+  if (sent.empty()) return out;
+  v1::CommitResponse response;
+  PERIGEE_RETURN_IF_ERROR(s.core->Call(*s.session, &internal::Stub::Commit, request, &response));
+  if (static_cast<size_t>(response.planes_size()) != sent.size())
+    return absl::InternalError(absl::StrCat("the store at ", s.core->address, " answered for ", response.planes_size(),
+                                            " of ", sent.size(), " planes"));
+  for (size_t i = 0; i < sent.size(); ++i) {
+    const v1::PlaneStatus& wire = response.planes(static_cast<int>(i));
+    out[sent[i]] = absl::Status(static_cast<absl::StatusCode>(wire.code()), wire.message());
+    if (wire.code() == 0) s.reservations[sent[i]].already_committed = true;
+  }
+  return out;
+}
+
+absl::StatusOr<std::string> WriteBatch::Describe() {
+  if (state_ == nullptr) return absl::FailedPreconditionError("an empty batch has no description");
+  internal::WriteState& s = *state_;
+  s.described = true;
+  SharedReservation shared{.epoch = s.session->epoch, .remaining = s.expiry - absl::Now(), .planes = {}};
+  for (size_t i = 0; i < size(); ++i) {
+    const Reservation& r = s.reservations[i];
+    shared.planes.push_back({r.already_committed, r.already_committed ? 0 : r.address, s.planes[i].payload_bytes});
+  }
+  return EncodeSharedReservation(shared);
+}
+
+void WriteBatch::Abort() {
+  if (state_ == nullptr) return;
+  internal::WriteState& s = *state_;
+  const absl::Status puts = s.WaitForPuts();
+  v1::AbortRequest request;
+  for (const Reservation& r : s.reservations) {
+    if (!r.already_committed) request.add_reservation_ids(r.id);
+  }
+  request.set_writes_may_arrive(!puts.ok() || s.described);
+  if (request.reservation_ids_size() > 0 && !s.session->lost) {
+    v1::AbortResponse response;
+    // Only a courtesy: the reservation's ttl ends it too.
+    const absl::Duration deadline = std::min(absl::Seconds(1), s.core->options.call_deadline);
+    s.core->CallWithin(*s.session, &internal::Stub::Abort, request, &response, deadline).IgnoreError();
+  }
+  state_ = nullptr;
+}
+
+}  // namespace perigee::kvstore

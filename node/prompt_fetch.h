@@ -1,0 +1,78 @@
+// A prompt's stored planes on their way into a cache, layer by layer: the forward pass starts when the first layer's
+// sections are here, and waits in front of each layer for what that layer reads.
+//
+// Which planes: the distant ones of all blocks, and the proximal ones of the blocks that a query right behind the
+// tokens is near to. Sections travel in the order of the first layer that reads them (a follower's layer reads its
+// lead's keys, so a group comes with its lead), over all planes of the prompt at once. Each is checked against its
+// CRC32C before its layer runs.
+#ifndef PERIGEE_NODE_PROMPT_FETCH_H_
+#define PERIGEE_NODE_PROMPT_FETCH_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "kvstore/client.h"
+#include "model/plane_cache.h"
+#include "node/node.h"
+
+namespace perigee::node {
+
+// A plane that the store does not have, or that is not what it should be.
+struct MissingPlane {
+  size_t block = 0;
+  kvstore::PlaneId id;
+  std::string why;
+};
+
+// One thread: the one that runs the cache.
+class PromptFetch {
+ public:
+  // keys: of the blocks of `tokens` tokens, from the prompt's start. If planes are missing nothing is fetched and the
+  // cache stays as it is: see missing(). Else the cache holds the blocks, and asks this object for their bytes: keep it
+  // until the cache has run one chunk through all layers, or is not run any more. UNAVAILABLE, DEADLINE_EXCEEDED: the
+  // store; RESOURCE_EXHAUSTED: this node's pool.
+  static absl::StatusOr<std::unique_ptr<PromptFetch>> Start(const Node& node, const pod::Identity& identity,
+                                                            std::span<const pod::BlockKey> keys, int64_t tokens,
+                                                            model::PlaneCache& cache);
+  // Stops what is still under way and waits for it.
+  ~PromptFetch() = default;
+
+  // Known at the start, or found when bytes did not match their checksums: then the pass ended with status().
+  const std::vector<MissingPlane>& missing() const { return missing_; }
+  // NOT_FOUND, naming the first missing plane, its block and why; OK where none is missing.
+  absl::Status status() const;
+
+  uint32_t planes() const { return planes_; }
+  uint32_t planes_from_ssd() const { return planes_from_ssd_; }
+  uint64_t bytes() const { return bytes_; }
+  // Finding the planes and making room for them, before anything could be computed.
+  absl::Duration acquire_time() const { return acquire_time_; }
+  // From the first read until the last section was checked, or until now.
+  absl::Duration fetch_time() const { return fetch_.duration(); }
+  // How long the forward pass stood still for planes.
+  absl::Duration exposed_time() const { return exposed_time_; }
+
+ private:
+  PromptFetch() = default;
+  absl::Status WaitForLayer(int layer);
+
+  size_t blocks_ = 0;
+  std::vector<size_t> block_of_;       // By plane of the lease.
+  std::vector<kvstore::PlaneId> ids_;  // By plane of the lease.
+  std::vector<MissingPlane> missing_;
+  std::vector<model::PlaneBuffer> buffers_;  // The fetch's own hold on its destinations, until everything is here.
+  uint32_t planes_ = 0, planes_from_ssd_ = 0;
+  uint64_t bytes_ = 0;
+  absl::Duration acquire_time_, exposed_time_;
+  kvstore::LayeredFetch fetch_;  // Goes first: nothing may write into buffers_ when they go.
+};
+
+}  // namespace perigee::node
+
+#endif  // PERIGEE_NODE_PROMPT_FETCH_H_

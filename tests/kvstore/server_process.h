@@ -1,0 +1,72 @@
+// A store in a process of its own, for tests that kill or stall it.
+#ifndef PERIGEE_TESTS_KVSTORE_SERVER_PROCESS_H_
+#define PERIGEE_TESTS_KVSTORE_SERVER_PROCESS_H_
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+
+extern char** environ;
+
+namespace perigee::kvstore {
+
+// kvstore_test_server in a process of its own; killed with the object.
+class ServerProcess {
+ public:
+  ServerProcess(int port, size_t slab_bytes, const std::string& folder) {
+    int in[2], out[2];
+    EXPECT_EQ(::pipe2(in, O_CLOEXEC), 0);
+    EXPECT_EQ(::pipe2(out, O_CLOEXEC), 0);
+    posix_spawn_file_actions_t actions;
+    ::posix_spawn_file_actions_init(&actions);
+    ::posix_spawn_file_actions_adddup2(&actions, in[0], 0);
+    ::posix_spawn_file_actions_adddup2(&actions, out[1], 1);
+    std::vector<std::string> words = {TEST_SERVER, absl::StrCat(port), absl::StrCat(slab_bytes)};
+    if (!folder.empty()) words.push_back(folder);
+    std::vector<char*> argv;
+    for (std::string& word : words) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    EXPECT_EQ(::posix_spawn(&pid_, TEST_SERVER, &actions, nullptr, argv.data(), environ), 0);
+    ::posix_spawn_file_actions_destroy(&actions);
+    ::close(in[0]);
+    ::close(out[1]);
+    input_ = in[1];
+    output_ = out[0];
+    pollfd ready{output_, POLLIN, 0};
+    char byte;
+    while (::poll(&ready, 1, 20000) == 1 && ::read(output_, &byte, 1) == 1 && byte != '\n') said_ += byte;
+  }
+  ~ServerProcess() {
+    Kill();
+    ::close(input_);
+    ::close(output_);
+  }
+  void Kill() {
+    if (pid_ <= 0) return;
+    ::kill(pid_, SIGKILL);
+    ::waitpid(pid_, nullptr, 0);
+    pid_ = 0;
+  }
+  void Stop() { ::kill(pid_, SIGSTOP); }
+  const std::string& said() const { return said_; }  // Its address, or "error ...".
+  int port() const { return std::atoi(said_.substr(said_.rfind(':') + 1).c_str()); }
+
+ private:
+  pid_t pid_ = 0;
+  int input_ = -1, output_ = -1;
+  std::string said_;
+};
+
+}  // namespace perigee::kvstore
+
+#endif  // PERIGEE_TESTS_KVSTORE_SERVER_PROCESS_H_

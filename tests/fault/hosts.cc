@@ -132,8 +132,12 @@ void Network::RunIn(Place place, const std::function<void()>& fn) const {
 absl::Status Network::SetLink(Place host, int rail, bool up) {
   PERIGEE_RETURN_IF_ERROR(Command(host, absl::StrCat("ip link set ", Device(rail), up ? " up" : " down")));
   if (!up) return absl::OkStatus();
-  return Command(host, absl::StrCat("ip route replace ", Subnet(Other(host), rail), "0/24 via ", Subnet(host, rail),
-                                    "1 dev ", Device(rail)));
+  // The kernel calls a device running up to a second after it is up, and UCX uses only what is running when a context is
+  // made.
+  return Command(host, absl::StrCat("timeout 5 sh -c 'until ip link show ", Device(rail),
+                                    " | grep -q \"state UP\"; do sleep 0.01; done' && ip route replace ",
+                                    Subnet(Other(host), rail), "0/24 via ", Subnet(host, rail), "1 dev ",
+                                    Device(rail)));
 }
 
 absl::Status Network::SetBlackHole(bool on) {

@@ -56,6 +56,7 @@ absl::StatusOr<pid_t> Spawn(int netns_fd, std::vector<std::string> command, int 
   if (limits.locked_bytes != 0) setrlimit(RLIMIT_MEMLOCK, &locked);
   if (limits.address_space_bytes != 0) setrlimit(RLIMIT_AS, &space);
   signal(SIGPIPE, SIG_DFL);
+  close_range(3, ~0U, 0);  // UCX's sockets are not closed on exec, and a connection must not outlive its process
   execvp(argv[0], argv.data());
   _exit(127);
 }

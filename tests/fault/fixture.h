@@ -26,10 +26,10 @@ inline constexpr uint64_t kLocalGapSeed = 8;
 class PeerProcess {
  public:
   PeerProcess(const Network& network, Place place, uint16_t port = kPort, size_t bytes = kRegionBytes,
-              const Limits& limits = {})
-      : address_(Network::Address(place)) {
-    auto process = Process::Start(network, place,
-                                  {FAULT_PEER, address_, absl::StrCat(port), absl::StrCat(bytes)}, limits);
+              const Limits& limits = {}, int rail = 0)
+      : address_(Network::Address(place, rail)) {
+    auto process =
+        Process::Start(network, place, {FAULT_PEER, address_, absl::StrCat(port), absl::StrCat(bytes)}, limits);
     EXPECT_TRUE(process.ok()) << process.status();
     process_ = *std::move(process);
     const auto greeting = process_->Hear();

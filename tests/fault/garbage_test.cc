@@ -2,28 +2,36 @@
 // nothing from those who belong there.
 #include <arpa/inet.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <random>
-#include <set>
 
+#include "absl/strings/escaping.h"
 #include "fixture.h"
-#include "proxy.h"
+#include "store_use.h"
 
 namespace perigee::fault {
 namespace {
 
-UniqueFd ConnectTo(const std::string& host, uint16_t port) {
-  UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  const timeval limit{2, 0};
-  setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+// Strangers have an address of their own, which no peer has.
+constexpr char kStranger[] = "10.77.0.66";
+
+sockaddr_in SocketAddress(const std::string& host, uint16_t port) {
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_port = htons(port);
   inet_pton(AF_INET, host.c_str(), &address.sin_addr);
+  return address;
+}
+
+// Nothing where nobody listens or nobody answers.
+UniqueFd ConnectTo(const std::string& host, uint16_t port) {
+  UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const timeval limit{0, 500000};
+  setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+  sockaddr_in here = SocketAddress(kStranger, 0), address = SocketAddress(host, port);
+  EXPECT_EQ(bind(fd.get(), reinterpret_cast<sockaddr*>(&here), sizeof(here)), 0);
   if (connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) fd.Reset();
   return fd;
 }
@@ -44,57 +52,74 @@ std::string RandomBytes(size_t n, uint64_t seed) {
   return bytes;
 }
 
-// A first message of UCX's tcp transport and of its connection manager, cut short or with absurd lengths: magic number,
-// then an event, then an address.
+// First messages of UCX's tcp transport, cut short or with absurd contents: its magic number, then lengths, events and
+// addresses that are none.
 std::vector<std::string> HalfHellos() {
-  const uint64_t magic = 0x0dda0b0b;
-  std::vector<std::string> hellos;
-  for (const size_t bytes : {size_t{1}, size_t{4}, size_t{8}}) {
-    hellos.emplace_back(reinterpret_cast<const char*>(&magic), bytes);
-  }
-  std::string full(reinterpret_cast<const char*>(&magic), 8);
+  const uint64_t magic = 0xcafebabe12345678;
+  const std::string begin(reinterpret_cast<const char*>(&magic), 8);
+  std::vector<std::string> hellos = {begin.substr(0, 1), begin.substr(0, 7), begin};
   for (const char filler : {'\0', '\1', '\x7f', '\xff'}) {
-    for (const size_t more : {1, 5, 9, 40, 4096}) hellos.push_back(full + std::string(more, filler));
+    for (const size_t more : {1, 5, 9, 40, 4096}) hellos.push_back(begin + std::string(more, filler));
   }
   return hellos;
 }
 
+std::vector<std::string> Nonsense() {
+  std::vector<std::string> nonsense = {
+      "",
+      "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+      "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+      std::string("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 11) + RandomBytes(500, 1),  // TLS
+      std::string(1 << 20, '\0'),
+      std::string(100, '\xff'),
+      std::string("\x14\0\0\0\0\0\0\0", 8) + std::string(100, 'a'),
+  };
+  for (int i = 0; i < 20; ++i) nonsense.push_back(RandomBytes(size_t{1} << i, i));
+  return nonsense;
+}
+
 class GarbageTest : public FaultTest {
  protected:
+  void SetUp() override {
+    FaultTest::SetUp();
+    if (IsSkipped()) return;
+    const absl::Status added =
+        RunCommand(network_->namespace_fd(Place::kHostA),
+                   {"ip", "addr", "add", absl::StrCat(kStranger, "/24"), "dev", Network::Device()}, "");
+    ASSERT_TRUE(added.ok()) << added;
+  }
+  void ExpectServesOnAfter(const std::vector<std::string>& nonsense) {
+    PeerProcess peer(*network_, Place::kHostB);
+    const auto link = LinkTo(peer);
+    ASSERT_TRUE(link.ok()) << link.status();
+    std::vector<UniqueFd> open;
+    for (const std::string& bytes : nonsense) {
+      TellAll(bytes, nullptr);
+      TellAll(bytes, &open);  // and stays
+      ASSERT_TRUE(peer.process().Alive()) << peer.process().end() << " before or after " << bytes.size()
+                                          << " bytes, the first of them " << absl::CHexEscape(bytes.substr(0, 20));
+    }
+    ExpectWorks(*link, peer);
+    ExpectNewLinkWorks(peer);
+    open.clear();
+    ExpectNewLinkWorks(peer);
+    EXPECT_TRUE(peer.process().Alive()) << peer.process().end();
+  }
+
   // Says `bytes` to every port in host B and waits a moment for what it may do.
   void TellAll(const std::string& bytes, std::vector<UniqueFd>* keep_open) {
     for (const uint16_t port : ListeningPorts(*network_, Place::kHostB)) {
       UniqueFd fd = ConnectTo(Network::Address(Place::kHostB), port);
-      if (!fd) continue;  // on the loopback device only
-      reached_.insert(port);
+      if (!fd) continue;  // on the loopback device only, or closed to strangers
       Send(fd, bytes);
       if (keep_open != nullptr) keep_open->push_back(std::move(fd));
     }
   }
-  std::set<uint16_t> reached_;
 };
 
-TEST_F(GarbageTest, APeerServesOnWhateverStrangersSayToItsPorts) {
-  PeerProcess peer(*network_, Place::kHostB);
-  const auto link = LinkTo(peer);
-  ASSERT_TRUE(link.ok()) << link.status();
-  local_.resize(kRegionBytes);
-  std::vector<UniqueFd> open;
-  std::vector<std::string> nonsense = {"", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", std::string(1 << 20, '\0'),
-                                       std::string(100, '\xff')};
-  for (int i = 0; i < 20; ++i) nonsense.push_back(RandomBytes(1 << i, i));
-  for (std::string& hello : HalfHellos()) nonsense.push_back(std::move(hello));
-  for (const std::string& bytes : nonsense) {
-    TellAll(bytes, nullptr);
-    TellAll(bytes, &open);  // and stays
-    ASSERT_TRUE(peer.process().Alive()) << peer.process().end() << " after " << bytes.size() << " bytes of nonsense";
-  }
-  EXPECT_GE(reached_.size(), 2u) << "the listener's port and the data connections' were meant";
-  ExpectWorks(*link, peer);
-  ExpectNewLinkWorks(peer);
-  open.clear();
-  ExpectNewLinkWorks(peer);
-}
+TEST_F(GarbageTest, APeerServesOnWhateverStrangersSayToItsPorts) { ExpectServesOnAfter(Nonsense()); }
+
+TEST_F(GarbageTest, APeerServesOnAfterHalfOfUcxsOwnHello) { ExpectServesOnAfter(HalfHellos()); }
 
 TEST_F(GarbageTest, AThousandConnectionsThatSayNothingDoNotKeepOthersOut) {
   PeerProcess peer(*network_, Place::kHostB);
@@ -114,6 +139,30 @@ TEST_F(GarbageTest, AThousandConnectionsThatSayNothingDoNotKeepOthersOut) {
     absl::SleepFor(absl::Milliseconds(20));
   }
   EXPECT_LE(OpenFiles(peer.process().pid()), files_before + 4);
+}
+
+TEST_F(GarbageTest, AStoreServesOnWhateverStrangersSayToItsControlPlane) {
+  auto store = Process::Start(*network_, Place::kHostB,
+                              {FAULT_STORE, "serve", Network::Address(Place::kHostB), "7100", "67108864"});
+  ASSERT_TRUE(store.ok()) << store.status();
+  const std::string address = (*store)->Hear().value_or("failed");
+  const auto client = kvstore::StoreClient::Connect(address, context_.get(), QuickOptions());
+  ASSERT_TRUE(client.ok()) << client.status();
+  std::vector<UniqueFd> open;
+  for (const std::string& bytes : Nonsense()) {
+    for (const bool stay : {false, true}) {
+      UniqueFd fd = ConnectTo(Network::Address(Place::kHostB), 7100);
+      ASSERT_TRUE(bool{fd});
+      Send(fd, bytes);
+      if (stay) open.push_back(std::move(fd));
+    }
+  }
+  const std::vector<kvstore::TestPlane> planes = {kvstore::MakePlane(1, 1 << 20), kvstore::MakePlane(2, 1 << 20)};
+  size_t wrong = 0;
+  EXPECT_EQ(Write(**client, planes), absl::OkStatus());
+  EXPECT_EQ(Read(**client, planes, &wrong), absl::OkStatus());
+  EXPECT_EQ(wrong, 0u);
+  EXPECT_TRUE((*store)->Alive()) << (*store)->end();
 }
 
 }  // namespace

@@ -43,9 +43,7 @@ absl::StatusOr<UniqueFd> NewNamespace() {
 }
 
 // "ra1": the router's end of host A's v1.
-std::string RouterDevice(Place host, int rail) {
-  return absl::StrCat(host == Place::kHostA ? "ra" : "rb", rail + 1);
-}
+std::string RouterDevice(Place host, int rail) { return absl::StrCat(host == Place::kHostA ? "ra" : "rb", rail + 1); }
 std::string Subnet(Place host, int rail) {
   return absl::StrCat("10.77.", 2 * rail + (host == Place::kHostA ? 0 : 1), ".");
 }
@@ -92,12 +90,11 @@ absl::Status Network::Build(int rails) {
     for (int rail = 0; rail < rails; ++rail) {
       const std::string subnet = Subnet(host, rail), router_device = RouterDevice(host, rail);
       const std::string router = absl::StrCat("/proc/", getpid(), "/fd/", namespace_fd(Place::kRouter));
-      PERIGEE_RETURN_IF_ERROR(Command(
-          host, absl::StrCat("ip link add ", Device(rail), " type veth peer name ", router_device, " netns ", router,
-                             " && ip addr add ", Address(host, rail), "/24 dev ", Device(rail))));
       PERIGEE_RETURN_IF_ERROR(
-          Command(Place::kRouter, absl::StrCat("ip addr add ", subnet, "1/24 dev ", router_device,
-                                               " && ip link set ", router_device, " up")));
+          Command(host, absl::StrCat("ip link add ", Device(rail), " type veth peer name ", router_device, " netns ",
+                                     router, " && ip addr add ", Address(host, rail), "/24 dev ", Device(rail))));
+      PERIGEE_RETURN_IF_ERROR(Command(Place::kRouter, absl::StrCat("ip addr add ", subnet, "1/24 dev ", router_device,
+                                                                   " && ip link set ", router_device, " up")));
       PERIGEE_RETURN_IF_ERROR(SetLink(host, rail, true));
     }
   }
@@ -108,6 +105,11 @@ Network::~Network() {
   if (!home_) return;
   setns(home_.get(), CLONE_NEWNET);
   if (sys_mounted_) umount2("/sys", MNT_DETACH);
+  // UCX remembers, for the life of a process, the number of the namespace in which it started, and takes a peer whose
+  // namespace has the same number for one on this host. The kernel gives the numbers of namespaces that are gone to new
+  // ones, so none is let go before the process ends.
+  static auto* const kept = new std::vector<UniqueFd>;
+  for (UniqueFd& place : places_) kept->push_back(std::move(place));
 }
 
 std::string Network::Address(Place host, int rail) { return absl::StrCat(Subnet(host, rail), "2"); }
@@ -132,12 +134,12 @@ void Network::RunIn(Place place, const std::function<void()>& fn) const {
 absl::Status Network::SetLink(Place host, int rail, bool up) {
   PERIGEE_RETURN_IF_ERROR(Command(host, absl::StrCat("ip link set ", Device(rail), up ? " up" : " down")));
   if (!up) return absl::OkStatus();
-  // The kernel calls a device running up to a second after it is up, and UCX uses only what is running when a context is
-  // made.
-  return Command(host, absl::StrCat("timeout 5 sh -c 'until ip link show ", Device(rail),
-                                    " | grep -q \"state UP\"; do sleep 0.01; done' && ip route replace ",
-                                    Subnet(Other(host), rail), "0/24 via ", Subnet(host, rail), "1 dev ",
-                                    Device(rail)));
+  // The kernel calls a device running up to a second after it is up, and UCX uses only what is running when a context
+  // is made.
+  return Command(host,
+                 absl::StrCat("timeout 5 sh -c 'until ip link show ", Device(rail),
+                              " | grep -q \"state UP\"; do sleep 0.01; done' && ip route replace ",
+                              Subnet(Other(host), rail), "0/24 via ", Subnet(host, rail), "1 dev ", Device(rail)));
 }
 
 absl::Status Network::SetBlackHole(bool on) {
@@ -157,9 +159,9 @@ absl::Status Network::Redirect(uint16_t port) {
 
 absl::Status Network::LimitRate(int rail, int megabits_per_s) {
   for (const Place host : {Place::kHostA, Place::kHostB}) {
-    PERIGEE_RETURN_IF_ERROR(Command(
-        Place::kRouter, absl::StrCat("tc qdisc replace dev ", RouterDevice(host, rail), " root tbf rate ",
-                                     megabits_per_s, "mbit burst 256kb latency 100ms")));
+    PERIGEE_RETURN_IF_ERROR(
+        Command(Place::kRouter, absl::StrCat("tc qdisc replace dev ", RouterDevice(host, rail), " root tbf rate ",
+                                             megabits_per_s, "mbit burst 256kb latency 100ms")));
   }
   return absl::OkStatus();
 }

@@ -4,8 +4,8 @@
 //     v2 --- router --- v2          rail 1: A has 10.77.2.2, B has 10.77.3.2; and so on
 //
 // Every packet between the hosts crosses the router, where it can be lost, held back or caught by a proxy (proxy.h).
-// The namespaces have no names: they live as long as this process or one that it started is in them, so nothing is left
-// behind, however a test ends.
+// The namespaces have no names: they end with this process and those that it started, so nothing is left behind,
+// however a test ends.
 //
 // Needs the right to make namespaces (root, or user namespaces that anyone may make), ip and tc (iproute2) and nft
 // (nftables). PrepareHosts() finds out; without them the tests skip and say why.
@@ -46,8 +46,8 @@ class Network {
   // Of A and B alike: "v1" for rail 0.
   static std::string Device(int rail = 0);
 
-  // Moves the main thread into the place, until this object goes; threads that it starts from then on are there too. The
-  // whole process sees the place's devices in /sys.
+  // Moves the main thread into the place, until this object goes; threads that it starts from then on are there too.
+  // The whole process sees the place's devices in /sys.
   absl::Status Enter(Place place);
   // Runs fn on a thread in the place and waits for it.
   void RunIn(Place place, const std::function<void()>& fn) const;

@@ -43,7 +43,8 @@ class HostsTest : public testing::Test {
     });
   }
 
-  // Sends bytes from A to B over the rail; what arrived, and the time to the last byte. Empty after limit_ms of silence.
+  // Sends bytes from A to B over the rail; what arrived, and the time to the last byte. Empty after limit_ms of
+  // silence.
   struct Arrived {
     std::string bytes;
     absl::Duration took;
@@ -119,7 +120,8 @@ TEST_F(HostsTest, TheProxySeesEveryConnectionAndHitsTheByteAfterTheMarker) {
   (*proxy)->CorruptAfter("MARK");
   (*proxy)->SetDelay(absl::Milliseconds(50));
   const Arrived arrived = Send(1, "aMARKbcMARKd");
-  EXPECT_EQ(arrived.bytes, std::string("aMARK") + static_cast<char>('b' ^ 0xff) + "cMARK" + static_cast<char>('d' ^ 0xff));
+  EXPECT_EQ(arrived.bytes,
+            std::string("aMARK") + static_cast<char>('b' ^ 0xff) + "cMARK" + static_cast<char>('d' ^ 0xff));
   EXPECT_GE(arrived.took, absl::Milliseconds(50));
   (*proxy)->StopCorrupting();
   (*proxy)->CorruptAt(2);

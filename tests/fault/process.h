@@ -55,7 +55,8 @@ class Process {
   std::string heard_, end_;
 };
 
-// Runs a command to its end in the namespace `netns_fd`, with `input` as its standard input. Its output is in the error.
+// Runs a command to its end in the namespace `netns_fd`, with `input` as its standard input. Its output is in the
+// error.
 absl::Status RunCommand(int netns_fd, const std::vector<std::string>& command, absl::string_view input);
 
 size_t ResidentBytes(pid_t pid);

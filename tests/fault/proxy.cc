@@ -88,7 +88,8 @@ struct Proxy::State {
       if (cut.exchange(false)) {
         for (Connection& c : open) Break(c);
       }
-      open.remove_if([](const Connection& c) { return c.broken || (c.directions[0].closed && c.directions[1].closed); });
+      open.remove_if(
+          [](const Connection& c) { return c.broken || (c.directions[0].closed && c.directions[1].closed); });
       Turn(open);
     }
     for (Connection& c : open) Break(c);
@@ -222,8 +223,8 @@ struct Proxy::State {
     Direction& d = c.directions[i];
     while (!d.held.empty() && d.held.front().due <= absl::Now()) {
       Chunk& chunk = d.held.front();
-      const ssize_t sent = send(c.ends[1 - i].get(), chunk.bytes.data() + chunk.sent, chunk.bytes.size() - chunk.sent,
-                                MSG_NOSIGNAL);
+      const ssize_t sent =
+          send(c.ends[1 - i].get(), chunk.bytes.data() + chunk.sent, chunk.bytes.size() - chunk.sent, MSG_NOSIGNAL);
       if (sent < 0) {
         if (errno != EAGAIN && errno != EINTR) Break(c);
         return;

@@ -69,10 +69,12 @@ TEST_F(SoakTest, TwoHundredEndpointsComeAndGoWithoutGrowthOfMemoryOrFiles) {
     }
   }
   const Use last_here = UseOf(getpid()), last_there = UseOf(peer.process().pid());
-  std::printf("%llu endpoints in %d rounds; initiator %zu -> %zu KiB, %zu -> %zu files; owner %zu -> %zu KiB, %zu -> %zu files\n",
-              static_cast<unsigned long long>(opened), round, here.resident_bytes >> 10, last_here.resident_bytes >> 10,
-              here.files, last_here.files, there.resident_bytes >> 10, last_there.resident_bytes >> 10, there.files,
-              last_there.files);
+  std::printf(
+      "%llu endpoints in %d rounds; initiator %zu -> %zu KiB, %zu -> %zu files; owner %zu -> %zu KiB, %zu -> %zu "
+      "files\n",
+      static_cast<unsigned long long>(opened), round, here.resident_bytes >> 10, last_here.resident_bytes >> 10,
+      here.files, last_here.files, there.resident_bytes >> 10, last_there.resident_bytes >> 10, there.files,
+      last_there.files);
 }
 
 }  // namespace

@@ -3,9 +3,8 @@
 #include <thread>
 
 #include "fixture.h"
-#include "kvstore/client.h"
-#include "planes.h"
 #include "proxy.h"
+#include "store_use.h"
 
 namespace perigee::fault {
 namespace {
@@ -17,8 +16,6 @@ constexpr uint16_t kStorePort = 7100;
 constexpr size_t kPlanes = 16;
 constexpr size_t kPlaneBytes = 1 << 20;
 constexpr size_t kSlabBytes = 64 << 20;
-constexpr absl::Duration kCall = absl::Seconds(1);
-constexpr absl::Duration kTransfer = absl::Milliseconds(1500);
 
 class StoreTest : public FaultTest {
  protected:
@@ -26,11 +23,7 @@ class StoreTest : public FaultTest {
     FaultTest::SetUp();
     if (IsSkipped()) return;
     StartStore();
-    kvstore::ClientOptions options;
-    options.connect_deadline = kCall;
-    options.call_deadline = kCall;
-    options.transfer_deadline = kTransfer;
-    auto client = StoreClient::Connect(address_, context_.get(), options);
+    auto client = StoreClient::Connect(address_, context_.get(), QuickOptions());
     ASSERT_TRUE(client.ok()) << client.status();
     client_ = *std::move(client);
     for (uint64_t i = 0; i < kPlanes; ++i) first_.push_back(MakePlane(i)), second_.push_back(MakePlane(100 + i));
@@ -40,58 +33,21 @@ class StoreTest : public FaultTest {
 
   void StartStore() {
     store_ = nullptr;
-    auto store = Process::Start(*network_, Place::kHostB,
-                                {FAULT_STORE, Network::Address(Place::kHostB), absl::StrCat(kStorePort),
-                                 absl::StrCat(kSlabBytes)});
+    auto store = Process::Start(
+        *network_, Place::kHostB,
+        {FAULT_STORE, "serve", Network::Address(Place::kHostB), absl::StrCat(kStorePort), absl::StrCat(kSlabBytes)});
     ASSERT_TRUE(store.ok()) << store.status();
     store_ = *std::move(store);
     address_ = store_->Hear().value_or("failed");
     ASSERT_EQ(address_, absl::StrCat(Network::Address(Place::kHostB), ":", kStorePort));
   }
 
-  // The first error of any plane.
-  absl::Status Write(const std::vector<TestPlane>& planes) {
-    std::vector<kvstore::PlaneRequest> requests;
-    std::vector<pod::PlaneHeader> headers;
-    for (const TestPlane& plane : planes) {
-      requests.push_back(plane.request());
-      headers.push_back(plane.header);
-    }
-    auto batch = client_->Reserve(requests);
-    if (!batch.ok()) return batch.status();
-    for (size_t i = 0; i < planes.size(); ++i) {
-      const absl::Status put = batch->Put(i, 0, planes[i].payload);
-      if (!put.ok()) return put;
-    }
-    const auto statuses = batch->Commit(headers);
-    if (!statuses.ok()) return statuses.status();
-    for (const absl::Status& status : *statuses) {
-      if (!status.ok()) return status;
-    }
-    return absl::OkStatus();
-  }
-
-  // The first error of any plane. A plane that is OK and has other bytes than were written fails the test here.
+  absl::Status Write(const std::vector<TestPlane>& planes) { return fault::Write(*client_, planes); }
   absl::Status Read(const std::vector<TestPlane>& planes) {
-    std::vector<kvstore::PlaneId> ids;
-    for (const TestPlane& plane : planes) ids.push_back(plane.id);
-    auto lease = client_->Acquire(ids);
-    if (!lease.ok()) return lease.status();
-    std::vector<std::vector<std::byte>> memory;
-    std::vector<kvstore::FetchRequest> requests;
-    for (size_t i = 0; i < planes.size(); ++i) {
-      memory.emplace_back(planes[i].payload.size());
-      requests.push_back({.plane = i, .destination = memory.back()});
-    }
-    absl::Status first;
-    const std::vector<absl::Status> statuses = lease->Fetch(requests);
-    for (size_t i = 0; i < planes.size(); ++i) {
-      first.Update(statuses[i]);
-      if (statuses[i].ok()) {
-        EXPECT_TRUE(memory[i] == planes[i].payload) << "wrong bytes were delivered as right";
-      }
-    }
-    return first;
+    size_t wrong = 0;
+    const absl::Status status = fault::Read(*client_, planes, &wrong);
+    EXPECT_EQ(wrong, 0u) << "wrong bytes were delivered as right";
+    return status;
   }
 
   // Runs the call while `fault` happens in its middle (the link is slow: 16 MiB take 2.7 s).
@@ -103,8 +59,7 @@ class StoreTest : public FaultTest {
     absl::SleepFor(absl::Milliseconds(300));
     fault();
     caller.join();
-    // Reserve or Acquire, the transfer, and a courtesy call (Abort, Release) of a second at most.
-    EXPECT_LT(absl::Now() - start, kCall + kTransfer + absl::Seconds(1) + kGrace);
+    EXPECT_LT(absl::Now() - start, kStoreUse + kGrace);
     EXPECT_TRUE(network_->LimitRate(0, 10000).ok());
     return status;
   }
@@ -159,7 +114,7 @@ TEST_F(StoreTest, PausedInMidRead) {
   EXPECT_TRUE(IsRetryable(status)) << status;
   const absl::Time start = absl::Now();
   EXPECT_TRUE(IsRetryable(Read(first_))) << "while it is paused";
-  EXPECT_LT(absl::Now() - start, 2 * kCall + kTransfer + kGrace);
+  EXPECT_LT(absl::Now() - start, kStoreUse + kGrace);
   store_->Continue();
   ExpectGoesOn();
 }
@@ -191,9 +146,7 @@ TEST_F(StoreTest, ABlackHoleInMidReadHeals) {
 }
 
 TEST_F(StoreTest, RoomReservedByAWriterThatVanishedIsRefusedToOthersAndThenFreeAgain) {
-  kvstore::ClientOptions options;
-  options.connect_deadline = options.call_deadline = kCall;
-  options.transfer_deadline = kTransfer;
+  kvstore::ClientOptions options = QuickOptions();
   options.reservation_ttl = absl::Seconds(2);
   auto vanishing = StoreClient::Connect(address_, context_.get(), options);
   ASSERT_TRUE(vanishing.ok()) << vanishing.status();

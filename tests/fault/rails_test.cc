@@ -1,0 +1,33 @@
+// Hosts with two network devices.
+#include "fixture.h"
+
+namespace perigee::fault {
+namespace {
+
+class RailsTest : public FaultTest {
+ protected:
+  void SetUp() override {
+    FaultTest::SetUp();
+    if (IsSkipped()) return;
+    context_.reset();
+    auto network = Network::Create(2);
+    ASSERT_TRUE(network.ok()) << network.status();
+    network_ = *std::move(network);
+    ASSERT_TRUE(network_->Enter(Place::kHostA).ok());
+    context_ = MakeContext();
+  }
+};
+
+// UCX 1.13 pairs the devices of two hosts by their order, which differs from host to host, and not by reachability.
+TEST_F(RailsTest, AHostWithTwoDevicesIsReachedAtEitherAddress) {
+  for (int rail = 0; rail < 2; ++rail) {
+    PeerProcess peer(*network_, Place::kHostB, kPort, kRegionBytes, {}, rail);
+    ASSERT_NE(peer.port(), 0) << peer.said();
+    const auto link = LinkTo(peer);
+    EXPECT_TRUE(link.ok()) << "at " << peer.address() << ": " << link.status();
+    if (link.ok()) ExpectWorks(*link, peer);
+  }
+}
+
+}  // namespace
+}  // namespace perigee::fault

@@ -101,12 +101,13 @@ struct Proxy::State {
     Reset(c.ends[1]);
   }
 
+  Faults Now() const {
+    std::lock_guard<std::mutex> lock(mutex);
+    return faults;
+  }
+
   void Turn(std::list<Connection>& open) {
-    Faults now_faults;
-    {
-      std::lock_guard<std::mutex> lock(mutex);
-      now_faults = faults;
-    }
+    const bool stalled = Now().stalled;
     std::vector<pollfd> polled{{listener.get(), POLLIN, 0}};
     int timeout_ms = 20;
     const absl::Time now = absl::Now();
@@ -114,9 +115,9 @@ struct Proxy::State {
       for (int i = 0; i < 2; ++i) {
         const Direction &from = c.directions[i], &to = c.directions[1 - i];
         short events = 0;
-        if (!c.connecting && !now_faults.stalled && !from.ended && from.held_bytes < kMostHeldBytes) events |= POLLIN;
+        if (!c.connecting && !stalled && !from.ended && from.held_bytes < kMostHeldBytes) events |= POLLIN;
         if (c.connecting && i == 1) events |= POLLOUT;
-        if (!now_faults.stalled && !to.held.empty()) {
+        if (!stalled && !to.held.empty()) {
           if (to.held.front().due <= now) {
             events |= POLLOUT;
           } else {
@@ -129,6 +130,7 @@ struct Proxy::State {
       }
     }
     poll(polled.data(), polled.size(), timeout_ms);
+    const Faults faults = Now();  // not those of before the wait: what a caller has set holds for what comes afterwards
     size_t at = 1;
     for (Connection& c : open) {
       for (int i = 0; i < 2; ++i, ++at) {
@@ -141,7 +143,7 @@ struct Proxy::State {
           c.connecting = false;
           continue;
         }
-        if ((polled[at].events & POLLIN) != 0) Read(c, i, now_faults);
+        if ((polled[at].events & POLLIN) != 0) Read(c, i, faults);
         if (!c.broken && (polled[at].events & POLLOUT) != 0) Write(c, 1 - i);
       }
       for (int i = 0; i < 2 && !c.broken; ++i) {
@@ -152,7 +154,7 @@ struct Proxy::State {
         }
       }
     }
-    if ((polled[0].revents & POLLIN) != 0) Accept(open, now_faults);
+    if ((polled[0].revents & POLLIN) != 0) Accept(open, faults);
   }
 
   void Accept(std::list<Connection>& open, const Faults& faults) {

@@ -2,10 +2,8 @@
 //   fault_peer ADDRESS PORT BYTES    prints "PORT KEY" or "failed ...", then obeys, one line of answer per line:
 //     fill SEED                      the whole region
 //     check SEED GAP_SEED            "ok", or "wrong BYTES"
-//     gaps SEED                      the same of the gaps alone
 //     open ADDRESS PORT KEY MS       a link to another's region, in place of the one before: "ok" or "failed ..."
 //     get SEED MS | put SEED MS      one batch over the link: "ok", "wrong BYTES" or "failed MS-TAKEN STATUS"
-//     hammer get|put SEED MS         such batches until one fails; a line for each, the last is "failed ..."
 //     allocate BYTES                 "ok" or "failed ..."; given back at once
 // It ends when its standard input does.
 #include <cstdio>
@@ -58,7 +56,6 @@ class Peer {
     if (what == "check") {
       return Verdict(CountWrong(served_.region.bytes(), Number(words.at(1)), Number(words.at(2))));
     }
-    if (what == "gaps") return Verdict(CountWrongInGaps(served_.region.bytes(), Number(words.at(1))));
     if (what == "open") {
       link_ = {};
       auto link = Open(*context_, words.at(1), static_cast<uint16_t>(Number(words.at(2))), words.at(3),
@@ -69,13 +66,6 @@ class Peer {
       return "ok";
     }
     if (what == "get" || what == "put") return MoveOnce(what, Number(words.at(1)), Number(words.at(2)));
-    if (what == "hammer") {
-      for (;;) {
-        std::string said = MoveOnce(words.at(1), Number(words.at(2)), Number(words.at(3)));
-        if (said.rfind("failed", 0) == 0) return said;
-        Say(said);
-      }
-    }
     if (what == "allocate") {
       const auto region = context_->AllocateMemory(Number(words.at(1)));
       return region.ok() ? "ok" : absl::StrCat("failed ", region.status().ToString());

@@ -106,7 +106,7 @@ class GarbageTest : public FaultTest {
     EXPECT_TRUE(peer.process().Alive()) << peer.process().end();
   }
 
-  // Says `bytes` to every port in host B and waits a moment for what it may do.
+  // Says `bytes` to every port in host B, and hangs up at once or stays.
   void TellAll(const std::string& bytes, std::vector<UniqueFd>* keep_open) {
     for (const uint16_t port : ListeningPorts(*network_, Place::kHostB)) {
       UniqueFd fd = ConnectTo(Network::Address(Place::kHostB), port);

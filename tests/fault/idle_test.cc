@@ -17,7 +17,8 @@ TEST_F(IdleTest, AnInitiatorAndAnOwnerNoticeThatTheOtherHostHasVanished) {
   PeerProcess peer(*network_, Place::kHostB);
   const auto link = LinkTo(peer);
   ASSERT_TRUE(link.ok()) << link.status();
-  ASSERT_EQ(peer.Ask(absl::StrCat("open ", Network::Address(Place::kHostA), " ", kPort, " ", served->key, " 5000")), "ok");
+  ASSERT_EQ(peer.Ask(absl::StrCat("open ", Network::Address(Place::kHostA), " ", kPort, " ", served->key, " 5000")),
+            "ok");
   ASSERT_TRUE(network_->SetBlackHole(true).ok());
   peer.process().Kill();
   const absl::Time start = absl::Now();

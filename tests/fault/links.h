@@ -59,7 +59,7 @@ absl::Status Move(const Link& link, Way way, std::span<std::byte> local, absl::T
 absl::StatusOr<transport::TransferBatch> StartMove(const Link& link, Way way, std::span<std::byte> local,
                                                    absl::Time deadline);
 
-// A codes that says: not your fault, connect and try again.
+// UNAVAILABLE or DEADLINE_EXCEEDED: connect and try again.
 bool IsRetryable(const absl::Status& status);
 
 }  // namespace perigee::fault

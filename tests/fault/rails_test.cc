@@ -18,7 +18,7 @@ class RailsTest : public FaultTest {
   }
 };
 
-// UCX 1.13 pairs the devices of two hosts by their order, which differs from host to host, and not by reachability.
+// One UCX 1.13 context over several devices does not: some networks work at the first address, none at the second.
 TEST_F(RailsTest, AHostWithTwoDevicesIsReachedAtEitherAddress) {
   for (int rail = 0; rail < 2; ++rail) {
     PeerProcess peer(*network_, Place::kHostB, kPort, kRegionBytes, {}, rail);

@@ -22,6 +22,13 @@ inline constexpr uint16_t kPort = 7300;
 inline constexpr uint64_t kGapSeed = 7;  // of regions; of local buffers: 8
 inline constexpr uint64_t kLocalGapSeed = 8;
 
+// Sanitizers take address space and memory for themselves: limits and growth of these say nothing then.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool kMemoryIsOurs = false;
+#else
+inline constexpr bool kMemoryIsOurs = true;
+#endif
+
 // A fault_peer and where it serves.
 class PeerProcess {
  public:

@@ -22,6 +22,7 @@ TEST_F(MemoryTest, MoreThanTheMachineHasIsResourceExhaustedAndLessIsGivenAfterwa
 }
 
 TEST_F(MemoryTest, AProcessThatReachedItsLimitRefusesWhatIsTooMuchAndServesOn) {
+  if (!kMemoryIsOurs) GTEST_SKIP() << "a sanitizer needs more address space";
   Limits limits;
   limits.address_space_bytes = size_t{768} << 20;
   PeerProcess peer(*network_, Place::kHostB, kPort, kRegionBytes, limits);
@@ -44,6 +45,7 @@ TEST_F(MemoryTest, WithoutTheRightToLockMemoryTcpWorks) {
 }
 
 TEST_F(MemoryTest, AServerWhoseRegionDoesNotFitSaysSoAndWithASmallerOneItStarts) {
+  if (!kMemoryIsOurs) GTEST_SKIP() << "a sanitizer needs more address space";
   Limits limits;
   limits.address_space_bytes = size_t{768} << 20;
   PeerProcess refused(*network_, Place::kHostB, kPort, size_t{2} << 30, limits);

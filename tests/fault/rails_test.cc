@@ -6,9 +6,7 @@ namespace {
 
 class RailsTest : public FaultTest {
  protected:
-  void SetUp() override {
-    FaultTest::SetUp();
-    if (IsSkipped()) return;
+  void UseTwoRails() {
     context_.reset();
     auto network = Network::Create(2);
     ASSERT_TRUE(network.ok()) << network.status();
@@ -18,14 +16,18 @@ class RailsTest : public FaultTest {
   }
 };
 
-// One UCX 1.13 context over several devices does not: some networks work at the first address, none at the second.
+// Several networks: UCX 1.13 numbers the devices in the order in which each host's /sys happens to list them, and goes
+// wrong where the two orders differ and one context has both devices.
 TEST_F(RailsTest, AHostWithTwoDevicesIsReachedAtEitherAddress) {
-  for (int rail = 0; rail < 2; ++rail) {
-    PeerProcess peer(*network_, Place::kHostB, kPort, kRegionBytes, {}, rail);
-    ASSERT_NE(peer.port(), 0) << peer.said();
-    const auto link = LinkTo(peer);
-    EXPECT_TRUE(link.ok()) << "at " << peer.address() << ": " << link.status();
-    if (link.ok()) ExpectWorks(*link, peer);
+  for (int round = 0; round < 5 && !HasFailure(); ++round) {
+    UseTwoRails();
+    for (int rail = 0; rail < 2; ++rail) {
+      PeerProcess peer(*network_, Place::kHostB, kPort, kRegionBytes, {}, rail);
+      ASSERT_NE(peer.port(), 0) << peer.said();
+      const auto link = LinkTo(peer);
+      ASSERT_TRUE(link.ok()) << "at " << peer.address() << ": " << link.status();
+      ExpectWorks(*link, peer);
+    }
   }
 }
 

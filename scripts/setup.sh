@@ -15,8 +15,8 @@ packages=(
   # Everything else a library does better
   libssl-dev libzstd-dev libxxhash-dev libcli11-dev libspdlog-dev nlohmann-json3-dev libtomlplusplus-dev
   libsentencepiece-dev libpcre2-dev libicu-dev prometheus-cpp-dev libcpp-httplib-dev
-  # Tests and benchmarks
-  libgtest-dev libgmock-dev libbenchmark-dev
+  # Tests and benchmarks; networks to fail on (tests/fault)
+  libgtest-dev libgmock-dev libbenchmark-dev iproute2 nftables
   # The demo's prose: the King James Bible, public domain
   bible-kjv bible-kjv-text
 )

@@ -21,7 +21,7 @@ struct ClusterAddresses {
   std::string store;
   std::string prefill;
   std::string decode;
-  std::string store_secret_file;  // "": the store asks for none.
+  std::string store_secret_file = "";  // "": the store asks for none.
 
   static absl::StatusOr<ClusterAddresses> Read(const std::string& path);
   absl::Status Write(const std::string& path) const;

@@ -40,7 +40,9 @@ absl::StatusOr<std::unique_ptr<StoreServer>> StoreServer::Start(const ServerOpti
   Parts& p = *parts;
   p.options = options;
   p.epoch = absl::Uniform<uint64_t>(absl::BitGen(), 1, std::numeric_limits<uint64_t>::max());
-  PERIGEE_ASSIGN_OR_RETURN(p.engine, transport::Context::Create(options.transport));
+  transport::Options transport = options.transport;
+  transport.guarded = true;  // Hello admits who may come.
+  PERIGEE_ASSIGN_OR_RETURN(p.engine, transport::Context::Create(transport));
   PERIGEE_ASSIGN_OR_RETURN(p.slab, p.engine->AllocateMemory(options.slab_bytes, transport::Sharing::kLeased));
   PERIGEE_ASSIGN_OR_RETURN(p.store, Store::Open(options.store, p.slab.bytes()));
   p.sessions = std::make_unique<SessionTable>(options.credentials, &p.engine->grants());
@@ -55,6 +57,7 @@ absl::StatusOr<std::unique_ptr<StoreServer>> StoreServer::Start(const ServerOpti
                  .port = p.listener.port(),
                  .remote_key = p.slab.remote_key(),
                  .served_key = p.slab.served_key(),
+                 .admit = [engine = p.engine.get()](const std::string& address) { return engine->Admit(address); },
                  .quiesce = [engine = p.engine.get()] { engine->Quiesce(); },
                  .slab_address = p.slab.address(),
                  .slab_bytes = p.slab.size_bytes()};

@@ -8,6 +8,7 @@
 #include <limits>
 #include <span>
 
+#include "absl/strings/str_replace.h"
 #include "absl/time/clock.h"
 #include "base/status.h"
 #include "kvstore/wire.h"
@@ -39,12 +40,24 @@ void MissToWire(pod::PlaneKind kind, const Miss& miss, v1::Miss* wire) {
   wire->set_when_unix_us(miss.when_unix_us);
 }
 
+constexpr int kMaxDataHosts = 32;
+
+// gRPC says "ipv4:10.0.0.1:123" or "ipv6:%5B::1%5D:123". Empty for others (unix sockets).
+std::string CallerHost(const std::string& peer) {
+  const size_t begin = peer.find(':'), end = peer.rfind(':');
+  if ((peer.rfind("ipv4:", 0) != 0 && peer.rfind("ipv6:", 0) != 0) || begin == end) return "";
+  std::string host = peer.substr(begin + 1, end - begin - 1);
+  host = absl::StrReplaceAll(host, {{"%5B", ""}, {"%5D", ""}, {"[", ""}, {"]", ""}});
+  return host.substr(0, host.find('%'));  // a link-local address's device
+}
+
 class Service final : public v1::KvStore::Service {
  public:
   Service(Store* store, SessionTable* sessions, const DataPlane& data_plane)
       : store_(store), sessions_(sessions), data_(data_plane) {}
 
-  grpc::Status Hello(grpc::ServerContext*, const v1::HelloRequest* request, v1::HelloResponse* response) override {
+  grpc::Status Hello(grpc::ServerContext* context, const v1::HelloRequest* request,
+                     v1::HelloResponse* response) override {
     return Counted(*request, *response, [&]() -> absl::Status {
       const uint32_t newest = std::min(request->protocol_version(), kProtocolVersion);
       const uint32_t oldest =
@@ -56,6 +69,13 @@ class Service final : public v1::KvStore::Service {
       }
       PERIGEE_ASSIGN_OR_RETURN(const StoreSession session,
                                sessions_->Open(request->secret(), request->tenant(), request->context_id()));
+      if (request->data_hosts_size() > kMaxDataHosts) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(request->data_hosts_size(), " data_hosts; at most ", kMaxDataHosts));
+      }
+      for (const std::string& host : request->data_hosts()) PERIGEE_RETURN_IF_ERROR(data_.admit(host));
+      const std::string caller = CallerHost(context->peer());
+      if (!caller.empty()) PERIGEE_RETURN_IF_ERROR(data_.admit(caller));
       response->set_protocol_version(newest);
       response->set_session_token(session.token);
       response->set_trusted(session.trusted);

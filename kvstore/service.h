@@ -29,8 +29,10 @@ struct DataPlane {
   uint64_t epoch = 0;
   std::string host;
   uint16_t port = 0;
-  std::string remote_key;                 // for trusted sessions
-  std::string served_key;                 // for the others
+  std::string remote_key;  // for trusted sessions
+  std::string served_key;  // for the others
+  // Opens the data plane's port to an address of a client that has been let in.
+  std::function<absl::Status(const std::string& address)> admit = [](const std::string&) { return absl::OkStatus(); };
   std::function<void()> quiesce = [] {};  // see transport::Context::Quiesce
   uint64_t slab_address = 0;
   uint64_t slab_bytes = 0;

@@ -32,6 +32,7 @@ absl::StatusOr<std::shared_ptr<Session>> ClientCore::Connect() {
   request.set_protocol_version_min(kProtocolVersionMin);
   request.set_secret(options.secret);
   request.set_tenant(options.tenant);
+  for (const std::string& host : transport::LocalAddresses()) request.add_data_hosts(host);
   request.set_context_id(std::string(engine->id()));
   v1::HelloResponse response;
   const absl::Status hello = CallWithin(*s, &v1::KvStore::Stub::Hello, request, &response, options.connect_deadline);

@@ -2,14 +2,17 @@
 
 #include <arpa/inet.h>
 #include <ifaddrs.h>
+#include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
 
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "transport/context.h"
 
-namespace perigee::transport::internal {
+namespace perigee::transport {
+namespace internal {
 namespace {
 
 absl::StatusOr<SocketAddress> Lookup(const std::string& host, uint16_t port, int flags) {
@@ -88,4 +91,22 @@ std::string AddressText(const sockaddr_storage& address) {
   return absl::StrCat(address.ss_family == AF_INET6 ? absl::StrCat("[", host, "]") : host, ":", AddressPort(address));
 }
 
-}  // namespace perigee::transport::internal
+}  // namespace internal
+
+std::vector<std::string> LocalAddresses() {
+  std::vector<std::string> out;
+  ifaddrs* list = nullptr;
+  if (getifaddrs(&list) != 0) return out;
+  for (const ifaddrs* it = list; it != nullptr; it = it->ifa_next) {
+    if (it->ifa_addr == nullptr || (it->ifa_flags & IFF_LOOPBACK) != 0) continue;
+    const bool v4 = it->ifa_addr->sa_family == AF_INET;
+    if (!v4 && it->ifa_addr->sa_family != AF_INET6) continue;
+    sockaddr_storage storage{};
+    std::memcpy(&storage, it->ifa_addr, v4 ? sizeof(sockaddr_in) : sizeof(sockaddr_in6));
+    out.push_back(internal::AddressHost(storage));
+  }
+  freeifaddrs(list);
+  return out;
+}
+
+}  // namespace perigee::transport

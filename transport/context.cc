@@ -31,7 +31,8 @@ using internal::SocketAddress;
 internal::ListenerState::~ListenerState() {
   for (size_t i = 0; i < handles.size(); ++i) {
     Core* rail = shared->rails[i].get();
-    // After shutdown it is closed already.
+    if (shared->stopped) continue;  // closed already
+    rail->CloseDoors(sockets[i]);
     rail->Run([&] {
           rail->CloseListener(handles[i]);
           return absl::OkStatus();
@@ -66,6 +67,11 @@ Context::~Context() {
 
 absl::string_view Context::id() const {
   return {reinterpret_cast<const char*>(shared_->id.data()), shared_->id.size()};
+}
+
+absl::Status Context::Admit(const std::string& address) const {
+  PERIGEE_ASSIGN_OR_RETURN(const SocketAddress parsed, internal::ParseAddress(address, 0));
+  return shared_->guard.Admit(parsed.storage);
 }
 
 GrantTable& Context::grants() const { return shared_->grants; }
@@ -233,9 +239,12 @@ absl::StatusOr<Listener> Context::Listen(const std::string& host, uint16_t port,
     }
     RailAddress bound;
     const absl::Status status = rail->Run([&]() -> absl::Status {
+      const std::set<int> before = internal::PortGuard::ListeningSockets();
       PERIGEE_ASSIGN_OR_RETURN(ucp_listener_h handle, rail->OpenListener(bind.get(), bind.length, &bound));
       state->handles.push_back(handle);
-      return absl::OkStatus();
+      state->sockets.push_back(internal::PortGuard::ListeningSockets());
+      for (const int socket : before) state->sockets.back().erase(socket);
+      return shared_->guard.Adopt(before);
     });
     if (absl::IsAlreadyExists(status)) {
       return absl::AlreadyExistsError(absl::StrCat(
@@ -256,6 +265,7 @@ absl::StatusOr<Endpoint> Context::Connect(const std::string& host, uint16_t port
   }
   if (port == 0) return absl::InvalidArgumentError(absl::StrCat("cannot connect to port 0 of ", host));
   PERIGEE_ASSIGN_OR_RETURN(const SocketAddress address, internal::ResolveAddress(host, port));
+  PERIGEE_RETURN_IF_ERROR(shared_->guard.Admit(address.storage));
   auto link = std::make_shared<Link>();
   link->shared = shared_;
   link->name = absl::StrCat(host, ":", port);
@@ -286,7 +296,7 @@ absl::StatusOr<Endpoint> Context::Connect(const std::string& host, uint16_t port
   for (size_t i = 1; i < rails; ++i) {
     const absl::StatusOr<SocketAddress> to = internal::ParseAddress(link->addresses[i].host, link->addresses[i].port);
     const absl::Time until = std::min(deadline, absl::Now() + absl::Seconds(2));
-    if (to.ok()) greet(i, *to, until).IgnoreError();
+    if (to.ok() && shared_->guard.Admit(to->storage).ok()) greet(i, *to, until).IgnoreError();
   }
   shared_->counters.connections_opened++;
   return endpoint;

@@ -42,6 +42,9 @@ struct Options {
   int spin_us = 20;
   // Idle connections are asked for signs of life this often; three missed answers close them.
   absl::Duration keepalive = absl::Seconds(5);
+  // Let only this machine's loopback, the hosts of Connect and those that Admit names reach UCX's ports: UCX 1.13
+  // aborts on junk, see port_guard.h. For every process that a stranger may reach.
+  bool guarded = false;
   // Where device memory lies; null: none is registered. See device_memory.h.
   std::shared_ptr<DeviceMemory> device = nullptr;
 };
@@ -99,6 +102,9 @@ class Listener {
   std::shared_ptr<internal::ListenerState> state_;
 };
 
+// The addresses of this machine's network devices, without loopback: from where its peers may see it come.
+std::vector<std::string> LocalAddresses();
+
 // Any thread may call. Destruction fails what is under way (CANCELLED), closes every connection and listener and stops
 // the threads. Endpoints, batches and regions may outlive the context; their operations then fail with
 // FAILED_PRECONDITION.
@@ -120,6 +126,10 @@ class Context {
                                               Sharing sharing = Sharing::kOpen);
   // Host memory. RESOURCE_EXHAUSTED when there is not that much.
   absl::StatusOr<MemoryRegion> AllocateMemory(size_t size_bytes, Sharing sharing = Sharing::kOpen);
+  // With Options::guarded: opens UCX's ports to a host, by its numeric address. INVALID_ARGUMENT for anything else,
+  // RESOURCE_EXHAUSTED for the 401st.
+  absl::Status Admit(const std::string& address) const;
+
   // For leased regions.
   GrantTable& grants() const;
   // Returns when no transfer is being copied into or out of host memory at this moment: after GrantTable::Revoke and

@@ -31,6 +31,7 @@ constexpr absl::Duration kLongestSleep = absl::Milliseconds(100);
 // How long a rail's thread leaves UCX to callers that drive in quick succession. Woken for every answer of theirs, it
 // would take a processor from the peer.
 constexpr int64_t kNapUs = 200;
+constexpr absl::Duration kDoorstep = absl::Milliseconds(20);
 constexpr size_t kSlots = 16;  // of operations, and as many of serves: 33 MiB per rail when all are in use
 
 // UCX reads its environment when it is loaded, so a default set from here has to go through its table of options. Peers
@@ -152,6 +153,9 @@ absl::Status Core::Init(const std::string& device) {
   ucs_status_t status = ucp_config_read(nullptr, nullptr, &config);
   if (status != UCS_OK) return Annotate(UcxError("ucp_config_read", status), "check the UCX_* environment variables");
   if (!transports.empty()) status = ucp_config_modify(config, "TLS", transports.c_str());
+  // Else UCX connects over every pair of devices that both sides have, in an order that differs between hosts, and
+  // often fails.
+  if (status == UCS_OK && !shared_->options.one_sided) status = ucp_config_modify(config, "CM_USE_ALL_DEVICES", "n");
   if (status == UCS_OK && !device.empty()) status = ucp_config_modify(config, "NET_DEVICES", device.c_str());
   if (status == UCS_OK) {
     ucp_params_t params{};
@@ -169,6 +173,7 @@ absl::Status Core::Init(const std::string& device) {
                     absl::StrCat("UCX transports '", transports, "' are not available ", where, " (see ucx_info -d)"));
   }
 
+  const std::set<int> listening = PortGuard::ListeningSockets();
   ucp_worker_params_t worker_params{};
   worker_params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE;
   worker_params.thread_mode = UCS_THREAD_MODE_SERIALIZED;  // one thread at a time: the driver
@@ -177,6 +182,7 @@ absl::Status Core::Init(const std::string& device) {
     return Annotate(UcxError("ucp_worker_create", status),
                     absl::StrCat("UCX transports '", transports, "' are not usable ", where, " (see ucx_info -d)"));
   }
+  PERIGEE_RETURN_IF_ERROR(shared_->guard.Adopt(listening));
   status = ucp_worker_get_efd(worker_, &ucx_fd_);
   if (status != UCS_OK) return UcxError("ucp_worker_get_efd", status);
   PERIGEE_RETURN_IF_ERROR(SetAmHandlers());
@@ -414,7 +420,22 @@ void Core::Sleep() {
   [[maybe_unused]] ssize_t got = read(wake_fd_.get(), &count, sizeof(count));
 }
 
+void Core::CloseDoors(const std::set<int>& sockets) {
+  const std::vector<int> list(sockets.begin(), sockets.end());
+  shared_->guard.Close(list);
+  const absl::Time until = absl::Now() + kDoorstep;
+  while (absl::Now() < until) {
+    if (!Drive([] { return false; }, until)) absl::SleepFor(absl::Milliseconds(1));
+  }
+  shared_->guard.Forget(list);
+}
+
 void Core::Stop() {
+  if (!listeners_.empty()) {
+    shared_->guard.Close(shared_->guard.sockets());
+    const absl::Time until = absl::Now() + kDoorstep;
+    while (absl::Now() < until) ucp_worker_progress(worker_);
+  }
   for (ucp_listener_h listener : listeners_) ucp_listener_destroy(listener);
   listeners_.clear();
   bool last_round = false;

@@ -15,6 +15,7 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <shared_mutex>
 #include <string>
 #include <thread>
@@ -29,6 +30,7 @@
 #include "base/file.h"
 #include "transport/context.h"
 #include "transport/event.h"
+#include "transport/port_guard.h"
 #include "transport/slots.h"
 #include "transport/transfer.h"
 #include "transport/wire.h"
@@ -136,6 +138,7 @@ struct Link {
 struct ListenerState {
   std::shared_ptr<Shared> shared;
   std::vector<ucp_listener_h> handles;  // by rail
+  std::vector<std::set<int>> sockets;   // likewise
   uint16_t port = 0;
   ~ListenerState();
 };
@@ -251,6 +254,9 @@ class Core : public std::enable_shared_from_this<Core> {
   absl::StatusOr<std::string> Describe(Peer* peer);
   absl::StatusOr<ucp_listener_h> OpenListener(const sockaddr* address, socklen_t bytes, RailAddress* bound);
   void CloseListener(ucp_listener_h listener);
+  // Any thread: lets nobody in any more, and those who are on the doorstep finish. UCX 1.13 keeps, in a connection
+  // whose first bytes have not come, a pointer to the listener that it came through.
+  void CloseDoors(const std::set<int>& sockets);
   std::vector<std::string> TransportNames() const;
   bool UcxKnowsDevices() const;
 
@@ -384,7 +390,7 @@ class Core : public std::enable_shared_from_this<Core> {
 // What the rails of one context share. Any thread.
 class Shared : public std::enable_shared_from_this<Shared> {
  public:
-  explicit Shared(const Options& options) : options(options) {}
+  explicit Shared(const Options& options) : options(options), guard(options.guarded) {}
   absl::Status Init();
 
   std::shared_ptr<Region> FindRegion(uint64_t id) const;
@@ -392,6 +398,7 @@ class Shared : public std::enable_shared_from_this<Shared> {
   absl::StatusOr<PeerIdentity> Authenticate(const Hello& hello) const;
 
   const Options options;
+  PortGuard guard;
   ContextId id{};
   std::string machine;
   std::vector<std::shared_ptr<Core>> rails;

@@ -97,7 +97,7 @@ std::unique_ptr<transport::Context> MakeContext() {
 absl::StatusOr<Served> Serve(transport::Context& context, const std::string& address, uint16_t port, size_t bytes) {
   Served served;
   PERIGEE_ASSIGN_OR_RETURN(served.region, context.AllocateMemory(bytes));
-  PERIGEE_ASSIGN_OR_RETURN(served.listener, context.Listen(address, port));
+  PERIGEE_ASSIGN_OR_RETURN(served.listener, context.Listen(address, port, transport::TrustEveryone));
   const std::string& key = served.region.remote_key();
   served.key = ToHex({reinterpret_cast<const uint8_t*>(key.data()), key.size()});
   return served;
@@ -114,8 +114,8 @@ absl::StatusOr<Link> Open(transport::Context& context, const std::string& addres
 
 absl::StatusOr<transport::TransferBatch> StartMove(const Link& link, Way way, std::span<std::byte> local,
                                                    absl::Time deadline) {
-  if (way == Way::kGet) return link.endpoint.StartGet(Pieces<transport::GetTransfer>(link, local), deadline);
-  return link.endpoint.StartPut(Pieces<transport::PutTransfer>(link, local), deadline);
+  if (way == Way::kGet) return link.endpoint.StartGet(Pieces<transport::GetTransfer>(link, local), {.deadline = deadline});
+  return link.endpoint.StartPut(Pieces<transport::PutTransfer>(link, local), {.deadline = deadline});
 }
 
 absl::Status Move(const Link& link, Way way, std::span<std::byte> local, absl::Time deadline) {

@@ -1,0 +1,140 @@
+#include "transport/port_guard.h"
+
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <linux/filter.h>
+#include <netinet/in.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "base/file.h"
+
+namespace perigee::transport::internal {
+namespace {
+
+constexpr size_t kMostAddresses = 400;  // of each kind: the kernel takes 4096 instructions
+constexpr uint32_t kAccept = 0xffffffff, kDrop = 0;
+
+// Offsets of the network header, whatever the socket's packets begin with.
+uint32_t Net(int offset) { return static_cast<uint32_t>(SKF_NET_OFF + offset); }
+
+std::vector<sock_filter> Program(const std::set<uint32_t>& v4, const std::set<std::array<uint32_t, 4>>& v6) {
+  std::vector<sock_filter> out;
+  const auto load = [&](int offset) { out.push_back(BPF_STMT(BPF_LD | BPF_W | BPF_ABS, Net(offset))); };
+  const auto end = [&](uint32_t verdict) { out.push_back(BPF_STMT(BPF_RET | BPF_K, verdict)); };
+  // IPv4's part: loads, loopback, the addresses.
+  const uint32_t v4_length = static_cast<uint32_t>(5 + 2 * v4.size() + 1);
+  out.push_back(BPF_STMT(BPF_LD | BPF_B | BPF_ABS, Net(0)));
+  out.push_back(BPF_STMT(BPF_ALU | BPF_AND | BPF_K, 0xf0));
+  out.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0x40, 1, 0));
+  out.push_back(BPF_STMT(BPF_JMP | BPF_JA, v4_length));
+  load(12);
+  out.push_back(BPF_STMT(BPF_ALU | BPF_AND | BPF_K, 0xff000000));
+  out.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0x7f000000, 0, 1));
+  end(kAccept);
+  load(12);
+  for (const uint32_t address : v4) {
+    out.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, address, 0, 1));
+    end(kAccept);
+  }
+  end(kDrop);
+  // IPv6's: each address word by word.
+  std::vector<std::array<uint32_t, 4>> addresses(v6.begin(), v6.end());
+  addresses.push_back({0, 0, 0, 1});
+  for (const std::array<uint32_t, 4>& address : addresses) {
+    for (int i = 0; i < 4; ++i) {
+      load(8 + 4 * i);
+      const auto miss = static_cast<uint8_t>(2 * (3 - i) + 1);
+      out.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, address[i], 0, miss));
+    }
+    end(kAccept);
+  }
+  end(kDrop);
+  return out;
+}
+
+absl::Status AttachProgram(int socket, std::vector<sock_filter> program) {
+  const sock_fprog filter = {static_cast<unsigned short>(program.size()), program.data()};
+  if (setsockopt(socket, SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof(filter)) != 0) {
+    return ErrnoStatus("attach a packet filter to", "a listening socket", errno);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::set<int> PortGuard::ListeningSockets() {
+  std::set<int> out;
+  DIR* folder = opendir("/proc/self/fd");
+  if (folder == nullptr) return out;
+  while (const dirent* entry = readdir(folder)) {
+    const int fd = std::atoi(entry->d_name);
+    int listens = 0, domain = 0;
+    socklen_t length = sizeof(int);
+    if (fd <= 0 || getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) != 0 || listens == 0) continue;
+    length = sizeof(int);
+    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) != 0) continue;
+    if (domain == AF_INET || domain == AF_INET6) out.insert(fd);
+  }
+  closedir(folder);
+  return out;
+}
+
+absl::Status PortGuard::Adopt(const std::set<int>& before) {
+  absl::Status status;
+  const std::set<int> now = ListeningSockets();
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (const int socket : now) {
+    if (before.contains(socket) || !sockets_.insert(socket).second) continue;
+    if (guarded_) status.Update(Attach(socket));
+  }
+  return status;
+}
+
+void PortGuard::Forget(const std::vector<int>& sockets) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (const int socket : sockets) sockets_.erase(socket);
+}
+
+std::vector<int> PortGuard::sockets() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return {sockets_.begin(), sockets_.end()};
+}
+
+absl::Status PortGuard::Attach(int socket) const { return AttachProgram(socket, Program(v4_, v6_)); }
+
+absl::Status PortGuard::Admit(const sockaddr_storage& address) {
+  if (!guarded_) return absl::OkStatus();
+  std::lock_guard<std::mutex> lock(mutex_);
+  bool fresh = false;
+  if (address.ss_family == AF_INET) {
+    fresh = v4_.insert(ntohl(reinterpret_cast<const sockaddr_in&>(address).sin_addr.s_addr)).second;
+  } else {
+    std::array<uint32_t, 4> words{};
+    std::memcpy(words.data(), &reinterpret_cast<const sockaddr_in6&>(address).sin6_addr, sizeof(words));
+    for (uint32_t& word : words) word = ntohl(word);
+    fresh =
+        words[0] == 0 && words[1] == 0 && words[2] == 0xffff ? v4_.insert(words[3]).second : v6_.insert(words).second;
+  }
+  if (!fresh) return absl::OkStatus();
+  if (v4_.size() > kMostAddresses || v6_.size() > kMostAddresses) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("more than ", kMostAddresses, " addresses may connect to this context; no more fit its filter"));
+  }
+  absl::Status status;
+  for (const int socket : sockets_) status.Update(Attach(socket));
+  return status;
+}
+
+void PortGuard::Close(const std::vector<int>& sockets) {
+  for (const int socket : sockets) {
+    // Without it, a connection that comes in the last moment is UCX's own risk.
+    AttachProgram(socket, {BPF_STMT(BPF_RET | BPF_K, kDrop)}).IgnoreError();
+  }
+}
+
+}  // namespace perigee::transport::internal

@@ -1,0 +1,54 @@
+// Inside of transport/: keeps strangers away from UCX's listening sockets.
+//
+// UCX 1.13 believes whoever connects: seventeen zero bytes on its listener's port, or a known magic number and junk on
+// the port that every tcp device of a worker opens, end the process in an assertion. So a guarded context puts a packet
+// filter (classic BPF, SO_ATTACH_FILTER; needs no rights) on those sockets: the kernel answers no address but this
+// machine's own loopback and the admitted ones. Who is admitted has been authenticated before, over the control plane;
+// on one host, addresses tell nobody apart.
+#ifndef PERIGEE_TRANSPORT_PORT_GUARD_H_
+#define PERIGEE_TRANSPORT_PORT_GUARD_H_
+
+#include <sys/socket.h>
+
+#include <array>
+#include <cstdint>
+#include <mutex>
+#include <set>
+#include <vector>
+
+#include "absl/status/status.h"
+
+namespace perigee::transport::internal {
+
+// Any thread.
+class PortGuard {
+ public:
+  // guarded: false lets everybody in until Close.
+  explicit PortGuard(bool guarded) : guarded_(guarded) {}
+
+  // This process's listening sockets. What UCX opens is the difference of before and after; no other thread should open
+  // listening sockets meanwhile.
+  static std::set<int> ListeningSockets();
+  // Guards those that listen now and did not `before`.
+  absl::Status Adopt(const std::set<int>& before);
+  // Before UCX closes them: the numbers may be another's afterwards.
+  void Forget(const std::vector<int>& sockets);
+  std::vector<int> sockets() const;
+
+  absl::Status Admit(const sockaddr_storage& address);
+  // Nobody connects any more, admitted or not.
+  void Close(const std::vector<int>& sockets);
+
+ private:
+  absl::Status Attach(int socket) const;  // mutex_ held
+
+  const bool guarded_;
+  mutable std::mutex mutex_;
+  std::set<int> sockets_;
+  std::set<uint32_t> v4_;  // host byte order
+  std::set<std::array<uint32_t, 4>> v6_;
+};
+
+}  // namespace perigee::transport::internal
+
+#endif  // PERIGEE_TRANSPORT_PORT_GUARD_H_

@@ -7,7 +7,7 @@
 //   guess CHANNEL                ... this channel
 //   region ID                    the region that operations name
 //   op put|get HEADER_BYTES ADDRESS SIZE PIECES PAYLOAD_BYTES eager|rndv [PIECE_SIZE]
-//                                "answer CODE" | "data BYTES" | "closed" | "nothing": what came within two seconds
+//                                "answer CODE" | "data BYTES" | "closed" | "nothing": what came within a second
 //   stall COUNT ADDRESS SIZE     rendezvous puts whose data is not given until `resume`
 //   resume                       lives on for a second
 //   message KIND HANDLER HEADER_BYTES   as op; "reply CODE"
@@ -98,7 +98,7 @@ class Hostile {
       std::string header(bytes, '\0');
       for (char& c : header) c = static_cast<char>(random_());
       Send(id, header, "", 0);
-      return Heard(absl::Milliseconds(200));
+      return Heard(absl::Milliseconds(10));
     }
     if (verb == "rma") return OneSided(line);
     return "what?";
@@ -120,7 +120,7 @@ class Hostile {
     return true;
   }
   // What the server says to the last command.
-  std::string Heard(absl::Duration limit = absl::Seconds(2)) {
+  std::string Heard(absl::Duration limit = absl::Seconds(1)) {
     Progress([&] { return closed_ || !said_.empty(); }, limit);
     return !said_.empty() ? said_ : closed_ ? "closed" : "nothing";
   }

@@ -215,8 +215,7 @@ struct Serve {
 
 class Core : public std::enable_shared_from_this<Core> {
  public:
-  static absl::StatusOr<std::shared_ptr<Core>> Create(std::shared_ptr<Shared> shared, size_t rail,
-                                                      const std::string& device);
+  static absl::StatusOr<std::shared_ptr<Core>> Create(Shared* shared, size_t rail, const std::string& device);
   ~Core();
   Core(const Core&) = delete;
   Core& operator=(const Core&) = delete;
@@ -264,7 +263,7 @@ class Core : public std::enable_shared_from_this<Core> {
   bool UcxKnowsDevices() const;
 
  private:
-  explicit Core(std::shared_ptr<Shared> shared, size_t rail);
+  explicit Core(Shared* shared, size_t rail);
   // core.cc
   absl::Status Init(const std::string& device);
   bool TryTake();
@@ -343,7 +342,7 @@ class Core : public std::enable_shared_from_this<Core> {
   static void OnServeSent(void* request, ucs_status_t status, void* serve);
   static void OnServeReceived(void* request, ucs_status_t status, size_t length, void* serve);
 
-  const std::shared_ptr<Shared> shared_;
+  Shared* const shared_;  // which owns the rails; all else that holds one holds it too
   const size_t rail_;
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
@@ -393,9 +392,10 @@ class Core : public std::enable_shared_from_this<Core> {
 };
 
 // What the rails of one context share. Any thread.
-class Shared : public std::enable_shared_from_this<Shared> {
+class Shared {
  public:
   explicit Shared(const Options& options) : options(options) {}
+  ~Shared() { rails.clear(); }  // their staging buffers are the device's
   absl::Status Init();
 
   std::shared_ptr<Region> FindRegion(uint64_t id) const;

@@ -139,6 +139,7 @@ struct Link {
   std::vector<std::shared_ptr<Peer>> rails;  // null: not connected now
   bool closed = false;
   std::atomic<int> alive{0};
+  bool Has(size_t rail) const { return rail < rails.size() && rails[rail] != nullptr; }  // under the mutex
 };
 
 struct ListenerState {

@@ -126,7 +126,7 @@ void Core::FailPeer(Peer* peer, absl::Status why) {
     std::lock_guard<std::mutex> lock(link->mutex);
     if (rail_ < link->rails.size() && link->rails[rail_].get() == peer) link->rails[rail_] = nullptr;
     if (was_ready) link->alive--;
-    retry = !link->closed && link->alive > 0;
+    retry = !link->closed && link->alive > 0 && !link->Has(rail_);
   }
   if (!retry || stopping_) return;
   if (was_ready)
@@ -303,12 +303,13 @@ void Core::OnHelloAnswer(const void* header, size_t header_length, void* data, s
     FailPeer(peer, absl::Status(static_cast<absl::StatusCode>(std::min<uint32_t>(answer->code, 16)), answer->message));
     return;
   }
-  bool same = true;
+  bool same = true, needed = true;
   {
     std::lock_guard<std::mutex> lock(link->mutex);
     const bool first = link->version == 0;
     same = first || link->peer_id == answer->context_id;
-    if (same) {
+    needed = !link->Has(rail_);  // else an earlier or later try of this rail was quicker
+    if (same && needed) {
       peer->remote_channel = answer->channel;
       if (first) {
         link->peer_id = answer->context_id;
@@ -324,6 +325,7 @@ void Core::OnHelloAnswer(const void* header, size_t header_length, void* data, s
       peer->ready = true;
     }
   }
+  if (!needed) return FailPeer(peer, absl::CancelledError("this rail is connected already"));
   if (!same) {
     // Another process has taken the address. The rails that are left will find out for themselves.
     FailPeer(peer, absl::UnavailableError(absl::StrCat("the peer at ", peer->name, " has been restarted")));
@@ -384,7 +386,7 @@ void Core::RetryRails(absl::Time now) {
     bool wanted = link != nullptr;
     if (wanted) {
       std::lock_guard<std::mutex> lock(link->mutex);
-      wanted = !link->closed && link->alive > 0 && rail_ < link->addresses.size();
+      wanted = !link->closed && link->alive > 0 && rail_ < link->addresses.size() && !link->Has(rail_);
     }
     if (!wanted) {
       lost_rails_.erase(lost_rails_.begin() + static_cast<ptrdiff_t>(i));

@@ -106,7 +106,7 @@ absl::Status Shared::Init() {
   machine = MachineIdentity();
   const std::vector<std::string> devices = options.devices.empty() ? std::vector<std::string>{""} : options.devices;
   for (size_t i = 0; i < devices.size(); ++i) {
-    PERIGEE_ASSIGN_OR_RETURN(std::shared_ptr<Core> rail, Core::Create(shared_from_this(), i, devices[i]));
+    PERIGEE_ASSIGN_OR_RETURN(std::shared_ptr<Core> rail, Core::Create(this, i, devices[i]));
     rails.push_back(std::move(rail));
   }
   return absl::OkStatus();
@@ -128,15 +128,14 @@ absl::StatusOr<PeerIdentity> Shared::Authenticate(const Hello& hello) const {
   return ask(hello.token, {reinterpret_cast<const char*>(hello.context_id.data()), hello.context_id.size()});
 }
 
-Core::Core(std::shared_ptr<Shared> shared, size_t rail)
-    : shared_(std::move(shared)),
+Core::Core(Shared* shared, size_t rail)
+    : shared_(shared),
       rail_(rail),
       op_slots_(kSlots, shared_->options.device.get(), &shared_->device_mutex),
       serve_slots_(kSlots, shared_->options.device.get(), &shared_->device_mutex) {}
 
-absl::StatusOr<std::shared_ptr<Core>> Core::Create(std::shared_ptr<Shared> shared, size_t rail,
-                                                   const std::string& device) {
-  std::shared_ptr<Core> core(new Core(std::move(shared), rail));
+absl::StatusOr<std::shared_ptr<Core>> Core::Create(Shared* shared, size_t rail, const std::string& device) {
+  std::shared_ptr<Core> core(new Core(shared, rail));
   PERIGEE_RETURN_IF_ERROR(core->Init(device));
   return core;
 }
@@ -358,7 +357,12 @@ void Core::AdvanceAll() {
   if (!dirty_) return;
   dirty_ = false;
   for (auto it = messages_.begin(); it != messages_.end();) {
-    it = AdvanceMessage(it->get()) ? messages_.erase(it) : std::next(it);
+    if (!AdvanceMessage(it->get())) {
+      ++it;
+      continue;
+    }
+    if ((*it)->kind == MessageKind::kReply) (*it)->peer->owed_bytes -= (*it)->bytes.size() + kMessageOverheadBytes;
+    it = messages_.erase(it);
   }
   for (auto it = transfers_.begin(); it != transfers_.end();) {
     it = AdvanceTransfer(it->get()) ? transfers_.erase(it) : std::next(it);

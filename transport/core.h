@@ -92,6 +92,11 @@ struct RailAddress {
   uint16_t port = 0;
 };
 
+// Of answers that one peer does not take.
+inline constexpr size_t kMaxOwedBytes = 4 * kMaxQueuedBytes;
+// What a message costs besides its bytes, here and in UCX.
+inline constexpr size_t kMessageOverheadBytes = 1024;
+
 // One connection of one rail. Driver, except where noted.
 struct Peer {
   std::shared_ptr<Core> core;
@@ -104,10 +109,13 @@ struct Peer {
   std::weak_ptr<Link> link;     // of one that this side opened
   size_t rail = 0;
   absl::Time opened, heard, pinged;
-  size_t queued_bytes = 0;  // of messages that UCX has not sent
+  int pings = 0;            // since it was heard
+  size_t queued_bytes = 0;  // of messages that UCX has not sent, with kMessageOverheadBytes each
+  size_t owed_bytes = 0;    // of answers that exist, likewise
   size_t issued = 0;        // our operations at it
   size_t serving = 0;       // of its puts and gets, those waiting for a slot included
   size_t slots = 0;         // that these hold
+  bool refused = false;     // an accepted one whose hello was not
   bool failed = false;      // no new operations; waiting to be force-closed
   bool closing = false;     // UCX was asked to close
   bool closed = false;      // UCX has let go of every buffer
@@ -133,6 +141,7 @@ struct Link {
   std::vector<std::shared_ptr<Peer>> rails;  // null: not connected now
   bool closed = false;
   std::atomic<int> alive{0};
+  bool Has(size_t rail) const { return rail < rails.size() && rails[rail] != nullptr; }  // under the mutex
 };
 
 struct ListenerState {
@@ -152,6 +161,7 @@ struct Message {
   // Driver:
   bool sent = false;         // given to UCX
   bool outstanding = false;  // UCX has not called back
+  size_t queued_bytes = 0;   // its part of the peer's
   bool flushing = false, flushed = false;
   bool answered = false;
   // Before done:
@@ -209,8 +219,7 @@ struct Serve {
 
 class Core : public std::enable_shared_from_this<Core> {
  public:
-  static absl::StatusOr<std::shared_ptr<Core>> Create(std::shared_ptr<Shared> shared, size_t rail,
-                                                      const std::string& device);
+  static absl::StatusOr<std::shared_ptr<Core>> Create(Shared* shared, size_t rail, const std::string& device);
   ~Core();
   Core(const Core&) = delete;
   Core& operator=(const Core&) = delete;
@@ -261,7 +270,7 @@ class Core : public std::enable_shared_from_this<Core> {
   bool UcxKnowsDevices() const;
 
  private:
-  explicit Core(std::shared_ptr<Shared> shared, size_t rail);
+  explicit Core(Shared* shared, size_t rail);
   // core.cc
   absl::Status Init(const std::string& device);
   bool TryTake();
@@ -285,6 +294,7 @@ class Core : public std::enable_shared_from_this<Core> {
   // messages.cc
   bool AdvanceMessage(Message* message);
   void SendMessage(Message* message);
+  static void Queue(Message* message, size_t bytes);
   void EndMessage(Message* message, absl::Status result);
   void ReceiveMessage(const MessageHeader& header, absl::string_view bytes);
   // initiator.cc
@@ -319,6 +329,7 @@ class Core : public std::enable_shared_from_this<Core> {
   static ucs_status_t OnAm(void* core, const void* header, size_t header_length, void* data, size_t length,
                            const ucp_am_recv_param_t* param);
   // *keep: the data's descriptor is ours now.
+  void OnNothing(const void*, size_t, void*, size_t, const ucp_am_recv_param_t*, bool*) {}
   void OnHello(const void*, size_t, void*, size_t, const ucp_am_recv_param_t*, bool* keep);
   void OnHelloAnswer(const void*, size_t, void*, size_t, const ucp_am_recv_param_t*, bool* keep);
   void OnPing(const void*, size_t, void*, size_t, const ucp_am_recv_param_t*, bool* keep);
@@ -338,7 +349,7 @@ class Core : public std::enable_shared_from_this<Core> {
   static void OnServeSent(void* request, ucs_status_t status, void* serve);
   static void OnServeReceived(void* request, ucs_status_t status, size_t length, void* serve);
 
-  const std::shared_ptr<Shared> shared_;
+  Shared* const shared_;  // which owns the rails; all else that holds one holds it too
   const size_t rail_;
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
@@ -388,9 +399,10 @@ class Core : public std::enable_shared_from_this<Core> {
 };
 
 // What the rails of one context share. Any thread.
-class Shared : public std::enable_shared_from_this<Shared> {
+class Shared {
  public:
   explicit Shared(const Options& options) : options(options), guard(options.guarded) {}
+  ~Shared() { rails.clear(); }  // their staging buffers are the device's
   absl::Status Init();
 
   std::shared_ptr<Region> FindRegion(uint64_t id) const;

@@ -35,14 +35,9 @@ bool Core::AdvanceMessage(Message* message) {
   }
   const bool wanted = message->kind == MessageKind::kReply || !message->done.Happened();
   if (!message->sent && wanted && !peer->failed) {
-    // Enough lies with UCX for a peer that does not take it. Ours wait; a peer that asks and asks, and takes no
-    // answers, cannot make us keep them all.
-    if (message->kind == MessageKind::kReply) {
-      if (peer->queued_bytes > 4 * kMaxQueuedBytes) {
-        FailPeer(peer, absl::ResourceExhaustedError(absl::StrCat(peer->name, " does not take its answers")));
-        return true;
-      }
-    } else if (peer->queued_bytes > 0 && peer->queued_bytes + message->bytes.size() > kMaxQueuedBytes) {
+    // Enough lies with UCX for a peer that does not take it: ours wait. Answers do not, see ReceiveMessage.
+    if (message->kind != MessageKind::kReply && peer->queued_bytes > 0 &&
+        peer->queued_bytes + message->bytes.size() + kMessageOverheadBytes > kMaxQueuedBytes) {
       return false;
     }
     SendMessage(message);
@@ -70,7 +65,7 @@ void Core::SendMessage(Message* message) {
   shared_->counters.messages_sent++;
   if (request != nullptr) {
     message->outstanding = true;
-    peer->queued_bytes += message->bytes.size();
+    Queue(message, message->bytes.size() + kMessageOverheadBytes);
     return;
   }
   OnMessageSent(nullptr, UCS_OK, message);
@@ -85,7 +80,7 @@ void Core::OnMessageSent(void* request, ucs_status_t status, void* arg) {
   if (request != nullptr) {
     ucp_request_free(request);
     message->outstanding = false;
-    if (!was_flush) peer->queued_bytes -= message->bytes.size();
+    Queue(message, 0);
   }
   if (status != UCS_OK) {
     core->FailPeer(peer, absl::UnavailableError(absl::StrCat("connection to ", peer->name, " was lost: ",
@@ -110,7 +105,14 @@ void Core::OnMessageSent(void* request, ucs_status_t status, void* arg) {
     message->flushed = true;
   } else {
     message->outstanding = true;
+    Queue(message, kMessageOverheadBytes);
   }
+}
+
+// UCX holds so much of it now.
+void Core::Queue(Message* message, size_t bytes) {
+  message->peer->queued_bytes += bytes - message->queued_bytes;
+  message->queued_bytes = bytes;
 }
 
 void Core::EndMessage(Message* message, absl::Status result) {
@@ -147,6 +149,10 @@ void Core::ReceiveMessage(const MessageHeader& message, absl::string_view bytes)
     return;
   }
   if (message.kind != MessageKind::kOneWay && message.kind != MessageKind::kRequest) return;
+  // A peer that asks and asks, and takes no answers, cannot make us keep them all.
+  if (peer->owed_bytes > kMaxOwedBytes) {
+    return FailPeer(peer, absl::ResourceExhaustedError(absl::StrCat(peer->name, " does not take its answers")));
+  }
   shared_->counters.messages_received++;
   absl::StatusOr<std::string> answer =
       absl::NotFoundError(absl::StrCat("the peer has no handler for messages with id ", message.handler));
@@ -170,6 +176,7 @@ void Core::ReceiveMessage(const MessageHeader& message, absl::string_view bytes)
   reply->header.handler = message.handler;
   reply->header.code = static_cast<uint32_t>(answer.status().code());
   reply->bytes = answer.ok() ? *std::move(answer) : std::string(answer.status().message());
+  peer->owed_bytes += reply->bytes.size() + kMessageOverheadBytes;
   AddMessage(std::move(reply));
 }
 

@@ -25,12 +25,15 @@ bool IsRendezvous(const ucp_am_recv_param_t* param) { return (param->recv_attr &
 
 // Freed by UCX's callback. For sends that nobody waits for.
 struct Note {
+  std::shared_ptr<Peer> peer;
   std::string header, payload;
 };
 
-void OnNoteSent(void* request, ucs_status_t, void* note) {
+void OnNoteSent(void* request, ucs_status_t, void* arg) {
+  auto* note = static_cast<Note*>(arg);
   ucp_request_free(request);
-  delete static_cast<Note*>(note);
+  note->peer->owed_bytes -= note->header.size() + note->payload.size() + kMessageOverheadBytes;
+  delete note;
 }
 
 }  // namespace
@@ -123,7 +126,7 @@ void Core::FailPeer(Peer* peer, absl::Status why) {
     std::lock_guard<std::mutex> lock(link->mutex);
     if (rail_ < link->rails.size() && link->rails[rail_].get() == peer) link->rails[rail_] = nullptr;
     if (was_ready) link->alive--;
-    retry = !link->closed && link->alive > 0;
+    retry = !link->closed && link->alive > 0 && !link->Has(rail_);
   }
   if (!retry || stopping_) return;
   if (was_ready)
@@ -184,6 +187,7 @@ Peer* Core::PeerOf(uint64_t channel) {
   Peer* peer = found->second;
   if (peer->failed || peer->remote_channel == 0) return nullptr;
   peer->heard = last_check_;
+  peer->pings = 0;
   return peer;
 }
 
@@ -211,7 +215,11 @@ absl::StatusOr<std::shared_ptr<Peer>> Core::Greet(const std::shared_ptr<Link>& l
 
 void Core::SendNote(Peer* peer, unsigned am_id, std::string header, std::string payload) {
   if (peer->failed) return;
-  auto* note = new Note{std::move(header), std::move(payload)};
+  // They answer the peer, mostly: one that takes none may not make us keep them all.
+  if (peer->owed_bytes > kMaxOwedBytes) {
+    return FailPeer(peer, absl::ResourceExhaustedError(absl::StrCat(peer->name, " does not take its answers")));
+  }
+  auto* note = new Note{peers_.at(peer), std::move(header), std::move(payload)};
   ucp_request_param_t param{};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS;
   // The hello needs the way back; it is the only message whose receiver does not know the channel yet.
@@ -220,7 +228,11 @@ void Core::SendNote(Peer* peer, unsigned am_id, std::string header, std::string 
   param.user_data = note;
   const ucs_status_ptr_t request = ucp_am_send_nbx(peer->handle, am_id, note->header.data(), note->header.size(),
                                                    note->payload.data(), note->payload.size(), &param);
-  if (request == nullptr || UCS_PTR_IS_ERR(request)) delete note;  // an error means a lost peer, whose endpoint tells
+  if (request == nullptr || UCS_PTR_IS_ERR(request)) {
+    delete note;  // an error means a lost peer, whose endpoint tells
+  } else {
+    peer->owed_bytes += note->header.size() + note->payload.size() + kMessageOverheadBytes;
+  }
 }
 
 void Core::OnHello(const void*, size_t, void* data, size_t length, const ucp_am_recv_param_t* param, bool*) {
@@ -229,6 +241,9 @@ void Core::OnHello(const void*, size_t, void* data, size_t length, const ucp_am_
   if (found == by_handle_.end()) return;
   Peer* peer = found->second;
   if (!peer->accepted || peer->failed || peer->remote_channel != 0) return;
+  if (peer->refused) {  // one token a connection
+    return FailPeer(peer, absl::PermissionDeniedError(absl::StrCat(peer->name, " was refused and asks again")));
+  }
   const absl::StatusOr<Hello> hello = DecodeHello({static_cast<const char*>(data), length});
   if (!hello.ok()) {
     shared_->counters.refused_peers++;
@@ -245,6 +260,7 @@ void Core::OnHello(const void*, size_t, void* data, size_t length, const ucp_am_
   if (!identity.ok()) {
     // The peer is told why, and closes; if it does not, the hello's time limit ends it.
     shared_->counters.refused_peers++;
+    peer->refused = true;
     spdlog::warn("transport: refused {}: {}", peer->name, std::string(identity.status().message()));
     answer.code = static_cast<uint32_t>(identity.status().code());
     answer.message = std::string(identity.status().message());
@@ -287,12 +303,13 @@ void Core::OnHelloAnswer(const void* header, size_t header_length, void* data, s
     FailPeer(peer, absl::Status(static_cast<absl::StatusCode>(std::min<uint32_t>(answer->code, 16)), answer->message));
     return;
   }
-  bool same = true;
+  bool same = true, needed = true;
   {
     std::lock_guard<std::mutex> lock(link->mutex);
     const bool first = link->version == 0;
     same = first || link->peer_id == answer->context_id;
-    if (same) {
+    needed = !link->Has(rail_);  // else an earlier or later try of this rail was quicker
+    if (same && needed) {
       peer->remote_channel = answer->channel;
       if (first) {
         link->peer_id = answer->context_id;
@@ -308,6 +325,7 @@ void Core::OnHelloAnswer(const void* header, size_t header_length, void* data, s
       peer->ready = true;
     }
   }
+  if (!needed) return FailPeer(peer, absl::CancelledError("this rail is connected already"));
   if (!same) {
     // Another process has taken the address. The rails that are left will find out for themselves.
     FailPeer(peer, absl::UnavailableError(absl::StrCat("the peer at ", peer->name, " has been restarted")));
@@ -332,17 +350,20 @@ void Core::KeepAlive(absl::Time now) {
     if (peer->failed) continue;
     if (peer->remote_channel == 0) {
       if (now - peer->opened > kHelloLimit) {
-        if (peer->accepted) shared_->counters.refused_peers++;
+        if (peer->accepted && !peer->refused) shared_->counters.refused_peers++;
         FailPeer(raw, absl::UnavailableError(absl::StrCat(peer->name, " did not say hello in time")));
       }
       continue;
     }
+    // Only what was asked counts as unanswered: this side may have been the one that did not look.
     const absl::Duration silent = now - peer->heard;
-    if (silent > kMissedAnswers * interval) {
+    if (silent <= interval || now - peer->pinged <= interval) continue;
+    if (peer->pings == kMissedAnswers) {
       FailPeer(raw, absl::UnavailableError(absl::StrCat("no sign of life from ", peer->name, " for ",
                                                         absl::FormatDuration(silent), "; connect again")));
-    } else if (silent > interval && now - peer->pinged > interval) {
+    } else {
       peer->pinged = now;
+      peer->pings++;
       const PingHeader ping{peer->remote_channel, 0};
       SendNote(raw, kPingId, std::string(reinterpret_cast<const char*>(&ping), sizeof(ping)), "");
     }
@@ -365,7 +386,7 @@ void Core::RetryRails(absl::Time now) {
     bool wanted = link != nullptr;
     if (wanted) {
       std::lock_guard<std::mutex> lock(link->mutex);
-      wanted = !link->closed && link->alive > 0 && rail_ < link->addresses.size();
+      wanted = !link->closed && link->alive > 0 && rail_ < link->addresses.size() && !link->Has(rail_);
     }
     if (!wanted) {
       lost_rails_.erase(lost_rails_.begin() + static_cast<ptrdiff_t>(i));

@@ -61,7 +61,7 @@ absl::StatusOr<Hello> DecodeHello(absl::string_view bytes) {
   hello.channel = reader.U64();
   hello.machine = std::string(reader.Counted());
   hello.token = std::string(reader.Counted());
-  if (!reader.ok() || magic != kMagic) return Malformed(bytes.size());
+  if (!reader.ok() || magic != kMagic || hello.channel == 0) return Malformed(bytes.size());
   std::copy(id.begin(), id.end(), hello.context_id.begin());
   return hello;
 }

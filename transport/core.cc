@@ -21,6 +21,7 @@
 #include "base/bytes.h"
 #include "base/status.h"
 #include "spdlog/spdlog.h"
+#include "transport/address.h"
 
 namespace perigee::transport::internal {
 namespace {
@@ -56,6 +57,8 @@ std::string MachineIdentity() {
   if (!boot.ok() || length <= 0) return "";
   return absl::StrCat(absl::StripAsciiWhitespace(*boot), absl::string_view(ipc_namespace, length));
 }
+
+bool TcpOnly(const std::string& transports) { return transports == "tcp"; }
 
 int64_t NowUs() { return absl::GetCurrentTimeNanos() / 1000; }
 
@@ -152,10 +155,18 @@ absl::Status Core::Init(const std::string& device) {
   ucs_status_t status = ucp_config_read(nullptr, nullptr, &config);
   if (status != UCS_OK) return Annotate(UcxError("ucp_config_read", status), "check the UCX_* environment variables");
   if (!transports.empty()) status = ucp_config_modify(config, "TLS", transports.c_str());
-  // Else UCX connects over every pair of devices that both sides have, in an order that differs between hosts, and
-  // often fails.
-  if (status == UCS_OK && !shared_->options.one_sided) status = ucp_config_modify(config, "CM_USE_ALL_DEVICES", "n");
-  if (status == UCS_OK && !device.empty()) status = ucp_config_modify(config, "NET_DEVICES", device.c_str());
+  if (status == UCS_OK && !device.empty()) {
+    status = ucp_config_modify(config, "NET_DEVICES", device.c_str());
+  } else if (status == UCS_OK && !shared_->options.one_sided) {
+    // Left alone, UCX connects every device of one side with every device of the other, numbered in an order that
+    // differs between hosts, and often fails. Without shared memory (a device too) it can be told to keep to the device
+    // of the connection.
+    if (TcpOnly(transports)) {
+      status = ucp_config_modify(config, "CM_USE_ALL_DEVICES", "n");
+    } else if (const std::string chosen = DefaultDevice(); !chosen.empty()) {
+      status = ucp_config_modify(config, "NET_DEVICES", chosen.c_str());
+    }
+  }
   if (status == UCS_OK) {
     ucp_params_t params{};
     params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_NAME;

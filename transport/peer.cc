@@ -209,6 +209,7 @@ absl::StatusOr<std::shared_ptr<Peer>> Core::Greet(const std::shared_ptr<Link>& l
   hello.channel = peer->channel;
   hello.machine = shared_->machine;
   hello.token = link->token;
+  hello.ports = shared_->guard.Ports();
   SendNote(peer.get(), kHelloId, "", EncodeHello(hello));
   return peer;
 }
@@ -273,6 +274,8 @@ void Core::OnHello(const void*, size_t, void* data, size_t length, const ucp_am_
   peer->ready = true;
   shared_->counters.connections_accepted++;
   answer.version = *version;
+  answer.ports = shared_->guard.Ports();
+  shared_->guard.Harden(hello->ports);
   answer.channel = peer->channel;
   {
     std::lock_guard<std::mutex> lock(shared_->mutex);
@@ -331,6 +334,7 @@ void Core::OnHelloAnswer(const void* header, size_t header_length, void* data, s
     FailPeer(peer, absl::UnavailableError(absl::StrCat("the peer at ", peer->name, " has been restarted")));
     return;
   }
+  shared_->guard.Harden(answer->ports);
   peer->heard = absl::Now();
   std::erase_if(lost_rails_, [&](const LostRail& lost) { return lost.link.lock() == link; });
   HelloEnded(peer, absl::OkStatus());

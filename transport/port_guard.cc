@@ -2,8 +2,10 @@
 
 #include <arpa/inet.h>
 #include <dirent.h>
+#include <fcntl.h>
 #include <linux/filter.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -12,11 +14,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "transport/address.h"
 
 namespace perigee::transport::internal {
 namespace {
 
-constexpr size_t kMostAddresses = 400;  // of each kind: the kernel takes 4096 instructions
+constexpr size_t kMostAddresses = 400;      // of each kind: the kernel takes 4096 instructions
+constexpr unsigned kUserTimeoutMs = 30000;  // longer than the transport's own patience
 constexpr uint32_t kAccept = 0xffffffff, kDrop = 0;
 
 // Offsets of the network header, whatever the socket's packets begin with.
@@ -57,6 +61,29 @@ std::vector<sock_filter> Program(const std::set<uint32_t>& v4, const std::set<st
   return out;
 }
 
+// fn(descriptor) for every TCP socket of this process.
+template <typename Fn>
+void ForEachSocket(Fn fn) {
+  DIR* folder = opendir("/proc/self/fd");
+  if (folder == nullptr) return;
+  while (const dirent* entry = readdir(folder)) {
+    const int fd = std::atoi(entry->d_name);
+    int type = 0, domain = 0;
+    socklen_t length = sizeof(int);
+    if (fd <= 0 || getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) != 0 || type != SOCK_STREAM) continue;
+    length = sizeof(int);
+    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) != 0) continue;
+    if (domain == AF_INET || domain == AF_INET6) fn(fd);
+  }
+  closedir(folder);
+}
+
+uint16_t LocalPort(int socket) {
+  sockaddr_storage address{};
+  socklen_t length = sizeof(address);
+  return getsockname(socket, reinterpret_cast<sockaddr*>(&address), &length) == 0 ? AddressPort(address) : uint16_t{0};
+}
+
 absl::Status AttachProgram(int socket, std::vector<sock_filter> program) {
   const sock_fprog filter = {static_cast<unsigned short>(program.size()), program.data()};
   if (setsockopt(socket, SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof(filter)) != 0) {
@@ -69,19 +96,36 @@ absl::Status AttachProgram(int socket, std::vector<sock_filter> program) {
 
 std::set<int> PortGuard::ListeningSockets() {
   std::set<int> out;
-  DIR* folder = opendir("/proc/self/fd");
-  if (folder == nullptr) return out;
-  while (const dirent* entry = readdir(folder)) {
-    const int fd = std::atoi(entry->d_name);
-    int listens = 0, domain = 0;
+  ForEachSocket([&](int fd) {
+    int listens = 0;
     socklen_t length = sizeof(int);
-    if (fd <= 0 || getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) != 0 || listens == 0) continue;
-    length = sizeof(int);
-    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) != 0) continue;
-    if (domain == AF_INET || domain == AF_INET6) out.insert(fd);
-  }
-  closedir(folder);
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) == 0 && listens != 0) out.insert(fd);
+  });
   return out;
+}
+
+std::vector<uint16_t> PortGuard::Ports() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<uint16_t> ports;
+  for (const int socket : sockets_) ports.push_back(LocalPort(socket));
+  return ports;
+}
+
+void PortGuard::Harden(const std::vector<uint16_t>& peer_ports) const {
+  const std::vector<uint16_t> own = Ports();
+  const auto among = [](const std::vector<uint16_t>& ports, uint16_t port) {
+    return port != 0 && std::find(ports.begin(), ports.end(), port) != ports.end();
+  };
+  ForEachSocket([&](int fd) {
+    sockaddr_storage peer{};
+    socklen_t length = sizeof(peer);
+    if (getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &length) != 0) return;
+    if (!among(own, LocalPort(fd)) && !among(peer_ports, AddressPort(peer))) return;
+    const linger reset = {1, 0};
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &kUserTimeoutMs, sizeof(kUserTimeoutMs));
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+  });
 }
 
 absl::Status PortGuard::Adopt(const std::set<int>& before) {

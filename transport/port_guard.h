@@ -36,6 +36,14 @@ class PortGuard {
   std::vector<int> sockets() const;
 
   absl::Status Admit(const sockaddr_storage& address);
+  // The ports of the guarded sockets.
+  std::vector<uint16_t> Ports() const;
+  // Connections that came in through them, and those that went out to `peer_ports`, shall close by a reset, not wait
+  // for ever for an acknowledgement, and not be inherited by child processes. A reset, because UCX 1.13 asserts when an
+  // orderly end (FIN) meets data that it was about to send: a reader that gives up in the middle of a get would take
+  // the store with it.
+  void Harden(const std::vector<uint16_t>& peer_ports) const;
+
   // Nobody connects any more, admitted or not.
   void Close(const std::vector<int>& sockets);
 

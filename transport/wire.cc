@@ -14,6 +14,17 @@ constexpr size_t kMaxRails = 64;
 
 absl::string_view View(const ContextId& id) { return {reinterpret_cast<const char*>(id.data()), id.size()}; }
 
+void WritePorts(ByteWriter& writer, const std::vector<uint16_t>& ports) {
+  writer.U16(static_cast<uint16_t>(ports.size()));
+  for (const uint16_t port : ports) writer.U16(port);
+}
+
+std::vector<uint16_t> ReadPorts(ByteReader& reader) {
+  std::vector<uint16_t> ports;
+  for (uint16_t n = reader.U16(); n > 0 && reader.ok(); --n) ports.push_back(reader.U16());
+  return ports;
+}
+
 absl::Status Malformed(size_t bytes) {
   return absl::InvalidArgumentError(absl::StrCat("the peer's hello of ", bytes, " bytes is not in this protocol"));
 }
@@ -46,6 +57,7 @@ std::string EncodeHello(const Hello& hello) {
   writer.U64(hello.channel);
   writer.Counted(hello.machine);
   writer.Counted(hello.token);
+  WritePorts(writer, hello.ports);
   return writer.Take();
 }
 
@@ -61,6 +73,7 @@ absl::StatusOr<Hello> DecodeHello(absl::string_view bytes) {
   hello.channel = reader.U64();
   hello.machine = std::string(reader.Counted());
   hello.token = std::string(reader.Counted());
+  hello.ports = ReadPorts(reader);
   if (!reader.ok() || magic != kMagic || hello.channel == 0) return Malformed(bytes.size());
   std::copy(id.begin(), id.end(), hello.context_id.begin());
   return hello;
@@ -80,6 +93,7 @@ std::string EncodeHelloAnswer(const HelloAnswer& answer) {
     writer.U16(answer.rail_ports[i]);
     writer.Counted(answer.rail_hosts[i]);
   }
+  WritePorts(writer, answer.ports);
   return writer.Take();
 }
 
@@ -100,6 +114,7 @@ absl::StatusOr<HelloAnswer> DecodeHelloAnswer(absl::string_view bytes) {
     answer.rail_ports.push_back(reader.U16());
     answer.rail_hosts.emplace_back(reader.Counted());
   }
+  answer.ports = ReadPorts(reader);
   if (!reader.ok()) return Malformed(bytes.size());
   std::copy(id.begin(), id.end(), answer.context_id.begin());
   return answer;

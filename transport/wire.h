@@ -102,6 +102,7 @@ struct Hello {
   uint64_t channel = 0;
   std::string machine;  // equal for processes that can share memory
   std::string token;
+  std::vector<uint16_t> ports;  // on which the speaker's UCX listens
 };
 struct HelloAnswer {
   uint32_t code = 0;  // absl::StatusCode
@@ -112,6 +113,7 @@ struct HelloAnswer {
   std::string machine;
   std::vector<uint16_t> rail_ports;  // of the rails after the first ...
   std::vector<std::string> rail_hosts;
+  std::vector<uint16_t> ports;
 };
 
 std::string EncodeHello(const Hello& hello);

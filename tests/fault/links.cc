@@ -7,6 +7,7 @@
 
 #include "base/bytes.h"
 #include "base/status.h"
+#include "hosts.h"
 
 namespace perigee::fault {
 namespace {
@@ -86,10 +87,17 @@ size_t CountWrongInGaps(std::span<const std::byte> region, uint64_t gap_seed) {
 }
 
 std::unique_ptr<transport::Context> MakeContext() {
-  auto context = transport::Context::Create({.transports = "tcp"});
+  auto context = transport::Context::Create({.transports = "tcp", .guarded = true});
   if (!context.ok()) {
     std::fprintf(stderr, "%s\n", context.status().ToString().c_str());
     std::abort();
+  }
+  // Who belongs to the network; in a cluster, the control plane says so.
+  for (const Place place : {Place::kHostA, Place::kHostB}) {
+    for (int rail = 0; rail < 2; ++rail) {
+      const absl::Status admitted = (*context)->Admit(Network::Address(place, rail));
+      if (!admitted.ok()) std::fprintf(stderr, "%s\n", admitted.ToString().c_str());
+    }
   }
   return *std::move(context);
 }
@@ -114,7 +122,8 @@ absl::StatusOr<Link> Open(transport::Context& context, const std::string& addres
 
 absl::StatusOr<transport::TransferBatch> StartMove(const Link& link, Way way, std::span<std::byte> local,
                                                    absl::Time deadline) {
-  if (way == Way::kGet) return link.endpoint.StartGet(Pieces<transport::GetTransfer>(link, local), {.deadline = deadline});
+  if (way == Way::kGet)
+    return link.endpoint.StartGet(Pieces<transport::GetTransfer>(link, local), {.deadline = deadline});
   return link.endpoint.StartPut(Pieces<transport::PutTransfer>(link, local), {.deadline = deadline});
 }
 

@@ -1,13 +1,19 @@
 // Who may use the data plane, and which bytes.
 //
 // A peer's first message on every connection carries a token that the control plane gave it; the listener's
-// Authenticator turns it into an identity or refuses. Until then the peer can do nothing else: any other message closes
-// its connection.
+// Authenticator turns it into an identity or refuses. Until then nothing else that it sends is heard, and after ten
+// seconds its connection is closed.
 //
 // Trusted peers (the operator's own nodes) may be given remote keys by which they reach a whole region, over shared
 // memory or RDMA, without asking. Others get keys without UCX's part: all their transfers are messages that the owner
 // serves, and in leased regions (Sharing::kLeased) the owner serves only what a grant of their session covers. tcp and
 // shared memory cannot enforce such bounds by themselves; this is where they are enforced.
+//
+// Below this, UCX's tcp transport has a put of its own (uct_ep_put_zcopy; rendezvous uses it), which UCX 1.13 carries
+// out at any address, for whoever opens a TCP connection to one of its ports, before any hello, whatever
+// UCX_TCP_PUT_ENABLE and the context's features say. Nothing here can refuse it: the data plane's ports
+// (UCX_TCP_PORT_RANGE, and the listener's) must be closed, by a firewall or an encrypted overlay, to hosts whose UCX is
+// not the operator's.
 #ifndef PERIGEE_TRANSPORT_ACCESS_H_
 #define PERIGEE_TRANSPORT_ACCESS_H_
 

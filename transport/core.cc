@@ -368,12 +368,7 @@ void Core::AdvanceAll() {
   if (!dirty_) return;
   dirty_ = false;
   for (auto it = messages_.begin(); it != messages_.end();) {
-    if (!AdvanceMessage(it->get())) {
-      ++it;
-      continue;
-    }
-    if ((*it)->kind == MessageKind::kReply) (*it)->peer->owed_bytes -= (*it)->bytes.size() + kMessageOverheadBytes;
-    it = messages_.erase(it);
+    it = AdvanceMessage(it->get()) ? messages_.erase(it) : std::next(it);
   }
   for (auto it = transfers_.begin(); it != transfers_.end();) {
     it = AdvanceTransfer(it->get()) ? transfers_.erase(it) : std::next(it);

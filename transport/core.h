@@ -108,7 +108,7 @@ struct Peer {
   PeerIdentity identity;        // of an accepted one
   std::weak_ptr<Link> link;     // of one that this side opened
   size_t rail = 0;
-  absl::Time opened, heard, pinged;
+  absl::Time opened, heard, pinged, failed_at;
   int pings = 0;            // since it was heard
   size_t queued_bytes = 0;  // of messages that UCX has not sent, with kMessageOverheadBytes each
   size_t owed_bytes = 0;    // of answers that exist, likewise
@@ -285,6 +285,7 @@ class Core : public std::enable_shared_from_this<Core> {
   void AdvanceAll();
   void CheckTime(absl::Time now);
   // peer.cc
+  bool Lingers(const Peer& peer) const;
   void CloseFailedPeers();
   void KeepAlive(absl::Time now);
   void RetryRails(absl::Time now);

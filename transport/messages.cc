@@ -44,6 +44,7 @@ bool Core::AdvanceMessage(Message* message) {
     return false;
   }
   if (message->outstanding) return false;
+  if (message->kind == MessageKind::kReply) peer->owed_bytes -= message->bytes.size() + kMessageOverheadBytes;
   return peer->failed || message->kind == MessageKind::kReply || message->done.Happened();
 }
 

@@ -19,6 +19,7 @@ namespace {
 constexpr absl::Duration kHelloLimit = absl::Seconds(10);  // for a peer to say who it is
 constexpr absl::Duration kFirstRetry = absl::Seconds(1);
 constexpr absl::Duration kLongestRetry = absl::Seconds(15);
+constexpr absl::Duration kLinger = absl::Milliseconds(250);
 constexpr int kMissedAnswers = 3;
 
 bool IsRendezvous(const ucp_am_recv_param_t* param) { return (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0; }
@@ -103,6 +104,7 @@ void Core::CloseListener(ucp_listener_h listener) {
 
 void Core::OnPeerError(void* arg, ucp_ep_h, ucs_status_t status) {
   auto* peer = static_cast<Peer*>(arg);
+  peer->failed_at = absl::InfinitePast();  // where it was being closed already: nothing more will land
   // "Destination is unreachable" is what a refused connection is called.
   peer->core->FailPeer(peer, absl::UnavailableError(absl::StrCat("connection to ", peer->name, " was lost: ",
                                                                  ucs_status_string(status), "; connect again")));
@@ -112,6 +114,7 @@ void Core::FailPeer(Peer* peer, absl::Status why) {
   if (peer->failed) return;
   peer->failed = true;
   peer->failure = std::move(why);
+  peer->failed_at = absl::Now();
   any_failed_ = true;
   dirty_ = true;
   const bool was_ready = peer->ready.exchange(false);
@@ -144,12 +147,27 @@ void Core::CloseLink(const Link& link) {
   }
 }
 
+// A connection that this side gives up is closed when what is on the wire has landed, if that is soon: UCX 1.13 ends a
+// process whose tcp connection is closed in the middle of a rendezvous, when the acknowledgement comes all the same.
+bool Core::Lingers(const Peer& peer) const {
+  if (!absl::IsCancelled(peer.failure) || absl::Now() - peer.failed_at > kLinger) return false;
+  for (const auto& rail : transfers_) {
+    if (rail->peer.get() == &peer && rail->outstanding > 0) return true;
+  }
+  return std::any_of(serves_.begin(), serves_.end(),
+                     [&](const auto& serve) { return serve.first->peer.get() == &peer && serve.first->outstanding; });
+}
+
 // Not done where the failure is noticed, because that may be inside one of UCX's callbacks.
 void Core::CloseFailedPeers() {
   if (any_failed_) {
     any_failed_ = false;
     for (auto& [raw, peer] : peers_) {
       if (!peer->failed || peer->closing) continue;
+      if (Lingers(*peer)) {
+        any_failed_ = true;  // looked at again
+        continue;
+      }
       peer->closing = true;
       by_handle_.erase(peer->handle);
       ucp_request_param_t param{};

@@ -126,6 +126,34 @@ TEST_P(LinkTest, TheAcceptedSideForgetsClientsThatAreKilledOrStalled) {
   EXPECT_EQ(last.Hear(), "0 ok");
 }
 
+TEST_P(LinkTest, APeerThatWakesUpAfterItsTransfersWereGivenUpHarmsNobody) {
+  const auto context = Make();
+  std::vector<std::byte> local(kBytes);
+  for (int round = 0; round < 8; ++round) {
+    Serving peer(GetParam());
+    auto endpoint = context->Connect("127.0.0.1", peer.port, Soon());
+    ASSERT_TRUE(endpoint.ok()) << endpoint.status();
+    auto remote = endpoint->UnpackRemoteKey(peer.key);
+    ASSERT_TRUE(remote.ok());
+    const std::vector<PutTransfer> puts(64, {local, remote->address(), &*remote});
+    const std::vector<GetTransfer> gets(64, {local, remote->address(), &*remote});
+    auto batch = round % 4 != 3 ? endpoint->StartPut(puts, {.deadline = absl::Now() + absl::Milliseconds(300)})
+                                : endpoint->StartGet(gets, {.deadline = absl::Now() + absl::Milliseconds(300)});
+    ASSERT_TRUE(batch.ok());
+    batch->WaitExtent(0, absl::Now() + absl::Milliseconds(20)).IgnoreError();
+    peer.child.Pause();
+    const absl::Status status = batch->Wait();
+    EXPECT_TRUE(status.ok() || absl::IsDeadlineExceeded(status)) << status;
+    peer.child.Continue();
+    // What it still has in its buffers, and what it answers, arrives before this.
+    auto again = context->Connect("127.0.0.1", peer.port, Soon());
+    ASSERT_TRUE(again.ok()) << again.status();
+    for (int i = 0; i < 20; ++i) {
+      EXPECT_TRUE(absl::IsNotFound(again->Call(1, "", "", Soon()).status()));
+    }
+  }
+}
+
 TEST_P(LinkTest, CallsAndSendsToAStalledPeerEndByTheirDeadlines) {
   const auto context = Make();
   Serving peer(GetParam());

@@ -73,7 +73,7 @@ absl::StatusOr<Hello> DecodeHello(absl::string_view bytes) {
   hello.channel = reader.U64();
   hello.machine = std::string(reader.Counted());
   hello.token = std::string(reader.Counted());
-  hello.ports = ReadPorts(reader);
+  if (reader.remaining() > 0) hello.ports = ReadPorts(reader);  // appended after the version's first release
   if (!reader.ok() || magic != kMagic || hello.channel == 0) return Malformed(bytes.size());
   std::copy(id.begin(), id.end(), hello.context_id.begin());
   return hello;
@@ -114,7 +114,7 @@ absl::StatusOr<HelloAnswer> DecodeHelloAnswer(absl::string_view bytes) {
     answer.rail_ports.push_back(reader.U16());
     answer.rail_hosts.emplace_back(reader.Counted());
   }
-  answer.ports = ReadPorts(reader);
+  if (reader.remaining() > 0) answer.ports = ReadPorts(reader);
   if (!reader.ok()) return Malformed(bytes.size());
   std::copy(id.begin(), id.end(), answer.context_id.begin());
   return answer;

@@ -28,7 +28,7 @@ sockaddr_in SocketAddress(const std::string& host, uint16_t port) {
 // Nothing where nobody listens or nobody answers.
 UniqueFd ConnectTo(const std::string& host, uint16_t port) {
   UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  const timeval limit{0, 500000};
+  const timeval limit{0, 30000};  // closed ports do not answer
   setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
   sockaddr_in here = SocketAddress(kStranger, 0), address = SocketAddress(host, port);
   EXPECT_EQ(bind(fd.get(), reinterpret_cast<sockaddr*>(&here), sizeof(here)), 0);
@@ -121,14 +121,14 @@ TEST_F(GarbageTest, APeerServesOnWhateverStrangersSayToItsPorts) { ExpectServesO
 
 TEST_F(GarbageTest, APeerServesOnAfterHalfOfUcxsOwnHello) { ExpectServesOnAfter(HalfHellos()); }
 
-TEST_F(GarbageTest, AThousandConnectionsThatSayNothingDoNotKeepOthersOut) {
+TEST_F(GarbageTest, HundredsOfConnectionsThatSayNothingDoNotKeepOthersOut) {
   PeerProcess peer(*network_, Place::kHostB);
   const auto link = LinkTo(peer);
   ASSERT_TRUE(link.ok()) << link.status();
   const size_t files_before = OpenFiles(peer.process().pid());
   for (const bool stay : {false, true}) {
     std::vector<UniqueFd> open;
-    for (int i = 0; i < 400; ++i) TellAll("", stay ? &open : nullptr);
+    for (int i = 0; i < 150; ++i) TellAll("", stay ? &open : nullptr);
     ASSERT_TRUE(peer.process().Alive()) << peer.process().end();
     ExpectWorks(*link, peer);
     ExpectNewLinkWorks(peer);

@@ -113,6 +113,7 @@ Network::~Network() {
 }
 
 std::string Network::Address(Place host, int rail) { return absl::StrCat(Subnet(host, rail), "2"); }
+std::string Network::Gateway(Place host, int rail) { return absl::StrCat(Subnet(host, rail), "1"); }
 std::string Network::Device(int rail) { return absl::StrCat("v", rail + 1); }
 
 absl::Status Network::Enter(Place place) {

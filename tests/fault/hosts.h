@@ -43,6 +43,8 @@ class Network {
 
   // Of A or B.
   static std::string Address(Place host, int rail = 0);
+  // The router's end of that link.
+  static std::string Gateway(Place host, int rail = 0);
   // Of A and B alike: "v1" for rail 0.
   static std::string Device(int rail = 0);
 

@@ -95,8 +95,11 @@ std::unique_ptr<transport::Context> MakeContext() {
   // Who belongs to the network; in a cluster, the control plane says so.
   for (const Place place : {Place::kHostA, Place::kHostB}) {
     for (int rail = 0; rail < 2; ++rail) {
-      const absl::Status admitted = (*context)->Admit(Network::Address(place, rail));
-      if (!admitted.ok()) std::fprintf(stderr, "%s\n", admitted.ToString().c_str());
+      // The router too: its proxy connects in their name.
+      for (const std::string& address : {Network::Address(place, rail), Network::Gateway(place, rail)}) {
+        const absl::Status admitted = (*context)->Admit(address);
+        if (!admitted.ok()) std::fprintf(stderr, "%s\n", admitted.ToString().c_str());
+      }
     }
   }
   return *std::move(context);

@@ -14,6 +14,7 @@
 #include "kvstore/wire.h"
 #include "perigee/v1/kvstore.grpc.pb.h"
 #include "proto/grpc_status.h"
+#include "transport/context.h"
 
 namespace perigee::kvstore {
 namespace {
@@ -67,17 +68,20 @@ class Service final : public v1::KvStore::Service {
             absl::StrCat("the client speaks protocol versions ", oldest, " to ", request->protocol_version(),
                          ", this store ", kProtocolVersionMin, " to ", kProtocolVersion, ": upgrade the older one"));
       }
-      PERIGEE_ASSIGN_OR_RETURN(const StoreSession session,
-                               sessions_->Open(request->secret(), request->tenant(), request->context_id()));
       if (request->data_hosts_size() > kMaxDataHosts) {
         return absl::InvalidArgumentError(
             absl::StrCat(request->data_hosts_size(), " data_hosts; at most ", kMaxDataHosts));
       }
-      for (const std::string& host : request->data_hosts()) PERIGEE_RETURN_IF_ERROR(data_.admit(host));
-      const std::string caller = CallerHost(context->peer());
-      if (!caller.empty()) PERIGEE_RETURN_IF_ERROR(data_.admit(caller));
+      PERIGEE_ASSIGN_OR_RETURN(const StoreSession session,
+                               sessions_->Open(request->secret(), request->tenant(), request->context_id()));
+      const absl::Status admitted = Admit(*request, CallerHost(context->peer()));
+      if (!admitted.ok()) {
+        sessions_->Close(session.token);
+        return admitted;
+      }
       response->set_protocol_version(newest);
       response->set_session_token(session.token);
+      for (const std::string& host : transport::LocalAddresses()) response->add_data_hosts(host);
       response->set_trusted(session.trusted);
       response->set_remote_key(session.trusted ? data_.remote_key : data_.served_key);
       response->set_epoch(data_.epoch);
@@ -99,10 +103,10 @@ class Service final : public v1::KvStore::Service {
         PERIGEE_ASSIGN_OR_RETURN(const PlaneId id, PlaneIdFromWire(wire.id()));
         planes.push_back({id, wire.payload_bytes()});
       }
+      const absl::Time expiry = Expiry(request->ttl_ms());  // before the store's own, which starts now
       PERIGEE_ASSIGN_OR_RETURN(const std::vector<Reservation> reserved,
                                store_->Reserve(planes, TtlFromWire(request->ttl_ms())));
       response->set_epoch(data_.epoch);
-      const absl::Time expiry = Expiry(request->ttl_ms());
       for (size_t i = 0; i < reserved.size(); ++i) {
         const Reservation& r = reserved[i];
         if (!r.already_committed) {
@@ -207,6 +211,7 @@ class Service final : public v1::KvStore::Service {
         PERIGEE_ASSIGN_OR_RETURN(const PlaneId id, PlaneIdFromWire(wire));
         ids.push_back(id);
       }
+      const absl::Time expiry = Expiry(request->ttl_ms());  // before the store's own, which starts now
       PERIGEE_ASSIGN_OR_RETURN(
           Lease lease, store_->Acquire(ids, TtlFromWire(request->ttl_ms()), TenantOf(session, request->tenant())));
       response->set_epoch(data_.epoch);
@@ -216,7 +221,7 @@ class Service final : public v1::KvStore::Service {
         for (const LeasedPlane& plane : lease.planes) {
           if (plane.found) ranges.push_back({plane.address, plane.payload_bytes});
         }
-        sessions_->GrantLease(session, lease.id, ranges, Expiry(request->ttl_ms()));
+        sessions_->GrantLease(session, lease.id, ranges, expiry);
       }
       for (size_t i = 0; i < ids.size(); ++i) {
         LeasedPlane& plane = lease.planes[i];
@@ -240,8 +245,9 @@ class Service final : public v1::KvStore::Service {
                      v1::RenewResponse* response) override {
     return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
       PERIGEE_RETURN_IF_ERROR(CheckOwner(session, request->lease_id(), "lease"));
+      const absl::Time expiry = Expiry(request->ttl_ms());
       PERIGEE_RETURN_IF_ERROR(store_->Renew(request->lease_id(), TtlFromWire(request->ttl_ms())));
-      sessions_->ExtendLease(request->lease_id(), Expiry(request->ttl_ms()));
+      sessions_->ExtendLease(request->lease_id(), expiry);
       return absl::OkStatus();
     });
   }
@@ -374,6 +380,11 @@ class Service final : public v1::KvStore::Service {
                                sessions_->Find({token->second.data(), token->second.size()}));
       return body(session);
     });
+  }
+
+  absl::Status Admit(const v1::HelloRequest& request, const std::string& caller) const {
+    for (const std::string& host : request.data_hosts()) PERIGEE_RETURN_IF_ERROR(data_.admit(host));
+    return caller.empty() ? absl::OkStatus() : data_.admit(caller);
   }
 
   // As the store will cut it.

@@ -51,6 +51,7 @@ absl::StatusOr<std::shared_ptr<Session>> ClientCore::Connect() {
     host = address.substr(0, address.rfind(':'));
     if (host.size() > 2 && host.front() == '[') host = host.substr(1, host.size() - 2);
   }
+  for (const std::string& address : response.data_hosts()) PERIGEE_RETURN_IF_ERROR(engine->Admit(address));
   absl::StatusOr<transport::Endpoint> connection =
       engine->Connect(host, static_cast<uint16_t>(response.data_port()), deadline, response.session_token());
   if (!connection.ok()) {

@@ -135,6 +135,14 @@ absl::StatusOr<StoreSession> SessionTable::Open(absl::string_view secret, absl::
   return session;
 }
 
+void SessionTable::Close(absl::string_view token) {
+  absl::MutexLock lock(&mu_);
+  const auto found = by_token_.find(std::string(token));
+  if (found == by_token_.end()) return;
+  grants_->RevokeSession(found->second.session.id);
+  by_token_.erase(found);
+}
+
 absl::StatusOr<StoreSession> SessionTable::Find(absl::string_view token) {
   absl::MutexLock lock(&mu_);
   const auto found = by_token_.find(std::string(token));

@@ -49,6 +49,7 @@ class SessionTable {
 
   // UNAUTHENTICATED for an unknown secret, PERMISSION_DENIED for a tenant that is not the secret's.
   absl::StatusOr<StoreSession> Open(absl::string_view secret, absl::string_view tenant, absl::string_view context_id);
+  void Close(absl::string_view token);
   // UNAUTHENTICATED for unknown and ended tokens. Keeps the session alive.
   absl::StatusOr<StoreSession> Find(absl::string_view token);
   // For the data plane: also refuses another context than the token's.

@@ -19,7 +19,9 @@ absl::StatusOr<std::unique_ptr<Node>> Node::Create(const NodeOptions& options,
   std::unique_ptr<Node> node(new Node);
   node->options_ = options;
   node->model_ = std::move(model);
-  PERIGEE_ASSIGN_OR_RETURN(node->engine_, transport::Context::Create({.transports = options.transports, .guarded = true}));
+  PERIGEE_ASSIGN_OR_RETURN(
+      node->engine_,
+      transport::Context::Create({.transports = options.transports, .devices = options.devices, .guarded = true}));
   PERIGEE_ASSIGN_OR_RETURN(node->pool_, kvstore::RegisteredPool::Create(node->engine_.get(), options.pool_bytes));
   kvstore::ClientOptions client = options.store;
   client.call_deadline = client.transfer_deadline = options.store_timeout;

@@ -23,8 +23,9 @@ namespace perigee::node {
 
 struct NodeOptions {
   model::ServedModelOptions model;
-  std::string store_address;  // host:port
-  std::string transports;     // UCX_TLS; "": UCX chooses.
+  std::string store_address;              // host:port
+  std::string transports;                 // UCX_TLS; "": UCX chooses.
+  std::vector<std::string> devices = {};  // One rail each; empty: UCX chooses.
   size_t pool_bytes = size_t{256} << 20;
   absl::Duration store_timeout = absl::Seconds(20);  // For one batch of control calls or transfers.
   kvstore::ClientOptions store = {};                 // But for its deadlines, which are store_timeout.

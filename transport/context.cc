@@ -29,6 +29,10 @@ using internal::SocketAddress;
 }  // namespace
 
 internal::ListenerState::~ListenerState() {
+  {
+    std::lock_guard<std::mutex> lock(shared->mutex);
+    if (authenticates != 0 && authenticates == shared->authenticators) shared->authenticator = nullptr;
+  }
   for (size_t i = 0; i < handles.size(); ++i) {
     Core* rail = shared->rails[i].get();
     if (shared->stopped) continue;  // closed already
@@ -57,6 +61,10 @@ absl::StatusOr<std::unique_ptr<Context>> Context::Create(const Options& options)
   const absl::Status status = shared->Init();
   std::unique_ptr<Context> context(new Context(std::move(shared)));
   PERIGEE_RETURN_IF_ERROR(status);
+  // This machine's other processes may come from any of its addresses.
+  if (options.guarded) {
+    for (const std::string& address : LocalAddresses()) PERIGEE_RETURN_IF_ERROR(context->Admit(address));
+  }
   return context;
 }
 
@@ -223,10 +231,6 @@ absl::StatusOr<MemoryRegion> Context::AllocateMemory(size_t size_bytes, Sharing 
 absl::StatusOr<Listener> Context::Listen(const std::string& host, uint16_t port, Authenticator authenticator) {
   if (!authenticator) return absl::InvalidArgumentError("a listener needs an authenticator");
   PERIGEE_ASSIGN_OR_RETURN(const SocketAddress address, internal::ResolveAddress(host, port));
-  {
-    std::lock_guard<std::mutex> lock(shared_->mutex);
-    shared_->authenticator = std::move(authenticator);
-  }
   auto state = std::make_shared<internal::ListenerState>();
   state->shared = shared_;
   std::vector<RailAddress> further;
@@ -254,6 +258,8 @@ absl::StatusOr<Listener> Context::Listen(const std::string& host, uint16_t port,
     i == 0 ? void(state->port = bound.port) : further.push_back(bound);
   }
   std::lock_guard<std::mutex> lock(shared_->mutex);
+  shared_->authenticator = std::move(authenticator);
+  state->authenticates = ++shared_->authenticators;
   shared_->rail_addresses = std::move(further);
   return Listener(std::move(state));
 }

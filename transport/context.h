@@ -127,7 +127,7 @@ class Context {
   // Host memory. RESOURCE_EXHAUSTED when there is not that much.
   absl::StatusOr<MemoryRegion> AllocateMemory(size_t size_bytes, Sharing sharing = Sharing::kOpen);
   // With Options::guarded: opens UCX's ports to a host, by its numeric address. INVALID_ARGUMENT for anything else,
-  // RESOURCE_EXHAUSTED for the 401st.
+  // RESOURCE_EXHAUSTED when there are too many (about 2,000).
   absl::Status Admit(const std::string& address) const;
 
   // For leased regions.

@@ -192,6 +192,8 @@ absl::Status Core::Init(const std::string& device) {
     return Annotate(UcxError("ucp_worker_create", status),
                     absl::StrCat("UCX transports '", transports, "' are not usable ", where, " (see ucx_info -d)"));
   }
+  sockets_ = PortGuard::ListeningSockets();
+  for (const int socket : listening) sockets_.erase(socket);
   PERIGEE_RETURN_IF_ERROR(shared_->guard.Adopt(listening));
   status = ucp_worker_get_efd(worker_, &ucx_fd_);
   if (status != UCS_OK) return UcxError("ucp_worker_get_efd", status);
@@ -258,7 +260,8 @@ absl::Status Core::Run(absl::FunctionRef<absl::Status()> fn) {
     }
     absl::Status result = fn();
     AdvanceAll();
-    const bool busy = dirty_ || any_failed_ || !transfers_.empty() || !messages_.empty();
+    const bool busy =
+        dirty_ || any_failed_ || slot_freed_ || !transfers_.empty() || !messages_.empty() || !copying_serves_.empty();
     Release();
     if (busy) Wake();
     return result;
@@ -292,7 +295,8 @@ bool Core::Drive(absl::FunctionRef<bool()> done, absl::Time until) {
       break;
     }
   }
-  const bool busy = dirty_ || any_failed_ || !transfers_.empty() || !messages_.empty() || stopping_;
+  const bool busy = dirty_ || any_failed_ || slot_freed_ || !transfers_.empty() || !messages_.empty() ||
+                    !copying_serves_.empty() || stopping_;
   if (is_done) last_driven_us_.store(NowUs(), std::memory_order_relaxed);
   Release();
   if (busy) Wake();
@@ -378,7 +382,7 @@ void Core::AdvanceAll() {
 void Core::CheckTime(absl::Time now) {
   last_check_ = now;
   for (const auto& message : messages_) {
-    if (now >= message->deadline) dirty_ = true;  // AdvanceMessage looks
+    if (now >= message->deadline && !message->done.Happened()) dirty_ = true;  // AdvanceMessage looks
   }
   for (const auto& rail : transfers_) {
     if (now < rail->transfer->deadline) continue;
@@ -415,8 +419,13 @@ void Core::Sleep() {
   }
   const absl::Time now = absl::Now();
   absl::Time wake_at = now + kLongestSleep;
-  for (const auto& rail : transfers_) wake_at = std::min(wake_at, rail->transfer->deadline);
-  for (const auto& message : messages_) wake_at = std::min(wake_at, message->deadline);
+  // Those that are over stay until UCX lets go of them; nothing is due then.
+  for (const auto& rail : transfers_) {
+    if (!rail->transfer->failed()) wake_at = std::min(wake_at, rail->transfer->deadline);
+  }
+  for (const auto& message : messages_) {
+    if (!message->done.Happened()) wake_at = std::min(wake_at, message->deadline);
+  }
   if (!copying_ops_.empty() || !copying_serves_.empty()) wake_at = now;  // a device's end of copy wakes nobody
   sleeping_.store(true);
   Release();
@@ -442,7 +451,7 @@ void Core::CloseDoors(const std::set<int>& sockets) {
 
 void Core::Stop() {
   if (!listeners_.empty()) {
-    shared_->guard.Close(shared_->guard.sockets());
+    shared_->guard.Close({sockets_.begin(), sockets_.end()});
     const absl::Time until = absl::Now() + kDoorstep;
     while (absl::Now() < until) ucp_worker_progress(worker_);
   }
@@ -477,6 +486,7 @@ void Core::Stop() {
   }
   for (ucp_rkey_h key : keys_) ucp_rkey_destroy(key);
   keys_.clear();
+  shared_->guard.Forget({sockets_.begin(), sockets_.end()});
   ucp_worker_destroy(worker_);
   worker_ = nullptr;
   const absl::Status cancelled = absl::CancelledError("the transport context was destroyed");
@@ -584,48 +594,6 @@ absl::Status Core::UnpackKey(RemoteKey* key, Peer* peer, const void* ucx_key) {
 
 void Core::DestroyKey(ucp_rkey_h key) {
   if (keys_.erase(key) == 1) ucp_rkey_destroy(key);
-}
-
-// ---- What UCX says of itself ----
-
-namespace {
-
-template <typename Print>
-std::string Printed(Print print) {
-  char* buffer = nullptr;
-  size_t size = 0;
-  FILE* stream = open_memstream(&buffer, &size);
-  if (stream == nullptr) return "";
-  print(stream);
-  std::fclose(stream);
-  std::string text(buffer, size);
-  std::free(buffer);
-  return text;
-}
-
-}  // namespace
-
-absl::StatusOr<std::string> Core::Describe(Peer* peer) {
-  if (peer->failed) return peer->failure;
-  return Printed([&](FILE* stream) { ucp_ep_print_info(peer->handle, stream); });
-}
-
-// Lines of UCX's listing read "#     resource 3  : md 2  dev 1  flags -- tcp/eth0".
-std::vector<std::string> Core::TransportNames() const {
-  std::vector<std::string> names;
-  const std::string text = Printed([&](FILE* stream) { ucp_context_print_info(context_, stream); });
-  for (absl::string_view line : absl::StrSplit(text, '\n')) {
-    if (!absl::StrContains(line, "resource")) continue;
-    const std::vector<absl::string_view> words = absl::StrSplit(line, ' ', absl::SkipWhitespace());
-    if (!words.empty() && absl::StrContains(words.back(), "/")) names.emplace_back(words.back());
-  }
-  return names;
-}
-
-bool Core::UcxKnowsDevices() const {
-  ucp_context_attr_t attr{};
-  attr.field_mask = UCP_ATTR_FIELD_MEMORY_TYPES;
-  return ucp_context_query(context_, &attr) == UCS_OK && (attr.memory_types & UCS_BIT(UCS_MEMORY_TYPE_CUDA)) != 0;
 }
 
 }  // namespace perigee::transport::internal

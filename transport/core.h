@@ -101,6 +101,7 @@ inline constexpr size_t kMessageOverheadBytes = 1024;
 struct Peer {
   std::shared_ptr<Core> core;
   std::string name;  // "host:port", for messages
+  std::string host;  // numeric
   ucp_ep_h handle = nullptr;
   bool accepted = false;
   uint64_t channel = 0;         // what the peer puts into its headers
@@ -109,16 +110,17 @@ struct Peer {
   std::weak_ptr<Link> link;     // of one that this side opened
   size_t rail = 0;
   absl::Time opened, heard, pinged, failed_at;
-  int pings = 0;            // since it was heard
-  size_t queued_bytes = 0;  // of messages that UCX has not sent, with kMessageOverheadBytes each
-  size_t owed_bytes = 0;    // of answers that exist, likewise
-  size_t issued = 0;        // our operations at it
-  size_t serving = 0;       // of its puts and gets, those waiting for a slot included
-  size_t slots = 0;         // that these hold
-  bool refused = false;     // an accepted one whose hello was not
-  bool failed = false;      // no new operations; waiting to be force-closed
-  bool closing = false;     // UCX was asked to close
-  bool closed = false;      // UCX has let go of every buffer
+  absl::Time served = absl::InfinitePast();  // when one of its puts and gets last ended well
+  int pings = 0;                             // since it was heard
+  size_t queued_bytes = 0;                   // of messages that UCX has not sent, with kMessageOverheadBytes each
+  size_t owed_bytes = 0;                     // of answers that exist, likewise
+  size_t issued = 0;                         // our operations at it
+  size_t serving = 0;                        // of its puts and gets, those waiting for a slot included
+  size_t slots = 0;                          // that these hold
+  bool refused = false;                      // an accepted one whose hello was not
+  bool failed = false;                       // no new operations; waiting to be force-closed
+  bool closing = false;                      // UCX was asked to close
+  bool closed = false;                       // UCX has let go of every buffer
   absl::Status failure;
   // Any thread:
   std::atomic<bool> ready{false};  // hello done
@@ -149,6 +151,7 @@ struct ListenerState {
   std::vector<ucp_listener_h> handles;  // by rail
   std::vector<std::set<int>> sockets;   // likewise
   uint16_t port = 0;
+  uint64_t authenticates = 0;  // which of the context's authenticators is its
   ~ListenerState();
 };
 
@@ -397,6 +400,7 @@ class Core : public std::enable_shared_from_this<Core> {
   bool any_closed_ = false;
   std::unordered_set<ucp_rkey_h> keys_;
   std::unordered_set<ucp_listener_h> listeners_;
+  std::set<int> sockets_;  // that this rail's worker listens on
 };
 
 // What the rails of one context share. Any thread.
@@ -421,7 +425,8 @@ class Shared {
 
   mutable std::mutex mutex;  // guards what follows
   std::unordered_map<uint64_t, std::weak_ptr<Region>> regions;
-  Authenticator authenticator;
+  Authenticator authenticator;  // of the newest listener, while it listens
+  uint64_t authenticators = 0;
   std::vector<RailAddress> rail_addresses;  // listened on, after the first
 
   mutable std::mutex device_mutex;  // DeviceMemory is used by one thread at a time

@@ -3,6 +3,7 @@
 #include <netinet/in.h>
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -64,14 +65,18 @@ absl::StatusOr<std::shared_ptr<Peer>> Core::OpenPeer(const ucp_ep_params_t& base
 
 void Core::OnConnectionRequest(ucp_conn_request_h request, void* arg) {
   auto* core = static_cast<Core*>(arg);
-  std::string name = "a client";
+  std::string name = "a client", host;
   ucp_conn_request_attr_t attr{};
   attr.field_mask = UCP_CONN_REQUEST_ATTR_FIELD_CLIENT_ADDR;
-  if (ucp_conn_request_query(request, &attr) == UCS_OK) name = AddressText(attr.client_address);
+  if (ucp_conn_request_query(request, &attr) == UCS_OK) {
+    name = AddressText(attr.client_address);
+    host = AddressHost(attr.client_address);
+  }
   ucp_ep_params_t params{};
   params.field_mask = UCP_EP_PARAM_FIELD_CONN_REQUEST;
   params.conn_request = request;
-  core->OpenPeer(params, std::move(name), /*accepted=*/true).status().IgnoreError();  // the client notices
+  const absl::StatusOr<std::shared_ptr<Peer>> peer = core->OpenPeer(params, std::move(name), /*accepted=*/true);
+  if (peer.ok()) (*peer)->host = host;  // else the client notices
 }
 
 absl::StatusOr<ucp_listener_h> Core::OpenListener(const sockaddr* address, socklen_t bytes, RailAddress* bound) {
@@ -220,6 +225,9 @@ absl::StatusOr<std::shared_ptr<Peer>> Core::Greet(const std::shared_ptr<Link>& l
   params.sockaddr.addrlen = address_bytes;
   PERIGEE_ASSIGN_OR_RETURN(std::shared_ptr<Peer> peer, OpenPeer(params, std::move(name), /*accepted=*/false));
   peer->link = link;
+  sockaddr_storage remote{};
+  std::memcpy(&remote, address, std::min<size_t>(address_bytes, sizeof(remote)));
+  peer->host = AddressHost(remote);
   Hello hello;
   hello.version_min = kProtocolMin;
   hello.version_max = kProtocolMax;
@@ -293,7 +301,7 @@ void Core::OnHello(const void*, size_t, void* data, size_t length, const ucp_am_
   shared_->counters.connections_accepted++;
   answer.version = *version;
   answer.ports = shared_->guard.Ports();
-  shared_->guard.Harden(hello->ports);
+  shared_->guard.Harden(peer->host, hello->ports);
   answer.channel = peer->channel;
   {
     std::lock_guard<std::mutex> lock(shared_->mutex);
@@ -352,7 +360,7 @@ void Core::OnHelloAnswer(const void* header, size_t header_length, void* data, s
     FailPeer(peer, absl::UnavailableError(absl::StrCat("the peer at ", peer->name, " has been restarted")));
     return;
   }
-  shared_->guard.Harden(answer->ports);
+  shared_->guard.Harden(peer->host, answer->ports);
   peer->heard = absl::Now();
   std::erase_if(lost_rails_, [&](const LostRail& lost) { return lost.link.lock() == link; });
   HelloEnded(peer, absl::OkStatus());

@@ -111,7 +111,7 @@ std::vector<uint16_t> PortGuard::Ports() const {
   return ports;
 }
 
-void PortGuard::Harden(const std::vector<uint16_t>& peer_ports) const {
+void PortGuard::Harden(const std::string& peer_host, const std::vector<uint16_t>& peer_ports) const {
   const std::vector<uint16_t> own = Ports();
   const auto among = [](const std::vector<uint16_t>& ports, uint16_t port) {
     return port != 0 && std::find(ports.begin(), ports.end(), port) != ports.end();
@@ -120,7 +120,7 @@ void PortGuard::Harden(const std::vector<uint16_t>& peer_ports) const {
     sockaddr_storage peer{};
     socklen_t length = sizeof(peer);
     if (getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &length) != 0) return;
-    if (!among(own, LocalPort(fd)) && !among(peer_ports, AddressPort(peer))) return;
+    if (!among(own, LocalPort(fd)) && !(among(peer_ports, AddressPort(peer)) && AddressHost(peer) == peer_host)) return;
     const linger reset = {1, 0};
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
     setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &kUserTimeoutMs, sizeof(kUserTimeoutMs));
@@ -144,31 +144,33 @@ void PortGuard::Forget(const std::vector<int>& sockets) {
   for (const int socket : sockets) sockets_.erase(socket);
 }
 
-std::vector<int> PortGuard::sockets() const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  return {sockets_.begin(), sockets_.end()};
-}
-
 absl::Status PortGuard::Attach(int socket) const { return AttachProgram(socket, Program(v4_, v6_)); }
 
 absl::Status PortGuard::Admit(const sockaddr_storage& address) {
   if (!guarded_) return absl::OkStatus();
   std::lock_guard<std::mutex> lock(mutex_);
-  bool fresh = false;
+  std::set<uint32_t> v4 = v4_;
+  std::set<std::array<uint32_t, 4>> v6 = v6_;
   if (address.ss_family == AF_INET) {
-    fresh = v4_.insert(ntohl(reinterpret_cast<const sockaddr_in&>(address).sin_addr.s_addr)).second;
+    v4.insert(ntohl(reinterpret_cast<const sockaddr_in&>(address).sin_addr.s_addr));
   } else {
     std::array<uint32_t, 4> words{};
     std::memcpy(words.data(), &reinterpret_cast<const sockaddr_in6&>(address).sin6_addr, sizeof(words));
     for (uint32_t& word : words) word = ntohl(word);
-    fresh =
-        words[0] == 0 && words[1] == 0 && words[2] == 0xffff ? v4_.insert(words[3]).second : v6_.insert(words).second;
+    if (words[0] == 0 && words[1] == 0 && words[2] == 0xffff) {
+      v4.insert(words[3]);
+    } else {
+      v6.insert(words);
+    }
   }
-  if (!fresh) return absl::OkStatus();
-  if (v4_.size() > kMostAddresses || v6_.size() > kMostAddresses) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("more than ", kMostAddresses, " addresses may connect to this context; no more fit its filter"));
+  if (v4.size() == v4_.size() && v6.size() == v6_.size()) return absl::OkStatus();
+  if (Program(v4, v6).size() > BPF_MAXINSNS) {
+    return absl::ResourceExhaustedError(absl::StrCat(v4.size() + v6.size(),
+                                                     " addresses do not fit the filter of this "
+                                                     "context's ports; restart it, or let fewer hosts connect"));
   }
+  v4_ = std::move(v4);
+  v6_ = std::move(v6);
   absl::Status status;
   for (const int socket : sockets_) status.Update(Attach(socket));
   return status;

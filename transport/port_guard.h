@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <mutex>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -33,16 +34,15 @@ class PortGuard {
   absl::Status Adopt(const std::set<int>& before);
   // Before UCX closes them: the numbers may be another's afterwards.
   void Forget(const std::vector<int>& sockets);
-  std::vector<int> sockets() const;
 
   absl::Status Admit(const sockaddr_storage& address);
   // The ports of the guarded sockets.
   std::vector<uint16_t> Ports() const;
-  // Connections that came in through them, and those that went out to `peer_ports`, shall close by a reset, not wait
-  // for ever for an acknowledgement, and not be inherited by child processes. A reset, because UCX 1.13 asserts when an
-  // orderly end (FIN) meets data that it was about to send: a reader that gives up in the middle of a get would take
-  // the store with it.
-  void Harden(const std::vector<uint16_t>& peer_ports) const;
+  // Connections that came in through them, and those that went out to `peer_ports` of `peer_host`, shall close by a
+  // reset, not wait for ever for an acknowledgement, and not be inherited by child processes. A reset, because UCX 1.13
+  // asserts when an orderly end (FIN) meets data that it was about to send: a reader that gives up in the middle of a
+  // get would take the store with it.
+  void Harden(const std::string& peer_host, const std::vector<uint16_t>& peer_ports) const;
 
   // Nobody connects any more, admitted or not.
   void Close(const std::vector<int>& sockets);

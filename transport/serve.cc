@@ -306,6 +306,7 @@ void Core::RunServe(Serve* serve) {
 void Core::EndServe(Serve* serve, const absl::Status& status) {
   Peer* peer = serve->peer.get();
   if (status.ok()) {
+    peer->served = last_check_;  // slow is not stalled
     shared_->counters.served_bytes += serve->request.size;
   } else if (!absl::IsUnavailable(status)) {
     shared_->counters.refused_serves++;
@@ -342,7 +343,7 @@ void Core::PollServes(absl::Time now) {
   }
   for (auto it = serves_.begin(); it != serves_.end();) {
     Serve* serve = (it++)->first;
-    if (now - serve->since > kServeLimit && !serve->peer->failed) {
+    if (now - std::max(serve->since, serve->peer->served) > kServeLimit && !serve->peer->failed) {
       FailPeer(serve->peer.get(),
                absl::DeadlineExceededError(absl::StrCat(serve->peer->name, " stalls its transfers")));
     }

@@ -11,6 +11,7 @@ namespace {
 constexpr uint32_t kMagic = 0x50544750;  // "PGTP"
 constexpr size_t kMaxHelloBytes = 16 << 10;
 constexpr size_t kMaxRails = 64;
+constexpr uint16_t kMaxPorts = 64;
 
 absl::string_view View(const ContextId& id) { return {reinterpret_cast<const char*>(id.data()), id.size()}; }
 
@@ -21,7 +22,8 @@ void WritePorts(ByteWriter& writer, const std::vector<uint16_t>& ports) {
 
 std::vector<uint16_t> ReadPorts(ByteReader& reader) {
   std::vector<uint16_t> ports;
-  for (uint16_t n = reader.U16(); n > 0 && reader.ok(); --n) ports.push_back(reader.U16());
+  for (uint16_t n = std::min<uint16_t>(reader.U16(), kMaxPorts); n > 0 && reader.ok(); --n)
+    ports.push_back(reader.U16());
   return ports;
 }
 

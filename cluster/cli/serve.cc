@@ -16,6 +16,7 @@ namespace {
 struct Options {
   std::string listen;
   std::string transports;
+  std::vector<std::string> devices;
   std::string log_level = "info";
   int ready_fd = -1;
   // Store
@@ -57,6 +58,7 @@ absl::Status ServeStore(const Options& o) {
   options.advertise_host = o.advertise_host;
   options.slab_bytes = o.dram_mib << 20;
   options.transport.transports = o.transports;
+  options.transport.devices = o.devices;
   if (o.credentials.empty()) {
     spdlog::warn("no --credentials: every client is let in, none is trusted, and all payload goes by messages");
   } else {
@@ -82,6 +84,7 @@ absl::Status ServeNode(const std::string& role, const Options& o, Arguments... a
     PERIGEE_ASSIGN_OR_RETURN(options.store.secret, kvstore::ReadSecret(o.secret_file));
   }
   options.transports = o.transports;
+  options.devices = o.devices;
   options.pool_bytes = o.pool_mib << 20;
   options.store_timeout = absl::Seconds(o.store_timeout_s);
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<node::Node> node, node::Node::Create(options));
@@ -96,6 +99,9 @@ void AddCommon(CLI::App* verb, Options& o) {
   verb->add_option("--listen", o.listen, "host:port of the control plane; port 0 takes a free one")
       ->capture_default_str();
   verb->add_option("--transports", o.transports, "UCX transports, e.g. tcp or shm,tcp (default: UCX chooses)");
+  verb->add_option("--devices", o.devices,
+                   "Network devices of the data plane, e.g. eth0,eth1: payload is spread over them")
+      ->delimiter(',');
   verb->add_option("--log-level", o.log_level, "trace, debug, info, warn, error or off")->capture_default_str();
   verb->add_option("--ready-fd", o.ready_fd, "Write 'ready ADDRESS' to this descriptor once serving");
 }

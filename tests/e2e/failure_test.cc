@@ -18,6 +18,7 @@
 
 #include "cluster/local_cluster.h"
 #include "kvstore/client.h"
+#include "kvstore/sessions.h"
 #include "program.h"
 
 namespace perigee {
@@ -62,7 +63,9 @@ class FailureTest : public ::testing::Test {
   kvstore::StoreStats StoreStats(uint64_t* grpc_bytes = nullptr) {
     auto engine = transport::Context::Create({});
     EXPECT_TRUE(engine.ok()) << engine.status();
-    auto store = kvstore::StoreClient::Connect(cluster_->addresses().store, engine->get(), {});
+    kvstore::ClientOptions options;
+    options.secret = kvstore::ReadSecret(cluster_->addresses().store_secret_file).value_or("");
+    auto store = kvstore::StoreClient::Connect(cluster_->addresses().store, engine->get(), options);
     EXPECT_TRUE(store.ok()) << store.status();
     if (!store.ok()) return {};
     const auto stat = (*store)->GetStat();

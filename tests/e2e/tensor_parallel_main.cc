@@ -76,6 +76,7 @@ absl::StatusOr<std::unique_ptr<Rank>> Start(const nlohmann::json& job) {
   PERIGEE_ASSIGN_OR_RETURN(r->engine, transport::Context::Create({}));
   PERIGEE_ASSIGN_OR_RETURN(r->pool, kvstore::RegisteredPool::Create(r->engine.get(), size_t{32} << 20));
   kvstore::ClientOptions options;
+  options.secret = "a secret of the tests";
   options.call_deadline = options.transfer_deadline = options.connect_deadline = kTimeout;
   PERIGEE_ASSIGN_OR_RETURN(r->store, kvstore::StoreClient::Connect(job["store"], r->engine.get(), options));
   r->identity = r->model->IdentityFor(job["tenant"], "");

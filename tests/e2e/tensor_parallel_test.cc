@@ -91,6 +91,7 @@ class TensorParallelTest : public ::testing::TestWithParam<std::string> {
     kvstore::ServerOptions options;
     options.port = 0;
     options.slab_bytes = 64 << 20;
+    options.credentials = {{"a secret of the tests", "", true}};
     auto store = kvstore::StoreServer::Start(options);
     ASSERT_TRUE(store.ok()) << store.status();
     store_ = *std::move(store);

@@ -5,7 +5,7 @@
 namespace perigee::fault {
 namespace {
 
-// Keep-alive: ten idle seconds, then probes two seconds apart.
+// Keep-alive: three unanswered pings, five seconds apart.
 constexpr absl::Duration kNoticed = absl::Seconds(40);
 
 class IdleTest : public FaultTest {};

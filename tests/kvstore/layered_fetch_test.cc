@@ -163,25 +163,6 @@ TEST_F(LayeredFetchTest, SmallGroupsAfterTheFirstShareABatch) {
   EXPECT_THAT(order, ElementsAre(0, 1, 5));
 }
 
-TEST_F(LayeredFetchTest, NeighbouringRangesTravelAsOnePiece) {
-  const auto server = StartServer();
-  Prepare(server->address(), 4096, {});
-  const uint64_t before = engine_->Stats().get_transfers;
-  std::vector<std::byte> plane(kSections * section_bytes_);
-  std::vector<FetchRequest> requests;
-  for (size_t s = kSections; s-- > 0;) {
-    requests.push_back({.plane = 1,
-                        .destination = std::span(plane).subspan(s * section_bytes_, section_bytes_),
-                        .first_section = s,
-                        .sections = 1});
-  }
-  auto lease = Acquire();
-  ASSERT_TRUE(lease.ok()) << lease.status();
-  for (const absl::Status& status : lease->Fetch(requests)) EXPECT_TRUE(status.ok()) << status;
-  EXPECT_EQ(plane, planes_[1].payload);
-  EXPECT_EQ(engine_->Stats().get_transfers - before, 1u);
-}
-
 TEST_F(LayeredFetchTest, AWrongSectionEndsTheFetchAtItsGroupAndTheStoreIsTold) {
   const auto server = StartServer();
   ClientOptions options;

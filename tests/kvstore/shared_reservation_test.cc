@@ -28,6 +28,7 @@ std::unique_ptr<StoreServer> StartServer(uint16_t port = 0) {
   options.port = port;
   options.slab_bytes = 16 << 20;
   options.transport.transports = "tcp";
+  options.credentials = {{"a secret of the tests", "", true}};
   auto server = StoreServer::Start(options);
   EXPECT_TRUE(server.ok()) << server.status();
   return *std::move(server);
@@ -36,6 +37,7 @@ std::unique_ptr<StoreServer> StartServer(uint16_t port = 0) {
 std::unique_ptr<StoreClient> Connect(const StoreServer& server, transport::Context* engine,
                                      absl::Duration ttl = absl::Seconds(60)) {
   ClientOptions options;
+  options.secret = "a secret of the tests";
   options.reservation_ttl = ttl;
   auto client = StoreClient::Connect(server.address(), engine, options);
   EXPECT_TRUE(client.ok()) << client.status();

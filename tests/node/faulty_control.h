@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 
+#include "kvstore/service.h"
 #include "perigee/v1/kvstore.grpc.pb.h"
 #include "proto/grpc_server.h"
 
@@ -42,19 +43,19 @@ class FaultyControl final : public v1::KvStore::Service {
       const grpc::Status status = on_commit(n, &changed);
       if (!status.ok()) return status;
     }
-    const grpc::Status status = Through(&v1::KvStore::Stub::Commit, &changed, response);
+    const grpc::Status status = Through(context, &v1::KvStore::Stub::Commit, &changed, response);
     if (after_commit) after_commit(n, response);
     return status;
   }
   grpc::Status Reserve(grpc::ServerContext* context, const v1::ReserveRequest* request,
                        v1::ReserveResponse* response) override {
     ++reserves;
-    return Through(&v1::KvStore::Stub::Reserve, request, response);
+    return Through(context, &v1::KvStore::Stub::Reserve, request, response);
   }
 #define PERIGEE_THROUGH(Method)                                                         \
   grpc::Status Method(grpc::ServerContext* context, const v1::Method##Request* request, \
                       v1::Method##Response* response) override {                        \
-    return Through(&v1::KvStore::Stub::Method, request, response);                      \
+    return Through(context, &v1::KvStore::Stub::Method, request, response);             \
   }
   PERIGEE_THROUGH(Hello)
   PERIGEE_THROUGH(Abort)
@@ -70,8 +71,12 @@ class FaultyControl final : public v1::KvStore::Service {
 
  private:
   template <typename Method, typename Request, typename Response>
-  grpc::Status Through(Method method, const Request* request, Response* response) {
+  grpc::Status Through(grpc::ServerContext* from, Method method, const Request* request, Response* response) {
     grpc::ClientContext context;
+    const auto session = from->client_metadata().find(kvstore::kSessionMetadata);
+    if (session != from->client_metadata().end()) {
+      context.AddMetadata(kvstore::kSessionMetadata, std::string(session->second.data(), session->second.size()));
+    }
     return (stub_.get()->*method)(&context, *request, response);
   }
   const std::unique_ptr<v1::KvStore::Stub> stub_;

@@ -15,6 +15,14 @@
 namespace perigee::node {
 namespace {
 
+constexpr char kSecret[] = "a secret of the tests";
+
+kvstore::ClientOptions Trusted() {
+  kvstore::ClientOptions options;
+  options.secret = kSecret;
+  return options;
+}
+
 using kvstore::PlaneId;
 using pod::PlaneKind;
 using ::testing::HasSubstr;
@@ -92,6 +100,7 @@ class TensorParallelTest : public ::testing::Test {
     kvstore::ServerOptions options;
     options.port = 0;
     options.slab_bytes = 8 << 20;
+    options.credentials = {{kSecret, "", true}};
     auto store = kvstore::StoreServer::Start(options);
     EXPECT_TRUE(store.ok()) << store.status();
     store_ = *std::move(store);
@@ -124,8 +133,8 @@ class TensorParallelTest : public ::testing::Test {
         transport::UcxCollective group(*std::move(joined));
         const auto engine = transport::Context::Create({});
         ASSERT_TRUE(engine.ok()) << engine.status();
-        const auto store = kvstore::StoreClient::Connect(
-            store_->address(), engine->get(), client_options ? client_options(rank) : kvstore::ClientOptions{});
+        const auto store = kvstore::StoreClient::Connect(store_->address(), engine->get(),
+                                                         client_options ? client_options(rank) : Trusted());
         ASSERT_TRUE(store.ok()) << store.status();
         const auto shard = pod::HeadShard::Create(layout_, rank, size);
         ASSERT_TRUE(shard.ok()) << shard.status();
@@ -153,7 +162,7 @@ class TensorParallelTest : public ::testing::Test {
 
   uint64_t StoredPlanes() {
     const auto engine = transport::Context::Create({});
-    const auto client = kvstore::StoreClient::Connect(store_->address(), engine->get(), {});
+    const auto client = kvstore::StoreClient::Connect(store_->address(), engine->get(), Trusted());
     EXPECT_TRUE(client.ok()) << client.status();
     return (*client)->List("", 100, "")->planes.size();
   }
@@ -200,7 +209,7 @@ TEST_F(TensorParallelTest, NothingIsStoredWhenARankShippedTooLittle) {
   });
   // Single planes of the block may be whole: those in which the missing layer has nothing of that rank's.
   const auto engine = transport::Context::Create({});
-  const auto client = kvstore::StoreClient::Connect(store_->address(), engine->get(), {});
+  const auto client = kvstore::StoreClient::Connect(store_->address(), engine->get(), Trusted());
   const auto lease = (*client)->Acquire(block.ids);
   ASSERT_TRUE(lease.ok()) << lease.status();
   EXPECT_FALSE(lease->planes()[0].found);
@@ -245,7 +254,7 @@ TEST_F(TensorParallelTest, APlaneThatOneRankCannotReadIsNoRanks) {
         }
       },
       [](int rank) {
-        kvstore::ClientOptions options;
+        kvstore::ClientOptions options = Trusted();
         if (rank == 1) options.tenant = "tenant-b";
         return options;
       });

@@ -33,9 +33,8 @@ struct StoreOptions {
   std::optional<SsdOptions> ssd;            // Without it planes live and die in DRAM.
   std::function<absl::Time()> now;          // Default: a steady clock.
   absl::Duration max_ttl = absl::Hours(1);  // Longer wishes are cut to this.
-  // How much longer than its ttl an abandoned reservation's memory stays unused, for PUTs still on their way: longer
-  // than the transport lets a peer stall one (30 s).
-  absl::Duration reclaim_grace = absl::Seconds(35);
+  // How much longer than its ttl an abandoned reservation's memory stays unused, for PUTs still on their way.
+  absl::Duration reclaim_grace = absl::Seconds(2);
   size_t max_batch_planes = 65536;
   size_t history_planes = 65536;
 };

@@ -58,8 +58,6 @@ std::string MachineIdentity() {
   return absl::StrCat(absl::StripAsciiWhitespace(*boot), absl::string_view(ipc_namespace, length));
 }
 
-bool TcpOnly(const std::string& transports) { return transports == "tcp"; }
-
 int64_t NowUs() { return absl::GetCurrentTimeNanos() / 1000; }
 
 // Sixteen mixed bits of every input bit: a counter's successor tells nothing to those who do not know the secret.
@@ -159,11 +157,8 @@ absl::Status Core::Init(const std::string& device) {
     status = ucp_config_modify(config, "NET_DEVICES", device.c_str());
   } else if (status == UCS_OK && !shared_->options.one_sided) {
     // Left alone, UCX connects every device of one side with every device of the other, numbered in an order that
-    // differs between hosts, and often fails. Without shared memory (a device too) it can be told to keep to the device
-    // of the connection.
-    if (TcpOnly(transports)) {
-      status = ucp_config_modify(config, "CM_USE_ALL_DEVICES", "n");
-    } else if (const std::string chosen = DefaultDevice(); !chosen.empty()) {
+    // differs between hosts, and often fails.
+    if (const std::string chosen = DefaultDevice(); !chosen.empty()) {
       status = ucp_config_modify(config, "NET_DEVICES", chosen.c_str());
     }
   }

@@ -217,6 +217,7 @@ struct Serve {
   GetDataHeader header;          // UCX reads it until the send has ended
   std::vector<CopyTicket> copies;
   bool outstanding = false;  // UCX has not called back
+  absl::Status failure;      // of a device copy
   absl::Time since;
 };
 

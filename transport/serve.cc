@@ -185,7 +185,7 @@ void Core::Scatter(Serve* serve, const std::byte* data) {
       const absl::StatusOr<CopyTicket> ticket = shared_->options.device->StartCopyToDevice(to, data, piece.size);
       if (!ticket.ok()) {
         spdlog::error("transport: a put could not be copied to the device: {}", std::string(ticket.status().message()));
-        FailPeer(serve->peer.get(), ticket.status());
+        serve->failure = ticket.status();
         break;
       }
       serve->copies.push_back(*ticket);
@@ -195,7 +195,7 @@ void Core::Scatter(Serve* serve, const std::byte* data) {
     data += piece.size;
   }
   if (serve->copies.empty()) {
-    EndServe(serve, absl::OkStatus());
+    EndServe(serve, serve->failure);
   } else {
     copying_serves_.insert(serve);
   }
@@ -236,7 +236,7 @@ void Core::SendGet(Serve* serve) {
       if (!ticket.ok()) {
         spdlog::error("transport: a get could not be copied from the device: {}",
                       std::string(ticket.status().message()));
-        FailPeer(serve->peer.get(), ticket.status());
+        serve->failure = ticket.status();
         break;
       }
       serve->copies.push_back(*ticket);
@@ -247,8 +247,8 @@ void Core::SendGet(Serve* serve) {
   }
   if (!serve->copies.empty()) {
     copying_serves_.insert(serve);
-  } else if (serve->peer->failed) {
-    EndServe(serve, absl::UnavailableError("device"));
+  } else if (!serve->failure.ok()) {
+    EndServe(serve, serve->failure);
   } else {
     SendData(serve, serve->slot->memory);
   }
@@ -337,9 +337,9 @@ void Core::PollServes(absl::Time now) {
     absl::Status status;
     if (!PollCopies(serve->copies, &status)) continue;
     copying_serves_.erase(serve);
-    if (!status.ok()) FailPeer(serve->peer.get(), status);
+    serve->failure.Update(status);
     if (serve->peer->failed) continue;  // dropped below
-    serve->put ? EndServe(serve, absl::OkStatus()) : SendData(serve, serve->slot->memory);
+    serve->put || !serve->failure.ok() ? EndServe(serve, serve->failure) : SendData(serve, serve->slot->memory);
   }
   for (auto it = serves_.begin(); it != serves_.end();) {
     Serve* serve = (it++)->first;

@@ -22,8 +22,9 @@ void WritePorts(ByteWriter& writer, const std::vector<uint16_t>& ports) {
 
 std::vector<uint16_t> ReadPorts(ByteReader& reader) {
   std::vector<uint16_t> ports;
-  for (uint16_t n = std::min<uint16_t>(reader.U16(), kMaxPorts); n > 0 && reader.ok(); --n)
-    ports.push_back(reader.U16());
+  uint16_t count = reader.U16();
+  if (count > kMaxPorts) reader.Raw(reader.remaining() + 1);  // refused
+  for (; count > 0 && reader.ok(); --count) ports.push_back(reader.U16());
   return ports;
 }
 

@@ -45,7 +45,6 @@ class Hostile {
     ucp_config_t* config = nullptr;
     Check(ucp_config_read(nullptr, nullptr, &config));
     Check(ucp_config_modify(config, "TLS", "tcp"));
-    Check(ucp_config_modify(config, "CM_USE_ALL_DEVICES", "n"));  // as the transport does over tcp
     ucp_params_t params{};
     params.field_mask = UCP_PARAM_FIELD_FEATURES;
     params.features = UCP_FEATURE_AM | UCP_FEATURE_RMA;

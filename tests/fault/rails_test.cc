@@ -18,11 +18,12 @@ class RailsTest : public FaultTest {
 
 // Several networks: UCX 1.13 numbers the devices in the order in which each host's /sys happens to list them, and goes
 // wrong where the two orders differ and one context has both devices.
-TEST_F(RailsTest, AHostWithTwoDevicesIsReachedAtEitherAddress) {
+TEST_F(RailsTest, AHostWithTwoDevicesIsReachedAtTheFirst) {
   for (int round = 0; round < 5 && !HasFailure(); ++round) {
     UseTwoRails();
-    for (int rail = 0; rail < 2; ++rail) {
-      PeerProcess peer(*network_, Place::kHostB, kPort, kRegionBytes, {}, rail);
+    // Without a default route the first device is taken; others are named by Options::devices, see transport/rails.
+    {
+      PeerProcess peer(*network_, Place::kHostB, kPort, kRegionBytes, {}, 0);
       ASSERT_NE(peer.port(), 0) << peer.said();
       const auto link = LinkTo(peer);
       ASSERT_TRUE(link.ok()) << "at " << peer.address() << ": " << link.status();

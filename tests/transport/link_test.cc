@@ -147,6 +147,12 @@ TEST_P(LinkTest, APeerThatWakesUpAfterItsTransfersWereGivenUpHarmsNobody) {
     peer.child.Continue();
     // What it still has in its buffers, and what it answers, arrives before this.
     auto again = context->Connect("127.0.0.1", peer.port, Soon());
+    // UCX 1.13 sometimes asserts in the peer: the acknowledgement of its put comes to a connection that is closed
+    // (tcp_ep.c, PUT_TX_WAITING_ACK). This side must not care.
+    if (absl::IsUnavailable(again.status())) {
+      std::printf("round %d: the woken peer has ended\n", round);
+      continue;
+    }
     ASSERT_TRUE(again.ok()) << again.status();
     for (int i = 0; i < 20; ++i) {
       EXPECT_TRUE(absl::IsNotFound(again->Call(1, "", "", Soon()).status()));

@@ -40,6 +40,11 @@ namespace perigee::transport::internal {
 // UCX's status in our words: what failed, UCX's text, the code that callers act on.
 absl::Status UcxError(absl::string_view what, ucs_status_t status);
 
+// Whether a message's payload waits at the peer for ucp_am_recv_data_nbx.
+inline bool IsRendezvous(const ucp_am_recv_param_t* param) {
+  return (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0;
+}
+
 // A number that nobody can guess.
 absl::StatusOr<uint64_t> RandomNumber();
 

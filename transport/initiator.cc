@@ -26,8 +26,6 @@ constexpr size_t kRoundBytes = size_t{4} << 20;  // copied through a mapping bef
 constexpr size_t kPeerWindow = 512;              // of all transfers with one peer, which serves no more than twice that
 constexpr size_t kOneSidedWindow = 256;          // UCX requests
 
-bool IsRendezvous(const ucp_am_recv_param_t* param) { return (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0; }
-
 // Copies a piece, and sums it where asked.
 void Move(std::byte* to, const std::byte* from, size_t size, bool sum, uint32_t* crc32c) {
   if (sum) {

@@ -129,7 +129,7 @@ void Core::OnMessage(const void* header, size_t header_length, void* data, size_
                      const ucp_am_recv_param_t* param, bool*) {
   // Ours are sent eagerly, so a rendezvous comes from something else; its data never arrives here.
   MessageHeader message;
-  if ((param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0 || !ReadHeader(header, header_length, &message)) return;
+  if (IsRendezvous(param) || !ReadHeader(header, header_length, &message)) return;
   if (length > kMaxMessageBytes || message.header_bytes > length) return;
   ReceiveMessage(message, {static_cast<const char*>(data), length});
 }

@@ -23,8 +23,6 @@ constexpr absl::Duration kLongestRetry = absl::Seconds(15);
 constexpr absl::Duration kLinger = absl::Milliseconds(250);
 constexpr int kMissedAnswers = 3;
 
-bool IsRendezvous(const ucp_am_recv_param_t* param) { return (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0; }
-
 // Freed by UCX's callback. For sends that nobody waits for.
 struct Note {
   std::shared_ptr<Peer> peer;

@@ -22,8 +22,6 @@ constexpr size_t kMaxServes = 1024;  // of one peer; each may hold a table of pi
 constexpr size_t kSlotsPerPeer = 8;  // so that one that stalls leaves some to others
 constexpr absl::Duration kServeLimit = absl::Seconds(30);
 
-bool IsRendezvous(const ucp_am_recv_param_t* param) { return (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0; }
-
 size_t TableBytes(const OpHeader& request) { return request.pieces == 1 ? 0 : request.pieces * sizeof(WirePiece); }
 
 }  // namespace

@@ -31,7 +31,6 @@ class SlotPool {
   // Null when all are in use. RESOURCE_EXHAUSTED when there is no memory for the first one.
   absl::StatusOr<Slot*> Take();
   void Give(Slot* slot);
-  size_t taken() const { return slots_.size() - free_.size(); }
 
  private:
   const size_t limit_;

@@ -22,25 +22,34 @@ inline uint64_t TtlToWire(absl::Duration ttl) {
 
 absl::StatusOr<CorruptReport> Report(ClientCore& core, Session& session, const PlaneId& id);
 
-struct WriteState {
+// Puts on their way into reserved planes. Any thread.
+struct Puts {
   std::shared_ptr<ClientCore> core;
   std::shared_ptr<Session> session;
-  std::vector<PlaneRequest> planes;
-  std::vector<Reservation> reservations;
-  absl::Time expiry;
-  bool described = false;  // Others may put too, and this client cannot see when they have ended.
+  absl::Time expiry;  // the reservation's
 
+  // One batch; never past the reservation's end.
+  absl::Status Start(std::span<const transport::PutTransfer> pieces, uint64_t bytes);
+  // Until all that were started have ended: the first error of any, with a lost connection noted.
+  absl::Status Wait();
+
+ private:
   struct UnderWay {
     transport::TransferBatch handle;
     uint64_t bytes;
   };
-  absl::Mutex mu;
-  std::vector<UnderWay> puts ABSL_GUARDED_BY(mu);
-  absl::Status put_status ABSL_GUARDED_BY(mu);  // The first error.
-
   void Settle(UnderWay& put) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void DropFinished() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
-  absl::Status WaitForPuts();
+
+  absl::Mutex mu;
+  std::vector<UnderWay> under_way ABSL_GUARDED_BY(mu);
+  absl::Status status ABSL_GUARDED_BY(mu);  // The first error.
+};
+
+struct WriteState : Puts {
+  std::vector<PlaneRequest> planes;
+  std::vector<Reservation> reservations;
+  bool described = false;  // Others may put too, and this client cannot see when they have ended.
 };
 
 // Shared by the ReadLease and the LayeredFetches made from it; the last one to go releases the lease.

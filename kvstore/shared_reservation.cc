@@ -6,7 +6,7 @@
 #include "base/bytes.h"
 #include "base/crc32c.h"
 #include "base/status.h"
-#include "kvstore/session.h"
+#include "kvstore/client_state.h"
 
 namespace perigee::kvstore {
 
@@ -84,19 +84,8 @@ absl::StatusOr<SharedReservation> DecodeSharedReservation(absl::string_view byte
 
 namespace internal {
 
-struct JoinedState {
-  std::shared_ptr<ClientCore> core;
-  std::shared_ptr<Session> session;
+struct JoinedState : Puts {
   std::vector<SharedReservation::Plane> planes;
-  absl::Time expiry;
-
-  struct UnderWay {
-    transport::TransferBatch handle;
-    uint64_t bytes;
-  };
-  absl::Mutex mu;
-  std::vector<UnderWay> puts ABSL_GUARDED_BY(mu);
-  absl::Status put_status ABSL_GUARDED_BY(mu);  // The first error.
 };
 
 }  // namespace internal
@@ -127,33 +116,12 @@ absl::Status JoinedBatch::Put(std::span<const PutRange> ranges) {
         {.local = range.bytes, .remote_address = plane.address + range.offset_bytes, .region = &state_->session->slab});
     total_bytes += range.bytes.size();
   }
-  if (pieces.empty()) return absl::OkStatus();
-  internal::JoinedState& s = *state_;
-  // A put past the reservation's end could hit what others have written there since.
-  const absl::Time deadline = std::min(absl::Now() + s.core->options.transfer_deadline, s.expiry);
-  absl::StatusOr<transport::TransferBatch> handle =
-      s.session->connection.StartPut(pieces, {.deadline = deadline, .checksums = false});
-  absl::MutexLock lock(&s.mu);
-  if (!handle.ok()) {
-    s.put_status.Update(handle.status());
-    return handle.status();
-  }
-  s.puts.push_back({*std::move(handle), total_bytes});
-  return absl::OkStatus();
+  return pieces.empty() ? absl::OkStatus() : state_->Start(pieces, total_bytes);
 }
 
 absl::Status JoinedBatch::Finish() {
   if (state_ == nullptr) return absl::FailedPreconditionError("finish of an empty batch");
-  internal::JoinedState& s = *state_;
-  absl::MutexLock lock(&s.mu);
-  for (internal::JoinedState::UnderWay& put : s.puts) {
-    const absl::Status status = put.handle.Wait();
-    if (status.ok()) s.core->put_bytes += put.bytes;
-    s.put_status.Update(status);
-  }
-  s.puts.clear();
-  if (!s.put_status.ok() && !s.session->connection.connected()) s.session->lost = true;
-  return Annotate(s.put_status, absl::StrCat("writing to the store at ", s.core->address));
+  return state_->Wait();
 }
 
 absl::StatusOr<JoinedBatch> StoreClient::Join(absl::string_view description, absl::Time described_after) {

@@ -8,29 +8,45 @@ namespace perigee::kvstore {
 
 namespace internal {
 
-void WriteState::Settle(UnderWay& put) {
-  const absl::Status status = put.handle.Wait();
-  if (status.ok()) {
+void Puts::Settle(UnderWay& put) {
+  const absl::Status ended = put.handle.Wait();
+  if (ended.ok()) {
     core->put_bytes += put.bytes;
   } else {
-    put_status.Update(status);
+    status.Update(ended);
   }
 }
 
-void WriteState::DropFinished() {
-  std::erase_if(puts, [this](UnderWay& put) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+void Puts::DropFinished() {
+  std::erase_if(under_way, [this](UnderWay& put) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
     if (!put.handle.done()) return false;
     Settle(put);
     return true;
   });
 }
 
-absl::Status WriteState::WaitForPuts() {
+absl::Status Puts::Start(std::span<const transport::PutTransfer> pieces, uint64_t bytes) {
+  if (pieces.empty()) return absl::OkStatus();
+  // A put past the reservation's end could hit what others have written there since.
+  const absl::Time deadline = std::min(absl::Now() + core->options.transfer_deadline, expiry);
+  absl::StatusOr<transport::TransferBatch> handle =
+      session->connection.StartPut(pieces, {.deadline = deadline, .checksums = false});
   absl::MutexLock lock(&mu);
-  for (UnderWay& put : puts) Settle(put);
-  puts.clear();
-  if (!put_status.ok() && !session->connection.connected()) session->lost = true;
-  return put_status;
+  if (!handle.ok()) {
+    status.Update(handle.status());
+    return handle.status();
+  }
+  if (under_way.size() % 64 == 63) DropFinished();
+  under_way.push_back({*std::move(handle), bytes});
+  return absl::OkStatus();
+}
+
+absl::Status Puts::Wait() {
+  absl::MutexLock lock(&mu);
+  for (UnderWay& put : under_way) Settle(put);
+  under_way.clear();
+  if (!status.ok() && !session->connection.connected()) session->lost = true;
+  return Annotate(status, absl::StrCat("writing to the store at ", core->address));
 }
 
 }  // namespace internal
@@ -70,19 +86,7 @@ absl::Status WriteBatch::Put(std::span<const PutRange> ranges) {
         {.local = range.bytes, .remote_address = r.address + range.offset_bytes, .region = &s.session->slab});
     total_bytes += range.bytes.size();
   }
-  if (pieces.empty()) return absl::OkStatus();
-  // A put past the reservation's end could hit what others have written there since.
-  const absl::Time deadline = std::min(absl::Now() + s.core->options.transfer_deadline, s.expiry);
-  absl::StatusOr<transport::TransferBatch> handle =
-      s.session->connection.StartPut(pieces, {.deadline = deadline, .checksums = false});
-  absl::MutexLock lock(&s.mu);
-  if (!handle.ok()) {
-    s.put_status.Update(handle.status());
-    return handle.status();
-  }
-  if (s.puts.size() % 64 == 63) s.DropFinished();
-  s.puts.push_back({*std::move(handle), total_bytes});
-  return absl::OkStatus();
+  return s.Start(pieces, total_bytes);
 }
 
 absl::Status WriteBatch::Put(size_t plane, uint64_t offset_bytes, std::span<const std::byte> bytes) {
@@ -92,7 +96,7 @@ absl::Status WriteBatch::Put(size_t plane, uint64_t offset_bytes, std::span<cons
 
 absl::Status WriteBatch::WaitForPuts() {
   if (state_ == nullptr) return absl::FailedPreconditionError("an empty batch has no puts");
-  return Annotate(state_->WaitForPuts(), absl::StrCat("writing to the store at ", state_->core->address));
+  return state_->Wait();
 }
 
 absl::StatusOr<std::vector<absl::Status>> WriteBatch::Commit(std::span<const pod::PlaneHeader> headers,
@@ -143,7 +147,7 @@ absl::StatusOr<std::string> WriteBatch::Describe() {
 void WriteBatch::Abort() {
   if (state_ == nullptr) return;
   internal::WriteState& s = *state_;
-  const absl::Status puts = s.WaitForPuts();
+  const absl::Status puts = s.Wait();
   v1::AbortRequest request;
   for (const Reservation& r : s.reservations) {
     if (!r.already_committed) request.add_reservation_ids(r.id);

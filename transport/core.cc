@@ -37,12 +37,19 @@ constexpr size_t kSlots = 16;  // of operations, and as many of serves: 33 MiB p
 
 // UCX reads its environment when it is loaded, so a default set from here has to go through its table of options. Peers
 // that die are reported by status; UCX's own lines about them would only be noise.
+// UCX reads PERIGEE_UCX_... after UCX_..., so that other users of UCX in this process keep theirs.
+constexpr char kUcxPrefix[] = "PERIGEE";
+
 void SetUcxDefaults() {
   static const bool once = [] {
     if (std::getenv("UCX_LOG_LEVEL") == nullptr) ucs_global_opts_set_value("LOG_LEVEL", "fatal");
-    // A restarted server takes its port back although old connections linger in TIME_WAIT. This option is out of
-    // ucp_config_modify's reach in UCX 1.13; it is read when a context is made, so the environment still does.
-    setenv("UCX_TCP_CM_REUSEADDR", "y", /*overwrite=*/0);
+    // These are out of ucp_config_modify's reach in UCX 1.13; they are read when a context is made, so the environment
+    // still does. A restarted server takes its port back although old connections linger in TIME_WAIT.
+    setenv("PERIGEE_UCX_TCP_CM_REUSEADDR", "y", /*overwrite=*/0);
+    // UCX does not negotiate the size of segments, and reads beyond its buffer where the sender's are larger.
+    const std::string segment = absl::StrCat(kSegmentBytes);
+    setenv("PERIGEE_UCX_TCP_TX_SEG_SIZE", segment.c_str(), /*overwrite=*/1);
+    setenv("PERIGEE_UCX_TCP_RX_SEG_SIZE", segment.c_str(), /*overwrite=*/1);
     return true;
   }();
   (void)once;
@@ -150,7 +157,7 @@ absl::Status Core::Init(const std::string& device) {
   const std::string& transports = shared_->options.transports;
   const std::string where = device.empty() ? "here" : absl::StrCat("on device '", device, "'");
   ucp_config_t* config = nullptr;
-  ucs_status_t status = ucp_config_read(nullptr, nullptr, &config);
+  ucs_status_t status = ucp_config_read(kUcxPrefix, nullptr, &config);
   if (status != UCS_OK) return Annotate(UcxError("ucp_config_read", status), "check the UCX_* environment variables");
   if (!transports.empty()) status = ucp_config_modify(config, "TLS", transports.c_str());
   if (status == UCS_OK && !device.empty()) {

@@ -45,6 +45,11 @@ inline bool IsRendezvous(const ucp_am_recv_param_t* param) {
   return (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0;
 }
 
+// For ucp_am_send_nbx.
+inline uint32_t SendFlag(size_t payload_bytes) {
+  return payload_bytes <= kEagerBytes ? UCP_AM_SEND_FLAG_EAGER : UCP_AM_SEND_FLAG_RNDV;
+}
+
 // A number that nobody can guess.
 absl::StatusOr<uint64_t> RandomNumber();
 

@@ -266,10 +266,8 @@ void Core::SendOp(WireOp* op) {
   param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
   param.cb.send = &Core::OnOpSent;
   param.user_data = op;
-  if (!put) {  // the owner takes a table only if it comes with the message
-    param.op_attr_mask |= UCP_OP_ATTR_FIELD_FLAGS;
-    param.flags = UCP_AM_SEND_FLAG_EAGER;
-  }
+  param.op_attr_mask |= UCP_OP_ATTR_FIELD_FLAGS;
+  param.flags = SendFlag(payload_bytes);
   op->sending = true;
   const ucs_status_ptr_t request = ucp_am_send_nbx(rail->peer->handle, put ? kPutId : kGetId, &op->header,
                                                    sizeof(op->header), payload, payload_bytes, &param);

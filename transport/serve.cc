@@ -255,7 +255,8 @@ void Core::SendGet(Serve* serve) {
 void Core::SendData(Serve* serve, const std::byte* data) {
   serve->header = {serve->peer->remote_channel, serve->request.op};
   ucp_request_param_t send{};
-  send.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
+  send.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS;
+  send.flags = SendFlag(serve->request.size);
   send.cb.send = &Core::OnServeSent;
   send.user_data = serve;
   serve->outstanding = true;

@@ -57,20 +57,20 @@ void Transfer::Plan() {
     const bool large = run_bytes >= kDirectBytes;
     // Equal operations rather than full ones and a rest.
     const size_t parts = (run_bytes + kOpBytes - 1) / kOpBytes;
-    const size_t part_bytes = large ? ((run_bytes + parts - 1) / parts + 4095) / 4096 * 4096 : kOpBytes;
+    const size_t part_bytes = large ? ((run_bytes + parts - 1) / parts + 4095) / 4096 * 4096 : kPackedBytes;
     if (large) close();
     for (size_t i = begin; i < end; ++i) {
       const Extent& extent = extents[order[i]];
       for (size_t offset = 0; offset < extent.size;) {
         if (open.pieces > 0) {
           const Extent& other = extents[pieces[open.first_piece].extent];
-          if (other.key != extent.key || other.device != extent.device || open.size == kOpBytes ||
-              open.pieces == kMaxPieces || (large && open.size >= part_bytes)) {
+          if (other.key != extent.key || other.device != extent.device || open.pieces == kMaxPieces ||
+              open.size == part_bytes) {
             close();
           }
         }
         if (open.pieces == 0) open.first_piece = static_cast<uint32_t>(pieces.size());
-        const size_t room = (large ? part_bytes : kOpBytes) - open.size;
+        const size_t room = part_bytes - open.size;
         const size_t size = std::min(extent.size - offset, room);
         pieces.push_back({order[i], offset, size, 0});
         remaining_[order[i]].fetch_add(1, std::memory_order_relaxed);

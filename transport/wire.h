@@ -20,9 +20,9 @@ namespace perigee::transport::internal {
 
 static_assert(std::endian::native == std::endian::little, "the headers travel as they lie in memory");
 
-// Version 1 had no hello of this form, no channels and one extent per message.
-inline constexpr uint16_t kProtocolMin = 2;
-inline constexpr uint16_t kProtocolMax = 2;
+// Version 1 had no hello of this form, no channels and one extent per message; version 2 had smaller segments.
+inline constexpr uint16_t kProtocolMin = 3;
+inline constexpr uint16_t kProtocolMax = 3;
 
 // UCX's active-message ids.
 enum AmId : unsigned {
@@ -36,8 +36,14 @@ enum AmId : unsigned {
   kAnswerId = 8,
 };
 
-inline constexpr size_t kOpBytes = size_t{1} << 20;  // the most that one put or get message carries
-inline constexpr size_t kMaxPieces = 4096;           // and in how many pieces
+inline constexpr size_t kOpBytes = size_t{1} << 20;         // the most that one put or get message carries
+inline constexpr size_t kMaxPieces = 4096;                  // and in how many pieces
+inline constexpr size_t kPackedBytes = size_t{256} << 10;   // the most that several runs share
+inline constexpr size_t kSegmentBytes = size_t{384} << 10;  // UCX's, over tcp: both sides' have to be equal
+
+// Up to this many bytes a payload comes with its message, in one segment of UCX's; more waits for the receiver to say
+// where it belongs (rendezvous).
+inline constexpr size_t kEagerBytes = kPackedBytes + kMaxPieces * 16;
 
 struct PingHeader {
   uint64_t channel = 0;

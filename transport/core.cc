@@ -37,23 +37,46 @@ constexpr size_t kSlots = 16;  // of operations, and as many of serves: 33 MiB p
 
 // UCX reads its environment when it is loaded, so a default set from here has to go through its table of options. Peers
 // that die are reported by status; UCX's own lines about them would only be noise.
-// UCX reads PERIGEE_UCX_... after UCX_..., so that other users of UCX in this process keep theirs.
-constexpr char kUcxPrefix[] = "PERIGEE";
-
 void SetUcxDefaults() {
   static const bool once = [] {
     if (std::getenv("UCX_LOG_LEVEL") == nullptr) ucs_global_opts_set_value("LOG_LEVEL", "fatal");
-    // These are out of ucp_config_modify's reach in UCX 1.13; they are read when a context is made, so the environment
-    // still does. A restarted server takes its port back although old connections linger in TIME_WAIT.
-    setenv("PERIGEE_UCX_TCP_CM_REUSEADDR", "y", /*overwrite=*/0);
-    // UCX does not negotiate the size of segments, and reads beyond its buffer where the sender's are larger.
-    const std::string segment = absl::StrCat(kSegmentBytes);
-    setenv("PERIGEE_UCX_TCP_TX_SEG_SIZE", segment.c_str(), /*overwrite=*/1);
-    setenv("PERIGEE_UCX_TCP_RX_SEG_SIZE", segment.c_str(), /*overwrite=*/1);
     return true;
   }();
   (void)once;
 }
+
+// Settings that are out of ucp_config_modify's reach in UCX 1.13: a context reads them from the environment while it is
+// made. They are put back, for others in this process who use UCX.
+class TcpSettings {
+ public:
+  TcpSettings() {
+    // A restarted server takes its port back although old connections linger in TIME_WAIT.
+    Set("UCX_TCP_CM_REUSEADDR", "y");
+    // UCX does not negotiate the size of segments: it would write behind its buffer if the sender's were larger.
+    const std::string segment = absl::StrCat(kSegmentBytes);
+    Set("UCX_TCP_TX_SEG_SIZE", segment);
+    Set("UCX_TCP_RX_SEG_SIZE", segment);
+    Set("UCX_TCP_MAX_IOV", absl::StrCat(kMaxSendPieces + 2));
+  }
+  ~TcpSettings() {
+    for (const auto& [name, value] : before_) {
+      value.has_value() ? setenv(name, value->c_str(), /*overwrite=*/1) : unsetenv(name);
+    }
+  }
+  TcpSettings(const TcpSettings&) = delete;
+  TcpSettings& operator=(const TcpSettings&) = delete;
+
+ private:
+  void Set(const char* name, const std::string& value) {
+    const char* before = std::getenv(name);
+    before_.emplace_back(name, before == nullptr ? std::nullopt : std::optional<std::string>(before));
+    setenv(name, value.c_str(), /*overwrite=*/1);
+  }
+
+  static inline std::mutex mutex_;
+  std::lock_guard<std::mutex> lock_{mutex_};
+  std::vector<std::pair<const char*, std::optional<std::string>>> before_;
+};
 
 // Two processes whose identities are equal run under one kernel and see the same shared memory. Empty when it cannot be
 // told.
@@ -156,8 +179,9 @@ absl::Status Core::Init(const std::string& device) {
 
   const std::string& transports = shared_->options.transports;
   const std::string where = device.empty() ? "here" : absl::StrCat("on device '", device, "'");
+  std::optional<TcpSettings> tcp_settings(std::in_place);
   ucp_config_t* config = nullptr;
-  ucs_status_t status = ucp_config_read(kUcxPrefix, nullptr, &config);
+  ucs_status_t status = ucp_config_read(nullptr, nullptr, &config);
   if (status != UCS_OK) return Annotate(UcxError("ucp_config_read", status), "check the UCX_* environment variables");
   if (!transports.empty()) status = ucp_config_modify(config, "TLS", transports.c_str());
   if (status == UCS_OK && !device.empty()) {
@@ -194,6 +218,7 @@ absl::Status Core::Init(const std::string& device) {
     return Annotate(UcxError("ucp_worker_create", status),
                     absl::StrCat("UCX transports '", transports, "' are not usable ", where, " (see ucx_info -d)"));
   }
+  tcp_settings.reset();
   sockets_ = PortGuard::ListeningSockets();
   for (const int socket : listening) sockets_.erase(socket);
   PERIGEE_RETURN_IF_ERROR(shared_->guard.Adopt(listening));

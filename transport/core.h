@@ -50,6 +50,15 @@ inline uint32_t SendFlag(size_t payload_bytes) {
   return payload_bytes <= kEagerBytes ? UCP_AM_SEND_FLAG_EAGER : UCP_AM_SEND_FLAG_RNDV;
 }
 
+// For UCP_DATATYPE_IOV; what follows the last part joins it.
+inline void AddPart(std::vector<ucp_dt_iov_t>& parts, const std::byte* data, size_t size) {
+  if (!parts.empty() && static_cast<std::byte*>(parts.back().buffer) + parts.back().length == data) {
+    parts.back().length += size;
+  } else {
+    parts.push_back({const_cast<std::byte*>(data), size});
+  }
+}
+
 // A number that nobody can guess.
 absl::StatusOr<uint64_t> RandomNumber();
 
@@ -202,9 +211,10 @@ struct WireOp {
   RailTransfer* owner = nullptr;
   uint64_t id = 0;
   uint32_t op = 0;
-  OpHeader header;               // UCX reads it until the send has ended
-  std::vector<WirePiece> table;  // a get's payload, likewise
-  Slot* slot = nullptr;          // staging, where the operation is not direct
+  OpHeader header;                  // UCX reads it until the send has ended
+  std::vector<WirePiece> table;     // a get's payload, likewise
+  std::vector<ucp_dt_iov_t> parts;  // of a put that is sent from where its pieces lie
+  Slot* slot = nullptr;             // staging, where the operation is not direct
   std::vector<CopyTicket> copies;
   bool copying_in = false;  // device copies towards the destination, else from the source
   bool sending = false;     // UCX has not called back
@@ -223,8 +233,9 @@ struct Serve {
   bool waiting = false;        // for a slot
   void* descriptor = nullptr;  // of a put whose data is still at the peer
   size_t descriptor_bytes = 0;
-  std::vector<std::byte> stash;  // of a put to a device that came with its message
-  GetDataHeader header;          // UCX reads it until the send has ended
+  std::vector<std::byte> stash;     // of a put to a device that came with its message
+  GetDataHeader header;             // UCX reads it until the send has ended
+  std::vector<ucp_dt_iov_t> parts;  // of a get that is sent from where its pieces lie
   std::vector<CopyTicket> copies;
   bool outstanding = false;  // UCX has not called back
   absl::Status failure;      // of a device copy
@@ -334,7 +345,7 @@ class Core : public std::enable_shared_from_this<Core> {
   void Receive(Serve* serve, std::byte* to);
   void Scatter(Serve* serve, const std::byte* data);
   void SendGet(Serve* serve);
-  void SendData(Serve* serve, const std::byte* data);
+  void SendData(Serve* serve);
   void EndServe(Serve* serve, const absl::Status& status);
   void DropServe(Serve* serve);
   void PollServes(absl::Time now);

@@ -184,8 +184,10 @@ bool Core::IssueOp(RailTransfer* rail, uint32_t index) {
   Transfer* transfer = rail->transfer.get();
   const Operation& operation = transfer->operations[index];
   const std::span<Piece> pieces = transfer->PiecesOf(operation);
+  const bool put = transfer->direction == Direction::kPut;
+  const bool in_place = operation.direct || (put && !transfer->OnDevice(operation) && pieces.size() <= kMaxSendPieces);
   Slot* slot = nullptr;
-  if (!operation.direct) {
+  if (!in_place) {
     const absl::StatusOr<Slot*> taken = op_slots_.Take();
     if (!taken.ok()) {
       transfer->Fail(taken.status());
@@ -219,7 +221,7 @@ bool Core::IssueOp(RailTransfer* rail, uint32_t index) {
   rail->unanswered++;
   rail->peer->issued++;
   if (op->table.size() == 1) op->table.clear();
-  if (transfer->direction == Direction::kGet || operation.direct) {
+  if (!put || in_place) {
     SendOp(op);
     return true;
   }
@@ -256,24 +258,33 @@ void Core::SendOp(WireOp* op) {
   const Operation& operation = transfer->operations[op->op];
   const size_t table_bytes = op->table.size() * sizeof(WirePiece);
   const bool put = transfer->direction == Direction::kPut;
-  const void* payload = op->table.data();
-  size_t payload_bytes = table_bytes;
-  if (put) {
-    payload = operation.direct ? transfer->Local(transfer->PiecesOf(operation)[0]) : op->slot->memory;
-    payload_bytes += operation.size;
-  }
   ucp_request_param_t param{};
-  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
+  const void* payload = op->table.data();
+  size_t count = table_bytes;
+  if (put && op->slot != nullptr) {
+    payload = op->slot->memory;
+    count += operation.size;
+  } else if (put && operation.pieces == 1) {
+    payload = transfer->Local(transfer->PiecesOf(operation)[0]);
+    count = operation.size;
+  } else if (put) {
+    if (table_bytes > 0) op->parts.push_back({op->table.data(), table_bytes});
+    for (const Piece& piece : transfer->PiecesOf(operation)) AddPart(op->parts, transfer->Local(piece), piece.size);
+    payload = op->parts.data();
+    count = op->parts.size();
+    param.op_attr_mask |= UCP_OP_ATTR_FIELD_DATATYPE;
+    param.datatype = ucp_dt_make_iov();
+  }
+  param.op_attr_mask |= UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS;
   param.cb.send = &Core::OnOpSent;
   param.user_data = op;
-  param.op_attr_mask |= UCP_OP_ATTR_FIELD_FLAGS;
-  param.flags = SendFlag(payload_bytes);
+  param.flags = SendFlag(table_bytes + (put ? operation.size : 0));
   op->sending = true;
   const ucs_status_ptr_t request = ucp_am_send_nbx(rail->peer->handle, put ? kPutId : kGetId, &op->header,
-                                                   sizeof(op->header), payload, payload_bytes, &param);
+                                                   sizeof(op->header), payload, count, &param);
   if (request == nullptr || UCS_PTR_IS_ERR(request)) op->sending = false;
   Requested(rail, request, put ? "put" : "get");
-  if (put && operation.direct && transfer->checksums) {  // while the wire is busy
+  if (put && op->slot == nullptr && transfer->checksums) {  // while the wire is busy
     for (Piece& piece : transfer->PiecesOf(operation)) piece.crc32c = Crc32c({transfer->Local(piece), piece.size});
   }
 }

@@ -213,8 +213,12 @@ void Core::OnGet(const void* header, size_t header_length, void* data, size_t le
   }
   const absl::Status status = Check(serve);
   if (!status.ok()) return EndServe(serve, status);
-  if (serve->pieces.size() == 1 && serve->region->kind != MemoryKind::kDevice && serve->peer->identity.trusted) {
-    return SendData(serve, reinterpret_cast<const std::byte*>(serve->pieces[0].address));
+  if (serve->pieces.size() <= kMaxSendPieces && serve->region->kind != MemoryKind::kDevice &&
+      serve->peer->identity.trusted) {
+    for (const WirePiece& piece : serve->pieces) {
+      AddPart(serve->parts, reinterpret_cast<const std::byte*>(piece.address), piece.size);
+    }
+    return SendData(serve);
   }
   serve->region = nullptr;  // checked again when there is a slot
   RunServe(serve);
@@ -226,6 +230,7 @@ void Core::SendGet(Serve* serve) {
   if (!status.ok()) return EndServe(serve, status);
   const bool device = serve->region->kind == MemoryKind::kDevice;
   std::byte* to = serve->slot->memory;
+  serve->parts = {{to, serve->request.size}};
   for (const WirePiece& piece : serve->pieces) {
     const auto* from = reinterpret_cast<const std::byte*>(piece.address);
     if (device) {
@@ -248,20 +253,28 @@ void Core::SendGet(Serve* serve) {
   } else if (!serve->failure.ok()) {
     EndServe(serve, serve->failure);
   } else {
-    SendData(serve, serve->slot->memory);
+    SendData(serve);
   }
 }
 
-void Core::SendData(Serve* serve, const std::byte* data) {
+void Core::SendData(Serve* serve) {
   serve->header = {serve->peer->remote_channel, serve->request.op};
   ucp_request_param_t send{};
   send.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS;
+  const void* data = serve->parts[0].buffer;
+  size_t count = serve->request.size;
+  if (serve->parts.size() > 1) {
+    data = serve->parts.data();
+    count = serve->parts.size();
+    send.op_attr_mask |= UCP_OP_ATTR_FIELD_DATATYPE;
+    send.datatype = ucp_dt_make_iov();
+  }
   send.flags = SendFlag(serve->request.size);
   send.cb.send = &Core::OnServeSent;
   send.user_data = serve;
   serve->outstanding = true;
-  const ucs_status_ptr_t request = ucp_am_send_nbx(serve->peer->handle, kGetDataId, &serve->header,
-                                                   sizeof(serve->header), data, serve->request.size, &send);
+  const ucs_status_ptr_t request =
+      ucp_am_send_nbx(serve->peer->handle, kGetDataId, &serve->header, sizeof(serve->header), data, count, &send);
   if (request == nullptr || UCS_PTR_IS_ERR(request)) {
     serve->outstanding = false;
     EndServe(serve, request == nullptr ? absl::OkStatus() : absl::UnavailableError("send"));
@@ -338,7 +351,7 @@ void Core::PollServes(absl::Time now) {
     copying_serves_.erase(serve);
     serve->failure.Update(status);
     if (serve->peer->failed) continue;  // dropped below
-    serve->put || !serve->failure.ok() ? EndServe(serve, serve->failure) : SendData(serve, serve->slot->memory);
+    serve->put || !serve->failure.ok() ? EndServe(serve, serve->failure) : SendData(serve);
   }
   for (auto it = serves_.begin(); it != serves_.end();) {
     Serve* serve = (it++)->first;

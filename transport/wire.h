@@ -39,6 +39,7 @@ enum AmId : unsigned {
 inline constexpr size_t kOpBytes = size_t{1} << 20;         // the most that one put or get message carries
 inline constexpr size_t kMaxPieces = 4096;                  // and in how many pieces
 inline constexpr size_t kPackedBytes = size_t{256} << 10;   // the most that several runs share
+inline constexpr size_t kMaxSendPieces = 14;                // sent from where they lie; more are gathered first
 inline constexpr size_t kSegmentBytes = size_t{384} << 10;  // UCX's, over tcp: both sides' have to be equal
 
 // Up to this many bytes a payload comes with its message, in one segment of UCX's; more waits for the receiver to say

@@ -31,7 +31,8 @@ constexpr absl::Duration kTimeCheckEvery = absl::Milliseconds(1);
 constexpr absl::Duration kLongestSleep = absl::Milliseconds(100);
 // How long a rail's thread leaves UCX to callers that drive in quick succession. Woken for every answer of theirs, it
 // would take a processor from the peer.
-constexpr int64_t kNapUs = 200;
+constexpr int64_t kNapUs = 200, kLongestNapUs = 2000;  // of a rail's thread while callers drive
+constexpr absl::Duration kClaimLimit = absl::Milliseconds(1);  // then the caller lets the thread do its work
 constexpr absl::Duration kDoorstep = absl::Milliseconds(20);
 constexpr size_t kSlots = 16;  // of operations, and as many of serves: 33 MiB per rail when all are in use
 
@@ -251,8 +252,23 @@ bool Core::TryTake() {
   return true;
 }
 
+// For callers: they drive for themselves, so the rail's own thread gives way.
+bool Core::Claim() {
+  if (TryTake()) return true;
+  if (!thread_drives_.load()) return false;  // another caller does
+  claims_++;
+  bool taken = false;
+  for (const absl::Time until = absl::Now() + kClaimLimit; !taken && absl::Now() < until;) {
+    std::this_thread::yield();  // both may be on one processor
+    taken = TryTake();
+  }
+  claims_--;
+  return taken;
+}
+
 void Core::Release() {
   driver_.store(std::thread::id());
+  thread_drives_.store(false);
   role_.unlock();
   // Who found the role taken has posted before looking for a driver to wake.
   if (has_posted_.load()) Wake();
@@ -277,20 +293,17 @@ bool Core::Post(std::function<void()> fn) {
   return true;
 }
 
-absl::Status Core::Run(absl::FunctionRef<absl::Status()> fn) {
+absl::Status Core::Run(absl::FunctionRef<absl::Status()> fn, Then then) {
   if (Driving()) return fn();
   const absl::Status gone = absl::FailedPreconditionError("the transport context has been destroyed");
-  if (TryTake()) {
+  if (Claim()) {
     if (worker_ == nullptr) {
       Release();
       return gone;
     }
     absl::Status result = fn();
     AdvanceAll();
-    const bool busy =
-        dirty_ || any_failed_ || slot_freed_ || !transfers_.empty() || !messages_.empty() || !copying_serves_.empty();
-    Release();
-    if (busy) Wake();
+    HandOver(then == Then::kWait);
     return result;
   }
   absl::Status result;
@@ -306,7 +319,7 @@ absl::Status Core::Run(absl::FunctionRef<absl::Status()> fn) {
 }
 
 bool Core::Drive(absl::FunctionRef<bool()> done, absl::Time until) {
-  if (Driving() || !TryTake()) return done();
+  if (Driving() || !Claim()) return done();
   const absl::Duration spin = absl::Microseconds(shared_->options.spin_us);
   absl::Time last_movement = absl::Now();
   bool is_done = done();
@@ -322,29 +335,47 @@ bool Core::Drive(absl::FunctionRef<bool()> done, absl::Time until) {
       break;
     }
   }
-  const bool busy = dirty_ || any_failed_ || slot_freed_ || !transfers_.empty() || !messages_.empty() ||
-                    !copying_serves_.empty() || stopping_;
   if (is_done) last_driven_us_.store(NowUs(), std::memory_order_relaxed);
-  Release();
-  if (busy) Wake();
+  HandOver(false);
   return is_done;
 }
 
+// What is left to do is the rail's thread's, unless the caller comes back for it.
+void Core::HandOver(bool caller_returns) {
+  const bool busy = dirty_ || any_failed_ || slot_freed_ || !transfers_.empty() || !messages_.empty() ||
+                    !copying_serves_.empty() || stopping_;
+  if (busy && !caller_returns) handed_over_.store(true);
+  Release();
+  if (busy && !caller_returns) Wake();
+}
+
 bool Core::Wait(const Event& event, absl::Time until) {
-  if (!Drive([&] { return event.Happened(); }, until)) return event.Wait(until);
+  if (!Drive([&] { return event.Happened(); }, until)) {
+    handed_over_.store(true);
+    Wake();
+    return event.Wait(until);
+  }
   return event.Wait();  // at once; the notifier may still be inside
 }
 
 // ---- The thread ----
 
 void Core::Loop() {
+  int64_t nap_us = kNapUs;
   absl::Time last_movement = absl::Now();
   while (true) {
-    if (!TryTake()) {
-      Nap();
+    // What wakes this thread while callers drive is most likely their answer.
+    const bool callers = !handed_over_.load() && !has_posted_.load() &&
+                         NowUs() - last_driven_us_.load(std::memory_order_relaxed) < nap_us;
+    if (callers || claims_.load() > 0 || !TryTake()) {
+      Nap(nap_us);
+      if (callers) nap_us = std::min(nap_us * 2, kLongestNapUs);
       last_movement = absl::Now();
       continue;
     }
+    nap_us = kNapUs;
+    thread_drives_.store(true);
+    handed_over_.store(false);
     if (stopping_) break;
     const bool moved = Step();
     const absl::Time now = absl::Now();
@@ -360,8 +391,6 @@ void Core::Loop() {
     }
     Sleep();  // releases
     last_movement = absl::Now();
-    // Callers are driving; what woke us was most likely their answer.
-    while (NowUs() - last_driven_us_.load(std::memory_order_relaxed) < kNapUs && !has_posted_.load()) Nap();
   }
   Stop();
   Release();
@@ -427,11 +456,11 @@ void Core::CheckTime(absl::Time now) {
   if (!serves_.empty()) PollServes(now);
 }
 
-void Core::Nap() {
+void Core::Nap(int64_t nap_us) {
   sleeping_.store(true);
   if (!has_posted_.load()) {
     pollfd fd = {wake_fd_.get(), POLLIN, 0};
-    const timespec timeout = {0, kNapUs * 1000};
+    const timespec timeout = {0, nap_us * 1000};
     ppoll(&fd, 1, &timeout, nullptr);
   }
   sleeping_.store(false);

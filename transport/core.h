@@ -257,7 +257,8 @@ class Core : public std::enable_shared_from_this<Core> {
   // Runs `fn` as driver, soon. False (and fn is dropped) after shutdown.
   bool Post(std::function<void()> fn);
   // The same, and waits for it: at once where the role is free. FAILED_PRECONDITION after shutdown.
-  absl::Status Run(absl::FunctionRef<absl::Status()> fn);
+  enum class Then { kLeave, kWait };  // kWait: the caller goes on with Wait, and the rail's thread may sleep till then
+  absl::Status Run(absl::FunctionRef<absl::Status()> fn, Then then = Then::kLeave);
   bool Driving() const { return driver_.load(std::memory_order_relaxed) == std::this_thread::get_id(); }
   // Waits for `event`, driving if the role is free. False when `until` comes first.
   bool Wait(const Event& event, absl::Time until);
@@ -299,11 +300,13 @@ class Core : public std::enable_shared_from_this<Core> {
   // core.cc
   absl::Status Init(const std::string& device);
   bool TryTake();
+  bool Claim();
   void Release();
+  void HandOver(bool caller_returns);
   void Wake();
   void Loop();
   bool Step();
-  void Nap();
+  void Nap(int64_t nap_us);
   void Sleep();
   void Stop();
   bool RunPosted();
@@ -386,6 +389,9 @@ class Core : public std::enable_shared_from_this<Core> {
   std::mutex role_;
   std::atomic<std::thread::id> driver_{};
   std::atomic<int64_t> last_driven_us_{0};  // by a caller who got what it waited for
+  std::atomic<bool> thread_drives_{false};  // the rail's own
+  std::atomic<bool> handed_over_{false};    // a caller has left work to it
+  std::atomic<int> claims_{0};              // callers who wait for it to let go
   std::atomic<bool> sleeping_{false};
 
   std::mutex posted_mutex_;  // guards posted_, stopped_

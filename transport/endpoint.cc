@@ -206,10 +206,12 @@ absl::StatusOr<std::shared_ptr<Message>> MakeMessage(MessageKind kind, const std
 
 absl::Status SendAndWait(const std::shared_ptr<Message>& message) {
   Core* core = message->peer->core.get();
-  PERIGEE_RETURN_IF_ERROR(core->Run([&] {
-    core->AddMessage(message);
-    return absl::OkStatus();
-  }));
+  PERIGEE_RETURN_IF_ERROR(core->Run(
+      [&] {
+        core->AddMessage(message);
+        return absl::OkStatus();
+      },
+      Core::Then::kWait));
   core->Wait(message->done, absl::InfiniteFuture());
   return message->result;
 }

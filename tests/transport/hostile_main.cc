@@ -42,6 +42,9 @@ class Hostile {
     to_.sin_family = AF_INET;
     to_.sin_port = htons(static_cast<uint16_t>(std::atoi(port)));
     inet_pton(AF_INET, host, &to_.sin_addr);
+    const std::string segment = std::to_string(kSegmentBytes);  // as a peer of ours has
+    setenv("UCX_TCP_TX_SEG_SIZE", segment.c_str(), 1);
+    setenv("UCX_TCP_RX_SEG_SIZE", segment.c_str(), 1);
     ucp_config_t* config = nullptr;
     Check(ucp_config_read(nullptr, nullptr, &config));
     Check(ucp_config_modify(config, "TLS", "tcp"));

@@ -72,7 +72,7 @@ class HostileTest : public testing::Test {
   // Says hello as the tenant and knows the region.
   void LogIn(Child& hostile) {
     ASSERT_EQ(hostile.Ask("connect 1"), "ok");
-    ASSERT_THAT(hostile.Ask("hello tenant 2 2 right"), StartsWith("answer 0"));
+    ASSERT_THAT(hostile.Ask("hello tenant 3 3 right"), StartsWith("answer 0"));
     ASSERT_EQ(hostile.Ask("own"), "ok");
     ASSERT_EQ(hostile.Ask(absl::StrCat("region ", region_id_)), "ok");
   }
@@ -242,15 +242,15 @@ TEST_F(HostileTest, HellosAreJudgedByMagicVersionAndToken) {
     EXPECT_EQ(hostile.Ask("connect 1"), "ok");
     return hostile.Ask(line);
   };
-  EXPECT_EQ(hello("hello tenant 2 2 wrong"), "closed");
-  const std::string future = hello("hello tenant 3 9 right");
+  EXPECT_EQ(hello("hello tenant 3 3 wrong"), "closed");
+  const std::string future = hello("hello tenant 4 9 right");
   EXPECT_THAT(future, StartsWith("answer 9 "));  // FAILED_PRECONDITION
-  EXPECT_THAT(future, HasSubstr("3 to 9"));
-  EXPECT_THAT(hello("hello tenant 0 1 right"), StartsWith("answer 9 "));
+  EXPECT_THAT(future, HasSubstr("4 to 9"));
+  EXPECT_THAT(hello("hello tenant 0 2 right"), StartsWith("answer 9 "));
   EXPECT_THAT(hello("hello tenant 9 3 right"), StartsWith("answer 9 "));  // an empty range
-  EXPECT_THAT(hello("hello tenant 2 9 right"), StartsWith("answer 0"));
+  EXPECT_THAT(hello("hello tenant 3 9 right"), StartsWith("answer 0"));
   EXPECT_THAT(hello("hello tenant 0 65535 right"), StartsWith("answer 0"));
-  EXPECT_EQ(hello("hello stranger 2 2 right"), "answer 7 who are you?");  // PERMISSION_DENIED
+  EXPECT_EQ(hello("hello stranger 3 3 right"), "answer 7 who are you?");  // PERMISSION_DENIED
   EXPECT_EQ(server_->Stats().connections_accepted, 2u);
   ExpectServed();
 }
@@ -258,8 +258,8 @@ TEST_F(HostileTest, HellosAreJudgedByMagicVersionAndToken) {
 TEST_F(HostileTest, ARefusedPeerMayNotTryTokensUntilOneFits) {
   Child hostile = Hostile();
   ASSERT_EQ(hostile.Ask("connect 1"), "ok");
-  ASSERT_THAT(hostile.Ask("hello stranger 2 2 right"), StartsWith("answer 7"));
-  EXPECT_EQ(hostile.Ask("hello tenant 2 2 right"), "closed");
+  ASSERT_THAT(hostile.Ask("hello stranger 3 3 right"), StartsWith("answer 7"));
+  EXPECT_EQ(hostile.Ask("hello tenant 3 3 right"), "closed");
   EXPECT_EQ(server_->Stats().connections_accepted, 0u);
   ExpectServed();
 }

@@ -402,7 +402,7 @@ class Core : public std::enable_shared_from_this<Core> {
   // Driver:
   bool stopping_ = false;
   bool dirty_ = false;  // something may be able to advance
-  absl::Time last_check_;
+  absl::Time last_check_, last_step_;
   uint64_t op_secret_ = 0, next_op_ = 0;  // ids of operations and calls: not to be guessed by other peers
   uint64_t NewId();
   std::list<std::unique_ptr<RailTransfer>> transfers_;  // first started, first served

@@ -126,10 +126,11 @@ TEST_P(LinkTest, TheAcceptedSideForgetsClientsThatAreKilledOrStalled) {
   EXPECT_EQ(last.Hear(), "0 ok");
 }
 
-TEST_P(LinkTest, APeerThatWakesUpAfterItsTransfersWereGivenUpHarmsNobody) {
+TEST_P(LinkTest, APeerThatWakesUpAfterItsTransfersWereGivenUpServesAgain) {
   const auto context = Make();
   std::vector<std::byte> local(kBytes);
-  for (int round = 0; round < 8; ++round) {
+  int ended = 0;
+  for (int round = 0; round < 12; ++round) {
     Serving peer(GetParam());
     auto endpoint = context->Connect("127.0.0.1", peer.port, Soon());
     ASSERT_TRUE(endpoint.ok()) << endpoint.status();
@@ -137,8 +138,8 @@ TEST_P(LinkTest, APeerThatWakesUpAfterItsTransfersWereGivenUpHarmsNobody) {
     ASSERT_TRUE(remote.ok());
     const std::vector<PutTransfer> puts(64, {local, remote->address(), &*remote});
     const std::vector<GetTransfer> gets(64, {local, remote->address(), &*remote});
-    auto batch = round % 4 != 3 ? endpoint->StartPut(puts, {.deadline = absl::Now() + absl::Milliseconds(300)})
-                                : endpoint->StartGet(gets, {.deadline = absl::Now() + absl::Milliseconds(300)});
+    auto batch = round % 4 == 0 ? endpoint->StartPut(puts, {.deadline = absl::Now() + absl::Milliseconds(200)})
+                                : endpoint->StartGet(gets, {.deadline = absl::Now() + absl::Milliseconds(200)});
     ASSERT_TRUE(batch.ok());
     batch->WaitExtent(0, absl::Now() + absl::Milliseconds(20)).IgnoreError();
     peer.child.Pause();
@@ -147,10 +148,10 @@ TEST_P(LinkTest, APeerThatWakesUpAfterItsTransfersWereGivenUpHarmsNobody) {
     peer.child.Continue();
     // What it still has in its buffers, and what it answers, arrives before this.
     auto again = context->Connect("127.0.0.1", peer.port, Soon());
-    // UCX 1.13 sometimes asserts in the peer: the acknowledgement of its put comes to a connection that is closed
-    // (tcp_ep.c, PUT_TX_WAITING_ACK). This side must not care.
+    // One that was stopped in the middle of UCX's own work may still end in an assertion of UCX 1.13 (a send fails, then
+    // the acknowledgement of the last one is read): about one in a hundred.
     if (absl::IsUnavailable(again.status())) {
-      std::printf("round %d: the woken peer has ended\n", round);
+      ended++;
       continue;
     }
     ASSERT_TRUE(again.ok()) << again.status();
@@ -158,6 +159,7 @@ TEST_P(LinkTest, APeerThatWakesUpAfterItsTransfersWereGivenUpHarmsNobody) {
       EXPECT_TRUE(absl::IsNotFound(again->Call(1, "", "", Soon()).status()));
     }
   }
+  EXPECT_LE(ended, 2);
 }
 
 TEST_P(LinkTest, CallsAndSendsToAStalledPeerEndByTheirDeadlines) {

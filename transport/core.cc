@@ -32,7 +32,7 @@ constexpr absl::Duration kLongestSleep = absl::Milliseconds(100);
 // How long a rail's thread leaves UCX to callers that drive in quick succession. Woken for every answer of theirs, it
 // would take a processor from the peer.
 constexpr int64_t kNapUs = 200, kLongestNapUs = 2000;  // of a rail's thread while callers drive
-constexpr absl::Duration kStopped = absl::Milliseconds(200);  // longer than a driver pauses while something moves
+constexpr absl::Duration kStopped = absl::Milliseconds(50);  // longer than a driver pauses while something moves
 constexpr absl::Duration kClaimLimit = absl::Milliseconds(1);  // then the caller lets the thread do its work
 constexpr absl::Duration kDoorstep = absl::Milliseconds(20);
 constexpr size_t kSlots = 16;  // of operations, and as many of serves: 33 MiB per rail when all are in use

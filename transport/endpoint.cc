@@ -123,7 +123,7 @@ namespace internal {
 template <typename Extents, typename KeyOf>
 absl::StatusOr<std::shared_ptr<Transfer>> StartTransfer(Direction direction, const std::shared_ptr<Link>& link,
                                                         const Extents& transfers, const TransferOptions& options,
-                                                        KeyOf key_of) {
+                                                        KeyOf key_of, Core::Then then) {
   for (const std::shared_ptr<Core>& rail : link->shared->rails) {
     if (rail->Driving()) return InHandler();
   }
@@ -168,7 +168,7 @@ absl::StatusOr<std::shared_ptr<Transfer>> StartTransfer(Direction direction, con
       peer->core->AddTransfer(transfer, peer);
       return absl::OkStatus();
     };
-    const absl::Status status = peer->core->Run(add);
+    const absl::Status status = peer->core->Run(add, then);
     if (!status.ok()) {
       if (rails.size() == 1) transfer->Fail(status);
       transfer->Detach({}, status);
@@ -218,33 +218,37 @@ absl::Status SendAndWait(const std::shared_ptr<Message>& message) {
 
 }  // namespace internal
 
-absl::StatusOr<TransferBatch> Endpoint::StartPut(std::span<const PutTransfer> transfers,
-                                                 const TransferOptions& options) const {
+template <typename Extents>
+absl::StatusOr<TransferBatch> Endpoint::Start(internal::Direction direction, const Extents& transfers,
+                                              const TransferOptions& options, bool waits) const {
   if (link_ == nullptr) return NotOpen();
   PERIGEE_ASSIGN_OR_RETURN(
       auto transfer, internal::StartTransfer(
-                         Direction::kPut, link_, transfers, options,
-                         [](const RemoteRegion& r) -> const std::shared_ptr<internal::RemoteKey>& { return r.key_; }));
+                         direction, link_, transfers, options,
+                         [](const RemoteRegion& r) -> const std::shared_ptr<internal::RemoteKey>& { return r.key_; },
+                         waits ? internal::Core::Then::kWait : internal::Core::Then::kLeave));
   return TransferBatch(std::move(transfer));
+}
+
+absl::StatusOr<TransferBatch> Endpoint::StartPut(std::span<const PutTransfer> transfers,
+                                                 const TransferOptions& options) const {
+  return Start(internal::Direction::kPut, transfers, options, /*waits=*/false);
 }
 
 absl::StatusOr<TransferBatch> Endpoint::StartGet(std::span<const GetTransfer> transfers,
                                                  const TransferOptions& options) const {
-  if (link_ == nullptr) return NotOpen();
-  PERIGEE_ASSIGN_OR_RETURN(
-      auto transfer, internal::StartTransfer(
-                         Direction::kGet, link_, transfers, options,
-                         [](const RemoteRegion& r) -> const std::shared_ptr<internal::RemoteKey>& { return r.key_; }));
-  return TransferBatch(std::move(transfer));
+  return Start(internal::Direction::kGet, transfers, options, /*waits=*/false);
 }
 
 absl::Status Endpoint::Put(std::span<const PutTransfer> transfers, absl::Time deadline) const {
-  PERIGEE_ASSIGN_OR_RETURN(TransferBatch batch, StartPut(transfers, {.deadline = deadline, .checksums = false}));
+  const TransferOptions options{.deadline = deadline, .checksums = false};
+  PERIGEE_ASSIGN_OR_RETURN(TransferBatch batch, Start(internal::Direction::kPut, transfers, options, /*waits=*/true));
   return batch.Wait();
 }
 
 absl::Status Endpoint::Get(std::span<const GetTransfer> transfers, absl::Time deadline) const {
-  PERIGEE_ASSIGN_OR_RETURN(TransferBatch batch, StartGet(transfers, {.deadline = deadline, .checksums = false}));
+  const TransferOptions options{.deadline = deadline, .checksums = false};
+  PERIGEE_ASSIGN_OR_RETURN(TransferBatch batch, Start(internal::Direction::kGet, transfers, options, /*waits=*/true));
   return batch.Wait();
 }
 

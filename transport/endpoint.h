@@ -31,6 +31,7 @@
 namespace perigee::transport {
 
 namespace internal {
+enum class Direction;
 struct Link;
 }  // namespace internal
 
@@ -76,6 +77,10 @@ class Endpoint {
   friend class Context;
   explicit Endpoint(std::shared_ptr<internal::Link> link) : link_(std::move(link)) {}
   void Close();
+  // waits: the caller will do so at once.
+  template <typename Extents>
+  absl::StatusOr<TransferBatch> Start(internal::Direction direction, const Extents& transfers,
+                                      const TransferOptions& options, bool waits) const;
   std::shared_ptr<internal::Link> link_;
 };
 

@@ -44,7 +44,11 @@ absl::StatusOr<std::unique_ptr<StoreServer>> StoreServer::Start(const ServerOpti
   transport.guarded = true;  // Hello admits who may come.
   PERIGEE_ASSIGN_OR_RETURN(p.engine, transport::Context::Create(transport));
   PERIGEE_ASSIGN_OR_RETURN(p.slab, p.engine->AllocateMemory(options.slab_bytes, transport::Sharing::kLeased));
-  PERIGEE_ASSIGN_OR_RETURN(p.store, Store::Open(options.store, p.slab.bytes()));
+  StoreOptions store = options.store;
+  store.before_reclaim = [engine = p.engine.get()](std::span<const std::span<const std::byte>> ranges) {
+    engine->CutOffPuts(ranges);
+  };
+  PERIGEE_ASSIGN_OR_RETURN(p.store, Store::Open(std::move(store), p.slab.bytes()));
   p.sessions = std::make_unique<SessionTable>(options.credentials, &p.engine->grants());
   PERIGEE_ASSIGN_OR_RETURN(p.listener, p.engine->Listen(options.host, options.data_port,
                                                         [sessions = p.sessions.get()](absl::string_view token,

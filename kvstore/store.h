@@ -35,6 +35,8 @@ struct StoreOptions {
   absl::Duration max_ttl = absl::Hours(1);  // Longer wishes are cut to this.
   // How much longer than its ttl an abandoned reservation's memory stays unused, for PUTs still on their way.
   absl::Duration reclaim_grace = absl::Seconds(2);
+  // Then called with it, before others get it: to stop PUTs that have not arrived even now.
+  std::function<void(std::span<const std::span<const std::byte>>)> before_reclaim;
   size_t max_batch_planes = 65536;
   size_t history_planes = 65536;
 };
@@ -160,7 +162,8 @@ class Store {
   absl::StatusOr<ListPage> List(absl::string_view page_token, size_t limit, absl::string_view tenant);
   StoreStats Stats();
 
-  // Ends what has outlived its ttl. Every call above does it too, so it only has to be called now and then.
+  // Ends what has outlived its ttl. Every call above does it too, so it only has to be called now and then; where there
+  // is a before_reclaim, only this one ends reservations.
   void ReapExpired();
   bool has_ssd() const;
   absl::Duration max_ttl() const;

@@ -81,8 +81,24 @@ bool Store::has_ssd() const { return core_->ssd != nullptr; }
 absl::Duration Store::max_ttl() const { return core_->options.max_ttl; }
 
 void Store::ReapExpired() {
-  absl::MutexLock lock(&core_->mu);
-  core_->Reap();
+  Core& c = *core_;
+  std::vector<uint64_t> overdue;
+  std::vector<std::span<const std::byte>> ranges;
+  {
+    absl::MutexLock lock(&c.mu);
+    c.Reap();
+    if (!c.options.before_reclaim) return;
+    overdue = c.OverdueReservations();
+    for (uint64_t id : overdue) {
+      const ReservationState& r = c.reservations.at(id);
+      ranges.push_back(c.Memory(r.extent, r.payload_bytes));
+    }
+  }
+  if (overdue.empty()) return;
+  // What is overdue cannot be committed meanwhile.
+  c.options.before_reclaim(ranges);
+  absl::MutexLock lock(&c.mu);
+  c.EndReservations(overdue);
 }
 
 absl::Status Store::Core::CheckBatch(size_t n) const {
@@ -218,12 +234,23 @@ void Store::Core::Reap() {
     EndLease(lease_ends.begin()->second);
     ++stats.expired_leases;
   }
-  std::vector<uint64_t> over;
+  if (!options.before_reclaim) EndReservations(OverdueReservations());
+}
+
+std::vector<uint64_t> Store::Core::OverdueReservations() const {
+  const absl::Time now = options.now();
+  std::vector<uint64_t> overdue;
   for (auto it = reservation_ends.begin(); it != reservation_ends.end() && it->first <= now; ++it) {
-    if (!reservations.at(it->second).committing) over.push_back(it->second);
+    if (!reservations.at(it->second).committing) overdue.push_back(it->second);
   }
-  for (uint64_t id : over) {
-    if (!reservations.at(id).ended) ++stats.expired_reservations;
+  return overdue;
+}
+
+void Store::Core::EndReservations(std::span<const uint64_t> ids) {
+  for (uint64_t id : ids) {
+    const auto it = reservations.find(id);
+    if (it == reservations.end()) continue;
+    if (!it->second.ended) ++stats.expired_reservations;
     EndReservation(id);
   }
 }

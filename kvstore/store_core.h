@@ -96,6 +96,9 @@ class Store::Core {
   void LruInsert(const EntryPtr& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void LruErase(const EntryPtr& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void EndReservation(uint64_t id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // Whose ttl and grace have passed.
+  std::vector<uint64_t> OverdueReservations() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void EndReservations(std::span<const uint64_t> ids) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void EndLease(uint64_t id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void Reap() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void NoteSsdEvictions(const std::vector<SsdTier::Stored>& evicted) ABSL_LOCKS_EXCLUDED(mu);

@@ -118,6 +118,20 @@ Capabilities Context::GetCapabilities() const {
 
 namespace {
 
+// Returns when no such transfer is under way any more.
+void CutOff(const Shared& shared, absl::FunctionRef<bool(const internal::Serve&)> such, absl::string_view why) {
+  for (const std::shared_ptr<Core>& rail : shared.rails) {
+    // A message handler cannot wait for what only its own thread can end: what is under way keeps the registration.
+    const bool in_handler = rail->Driving();
+    const auto cut = [&] { return rail->CutOff(such, why) ? absl::UnavailableError("busy") : absl::OkStatus(); };
+    while (absl::IsUnavailable(rail->Run(cut)) && !in_handler) {
+      // Ends when UCX has closed those connections: microseconds.
+      rail->Drive([] { return false; }, absl::Now() + absl::Milliseconds(1));
+      std::this_thread::yield();
+    }
+  }
+}
+
 // What a MemoryRegion holds: when it goes, peers no longer find the region, and nothing is under way in it.
 struct RegionOwner {
   std::shared_ptr<Region> region;
@@ -131,18 +145,8 @@ struct RegionOwner {
       std::lock_guard<std::mutex> lock(shared.mutex);
       shared.regions.erase(region->id);
     }
-    for (const std::shared_ptr<Core>& rail : shared.rails) {
-      // A message handler cannot wait for what only its own thread can end: what is under way keeps the registration.
-      const bool in_handler = rail->Driving();
-      while (rail->Run([&] {
-                   return rail->CutOff(region.get()) ? absl::UnavailableError("busy") : absl::OkStatus();
-                 }).code() == absl::StatusCode::kUnavailable &&
-             !in_handler) {
-        // Ends when UCX has closed those connections: microseconds.
-        rail->Drive([] { return false; }, absl::Now() + absl::Milliseconds(1));
-        std::this_thread::yield();
-      }
-    }
+    CutOff(shared, [this](const internal::Serve& serve) { return serve.region == region; },
+           "the region was unregistered");
   }
 };
 
@@ -224,6 +228,22 @@ absl::StatusOr<MemoryRegion> Context::AllocateMemory(size_t size_bytes, Sharing 
   }
   PERIGEE_ASSIGN_OR_RETURN(auto region, internal::MakeRegion(shared_, nullptr, size_bytes, MemoryKind::kHost, sharing));
   return MemoryRegion(std::move(region));
+}
+
+void Context::CutOffPuts(std::span<const std::span<const std::byte>> ranges) const {
+  const auto overlaps = [&](const internal::WirePiece& piece) {
+    return std::any_of(ranges.begin(), ranges.end(), [&](std::span<const std::byte> range) {
+      const uint64_t begin = reinterpret_cast<uint64_t>(range.data());
+      return piece.address < begin + range.size() && begin < piece.address + piece.size;
+    });
+  };
+  CutOff(
+      *shared_,
+      [&](const internal::Serve& serve) {
+        return serve.put && serve.region != nullptr && serve.slot == nullptr &&
+               std::any_of(serve.pieces.begin(), serve.pieces.end(), overlaps);
+      },
+      "its put took longer than the reservation that it writes to");
 }
 
 // ---- Connections ----

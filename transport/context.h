@@ -136,6 +136,11 @@ class Context {
   // this, no byte moves under the revoked grant. (A trusted peer's may.)
   void Quiesce() const;
 
+  // For memory that is about to be given to others: closes the connections of those trusted peers whose puts are on
+  // their way straight into one of the ranges. After it returns no put that was started before changes them, but through
+  // shared memory: there the peer copies by itself.
+  void CutOffPuts(std::span<const std::span<const std::byte>> ranges) const;
+
   // `host` is a name or an address of this machine ("0.0.0.0", "::" for all) on the first rail's device; port 0 takes a
   // free one. ALREADY_EXISTS when taken. A context has one Authenticator: that of its newest listener.
   absl::StatusOr<Listener> Listen(const std::string& host, uint16_t port, Authenticator authenticator);

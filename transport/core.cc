@@ -609,11 +609,11 @@ absl::Status Core::PackKey(const Region* region, std::string* ucx_key) {
   return absl::OkStatus();
 }
 
-bool Core::CutOff(const Region* region) {
+bool Core::CutOff(absl::FunctionRef<bool(const Serve&)> such, absl::string_view why) {
   bool any = false;
   for (const auto& [serve, owned] : serves_) {
-    if (serve->region.get() != region) continue;
-    FailPeer(serve->peer.get(), absl::CancelledError("the region was unregistered"));
+    if (!such(*serve)) continue;
+    FailPeer(serve->peer.get(), absl::UnavailableError(why));
     any = true;
   }
   return any;

@@ -281,8 +281,8 @@ class Core : public std::enable_shared_from_this<Core> {
   void SetDirty() { dirty_ = true; }
   absl::Status Map(Region* region, bool allocate);
   absl::Status PackKey(const Region* region, std::string* ucx_key);
-  // Closes the connections whose transfers are under way in the region. False when there are none.
-  bool CutOff(const Region* region);
+  // Closes the connections that have such a transfer under way. False when there are none.
+  bool CutOff(absl::FunctionRef<bool(const Serve&)> such, absl::string_view why);
   void Unmap(ucp_mem_h handle);
   absl::Status UnpackKey(RemoteKey* key, Peer* peer, const void* ucx_key);
   void DestroyKey(ucp_rkey_h key);

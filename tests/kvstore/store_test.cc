@@ -98,6 +98,32 @@ TEST_F(StoreTest, AnOrphanReservationIsReclaimedAfterItsTtlAndGrace) {
   EXPECT_EQ(store_->Stats().expired_reservations, 1u);
 }
 
+TEST_F(StoreTest, BeforeReclaimIsToldWhatIsAboutToBeReused) {
+  std::vector<std::pair<uint64_t, size_t>> told;
+  StoreOptions options;
+  options.now = [this] { return now_; };
+  options.before_reclaim = [&](std::span<const std::span<const std::byte>> ranges) {
+    for (const std::span<const std::byte> range : ranges) {
+      told.emplace_back(reinterpret_cast<uint64_t>(range.data()), range.size());
+      EXPECT_GT(store_->Stats().slab_used_bytes, 0u) << "it may look at the store, and the memory is not free yet";
+    }
+  };
+  store_ = *Store::Open(options, slab_.span());
+  const std::vector<PlaneRequest> requests = {MakePlane(1, 4096).request(), MakePlane(2, 5000).request()};
+  const auto reserved = store_->Reserve(requests, absl::Seconds(10));
+  ASSERT_TRUE(reserved.ok());
+  now_ += absl::Seconds(11);
+  store_->ReapExpired();
+  EXPECT_TRUE(told.empty()) << "within the grace";
+  now_ += absl::Seconds(2);
+  EXPECT_GT(store_->Stats().slab_used_bytes, 0u) << "only ReapExpired reclaims";
+  store_->ReapExpired();
+  EXPECT_THAT(told, testing::UnorderedElementsAre(testing::Pair((*reserved)[0].address, 4096u),
+                                                  testing::Pair((*reserved)[1].address, 5000u)));
+  EXPECT_EQ(store_->Stats().slab_used_bytes, 0u);
+  EXPECT_EQ(store_->Stats().expired_reservations, 2u);
+}
+
 TEST_F(StoreTest, AbortFreesAtOnceUnlessWritesMayArrive) {
   const PlaneRequest request = MakePlane(1, 4096 * 16).request();
   uint64_t id = (*store_->Reserve({&request, 1}, absl::Seconds(10)))[0].id;

@@ -126,6 +126,33 @@ TEST_P(LinkTest, TheAcceptedSideForgetsClientsThatAreKilledOrStalled) {
   EXPECT_EQ(last.Hear(), "0 ok");
 }
 
+TEST_P(LinkTest, APutThatWasCutOffNeverLands) {
+  const auto server = Make();
+  std::vector<std::byte> memory(kBytes);  // registered, not allocated: reached by messages over either transport
+  auto region = server->RegisterMemory(memory);
+  auto listener = server->Listen("127.0.0.1", 0, TrustEveryone);
+  ASSERT_TRUE(region.ok() && listener.ok());
+  const std::string& key = region->remote_key();
+  const std::string hex = ToHex({reinterpret_cast<const uint8_t*>(key.data()), key.size()});
+  const std::span<const std::byte> elsewhere = std::span(memory).first(0), all = memory;
+  int cut_off = 0;
+  for (int round = 0; round < 8 && cut_off < 2; ++round) {
+    Child writer({TRANSPORT_PEER, GetParam(), absl::StrCat(listener->port()), hex, "put"});
+    ASSERT_EQ(writer.Hear(), "0 ok");
+    server->CutOffPuts({&elsewhere, 1});
+    const uint64_t served = server->Stats().served_bytes;
+    ASSERT_TRUE(Eventually([&] { return server->Stats().served_bytes > served; })) << "nothing of it was cut off";
+    writer.Pause();
+    server->CutOffPuts({&all, 1});
+    std::ranges::fill(memory, std::byte{0x5a});
+    writer.Continue();
+    if (writer.Hear(absl::Seconds(2)) != "(gone)") continue;  // nothing was under way in the moment of the pause
+    cut_off++;
+    EXPECT_TRUE(std::ranges::all_of(memory, [](std::byte b) { return b == std::byte{0x5a}; })) << "round " << round;
+  }
+  EXPECT_EQ(cut_off, 2);
+}
+
 TEST_P(LinkTest, APeerThatWakesUpAfterItsTransfersWereGivenUpServesAgain) {
   const auto context = Make();
   std::vector<std::byte> local(kBytes);

@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "kvstore/service.h"
 #include "proto/grpc_server.h"
+#include "spdlog/spdlog.h"
 
 namespace perigee::kvstore {
 
@@ -45,11 +46,20 @@ absl::StatusOr<std::unique_ptr<StoreServer>> StoreServer::Start(const ServerOpti
   PERIGEE_ASSIGN_OR_RETURN(p.engine, transport::Context::Create(transport));
   PERIGEE_ASSIGN_OR_RETURN(p.slab, p.engine->AllocateMemory(options.slab_bytes, transport::Sharing::kLeased));
   StoreOptions store = options.store;
-  store.before_reclaim = [engine = p.engine.get()](std::span<const std::span<const std::byte>> ranges) {
-    engine->CutOffPuts(ranges);
+  store.before_reclaim = [&p](std::span<const StoreOptions::Reclaimed> reclaimed) {
+    std::vector<std::span<const std::byte>> ranges;
+    for (const StoreOptions::Reclaimed& gone : reclaimed) {
+      p.sessions->Revoke(gone.reservation_id);
+      ranges.push_back(gone.memory);
+    }
+    const absl::Status status = p.engine->CutOffPuts(ranges);
+    if (!status.ok()) spdlog::warn("store: overdue reservations: {}", std::string(status.message()));
+    return status.ok();
   };
   PERIGEE_ASSIGN_OR_RETURN(p.store, Store::Open(std::move(store), p.slab.bytes()));
-  p.sessions = std::make_unique<SessionTable>(options.credentials, &p.engine->grants());
+  p.sessions =
+      std::make_unique<SessionTable>(options.credentials, &p.engine->grants(),
+                                     [engine = p.engine.get()](const std::string& host) { engine->Dismiss(host); });
   PERIGEE_ASSIGN_OR_RETURN(p.listener, p.engine->Listen(options.host, options.data_port,
                                                         [sessions = p.sessions.get()](absl::string_view token,
                                                                                       absl::string_view context_id) {

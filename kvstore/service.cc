@@ -42,6 +42,7 @@ void MissToWire(pod::PlaneKind kind, const Miss& miss, v1::Miss* wire) {
 }
 
 constexpr int kMaxDataHosts = 32;
+constexpr size_t kMaxUntrustedDataHosts = 8;  // the others of its addresses are not let in
 
 // gRPC says "ipv4:10.0.0.1:123" or "ipv6:%5B::1%5D:123". Empty for others (unix sockets).
 std::string CallerHost(const std::string& peer) {
@@ -74,7 +75,7 @@ class Service final : public v1::KvStore::Service {
       }
       PERIGEE_ASSIGN_OR_RETURN(const StoreSession session,
                                sessions_->Open(request->secret(), request->tenant(), request->context_id()));
-      const absl::Status admitted = Admit(*request, CallerHost(context->peer()));
+      const absl::Status admitted = Admit(session, *request, CallerHost(context->peer()));
       if (!admitted.ok()) {
         sessions_->Close(session.token);
         return admitted;
@@ -153,7 +154,7 @@ class Service final : public v1::KvStore::Service {
         own.push_back(std::move(items[i]));
       }
       // Before the payload is checked: what was checked must not change any more.
-      if (!session.trusted) Revoke(ids);
+      Revoke(session, ids);
       PERIGEE_ASSIGN_OR_RETURN(const std::vector<absl::Status> committed, store_->Commit(own, durability));
       auto next = committed.begin();
       for (absl::Status& status : statuses) {
@@ -173,7 +174,7 @@ class Service final : public v1::KvStore::Service {
       for (const uint64_t id : request->reservation_ids()) {
         if (sessions_->Owns(session, id)) ids.push_back(id);
       }
-      if (!session.trusted) Revoke(ids);
+      Revoke(session, ids);
       response->set_aborted(store_->Abort(ids, request->writes_may_arrive()));
       return absl::OkStatus();
     });
@@ -256,7 +257,7 @@ class Service final : public v1::KvStore::Service {
                        v1::ReleaseResponse* response) override {
     return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
       PERIGEE_RETURN_IF_ERROR(CheckOwner(session, request->lease_id(), "lease"));
-      if (!session.trusted) Revoke(std::array{request->lease_id()});
+      if (!session.trusted) Revoke(session, std::array{request->lease_id()});
       return store_->Release(request->lease_id(), request->fetched_bytes(), request->fetch_us());
     });
   }
@@ -382,9 +383,16 @@ class Service final : public v1::KvStore::Service {
     });
   }
 
-  absl::Status Admit(const v1::HelloRequest& request, const std::string& caller) const {
-    for (const std::string& host : request.data_hosts()) PERIGEE_RETURN_IF_ERROR(data_.admit(host));
-    return caller.empty() ? absl::OkStatus() : data_.admit(caller);
+  // Until the session ends.
+  absl::Status Admit(const StoreSession& session, const v1::HelloRequest& request, const std::string& caller) const {
+    std::vector<std::string> hosts(request.data_hosts().begin(), request.data_hosts().end());
+    if (!session.trusted && hosts.size() > kMaxUntrustedDataHosts) hosts.resize(kMaxUntrustedDataHosts);
+    if (!caller.empty()) hosts.push_back(caller);
+    for (const std::string& host : hosts) {
+      PERIGEE_RETURN_IF_ERROR(data_.admit(host));
+      sessions_->AddHost(session.token, host);
+    }
+    return absl::OkStatus();
   }
 
   // As the store will cut it.
@@ -407,9 +415,10 @@ class Service final : public v1::KvStore::Service {
     return session.tenant.empty() ? asked : session.tenant;
   }
 
-  void Revoke(std::span<const uint64_t> ids) {
+  // Trusted sessions have waited for their own transfers; for the others', nothing may be under way.
+  void Revoke(const StoreSession& session, std::span<const uint64_t> ids) {
     for (const uint64_t id : ids) sessions_->Revoke(id);
-    data_.quiesce();
+    if (!session.trusted) data_.quiesce();
   }
 
   Store* const store_;

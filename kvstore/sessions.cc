@@ -131,16 +131,37 @@ absl::StatusOr<StoreSession> SessionTable::Open(absl::string_view secret, absl::
     return absl::ResourceExhaustedError(absl::StrCat("the store has ", by_token_.size(), " sessions; try again later"));
   }
   session.id = next_++;
-  by_token_[session.token] = {session, absl::Now()};
+  by_token_[session.token] = {session, absl::Now(), {}};
   return session;
 }
 
 void SessionTable::Close(absl::string_view token) {
-  absl::MutexLock lock(&mu_);
-  const auto found = by_token_.find(std::string(token));
-  if (found == by_token_.end()) return;
-  grants_->RevokeSession(found->second.session.id);
-  by_token_.erase(found);
+  std::vector<std::string> hosts;
+  {
+    absl::MutexLock lock(&mu_);
+    const auto found = by_token_.find(std::string(token));
+    if (found == by_token_.end()) return;
+    hosts = End(found->second);
+    by_token_.erase(found);
+  }
+  for (const std::string& host : hosts) dismiss_(host);
+}
+
+void SessionTable::AddHost(absl::string_view token, const std::string& host) {
+  {
+    absl::MutexLock lock(&mu_);
+    const auto found = by_token_.find(std::string(token));
+    if (found != by_token_.end()) {
+      found->second.hosts.push_back(host);
+      return;
+    }
+  }
+  dismiss_(host);  // the session has ended meanwhile
+}
+
+std::vector<std::string> SessionTable::End(const Entry& entry) {
+  grants_->RevokeSession(entry.session.id);
+  return entry.hosts;
 }
 
 absl::StatusOr<StoreSession> SessionTable::Find(absl::string_view token) {
@@ -166,10 +187,9 @@ absl::StatusOr<transport::PeerIdentity> SessionTable::Authenticate(absl::string_
 
 void SessionTable::GrantReservation(const StoreSession& session, uint64_t reservation, uint64_t address, uint64_t bytes,
                                     absl::Time expiry) {
-  if (session.trusted) return;
+  const uint64_t writer = session.trusted ? transport::kTrustedSession : session.id;
   absl::MutexLock lock(&mu_);
-  granted_[reservation] = {
-      session.id, expiry, {grants_->Grant(session.id, address, bytes, transport::Access::kWrite, expiry)}};
+  granted_[reservation] = {writer, expiry, {grants_->Grant(writer, address, bytes, transport::Access::kWrite, expiry)}};
 }
 
 void SessionTable::GrantLease(const StoreSession& session, uint64_t lease, const std::vector<Range>& ranges,
@@ -209,7 +229,8 @@ void SessionTable::Revoke(uint64_t id) {
 
 void SessionTable::Reap(absl::Duration limit) {
   const absl::Time now = absl::Now();
-  absl::MutexLock lock(&mu_);
+  std::vector<std::string> hosts;
+  absl::ReleasableMutexLock lock(&mu_);
   for (auto it = granted_.begin(); it != granted_.end();) {
     if (now < it->second.expiry) {
       ++it;
@@ -223,9 +244,11 @@ void SessionTable::Reap(absl::Duration limit) {
       ++it;
       continue;
     }
-    grants_->RevokeSession(it->second.session.id);
+    for (std::string& host : End(it->second)) hosts.push_back(std::move(host));
     it = by_token_.erase(it);
   }
+  lock.Release();
+  for (const std::string& host : hosts) dismiss_(host);
 }
 
 size_t SessionTable::size() const {

@@ -44,18 +44,24 @@ struct StoreSession {
 class SessionTable {
  public:
   // No credentials: everybody gets a session, nobody is trusted.
-  SessionTable(std::vector<Credential> credentials, transport::GrantTable* grants)
-      : credentials_(std::move(credentials)), grants_(grants) {}
+  // dismiss: told of each AddHost when its session has ended.
+  SessionTable(
+      std::vector<Credential> credentials, transport::GrantTable* grants,
+      std::function<void(const std::string& host)> dismiss = [](const std::string&) {})
+      : credentials_(std::move(credentials)), grants_(grants), dismiss_(std::move(dismiss)) {}
 
   // UNAUTHENTICATED for an unknown secret, PERMISSION_DENIED for a tenant that is not the secret's.
   absl::StatusOr<StoreSession> Open(absl::string_view secret, absl::string_view tenant, absl::string_view context_id);
   void Close(absl::string_view token);
+  // A host that was let in for this session.
+  void AddHost(absl::string_view token, const std::string& host);
   // UNAUTHENTICATED for unknown and ended tokens. Keeps the session alive.
   absl::StatusOr<StoreSession> Find(absl::string_view token);
   // For the data plane: also refuses another context than the token's.
   absl::StatusOr<transport::PeerIdentity> Authenticate(absl::string_view token, absl::string_view context_id);
 
-  // What sessions may touch, by reservation and by lease. Nothing is recorded for trusted sessions.
+  // What sessions may touch, by reservation and by lease. What one trusted session reserves, all may write; their
+  // leases are not recorded.
   void GrantReservation(const StoreSession& session, uint64_t reservation, uint64_t address, uint64_t bytes,
                         absl::Time expiry);
   struct Range {
@@ -75,7 +81,10 @@ class SessionTable {
   struct Entry {
     StoreSession session;
     absl::Time last_used;
+    std::vector<std::string> hosts;
   };
+  // Returns its hosts, to be dismissed without the lock.
+  std::vector<std::string> End(const Entry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   struct Granted {
     uint64_t session = 0;
     absl::Time expiry;
@@ -84,6 +93,7 @@ class SessionTable {
 
   const std::vector<Credential> credentials_;
   transport::GrantTable* const grants_;
+  const std::function<void(const std::string& host)> dismiss_;
   mutable absl::Mutex mu_;
   uint64_t next_ ABSL_GUARDED_BY(mu_) = 1;
   std::unordered_map<std::string, Entry> by_token_ ABSL_GUARDED_BY(mu_);

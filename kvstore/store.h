@@ -35,8 +35,12 @@ struct StoreOptions {
   absl::Duration max_ttl = absl::Hours(1);  // Longer wishes are cut to this.
   // How much longer than its ttl an abandoned reservation's memory stays unused, for PUTs still on their way.
   absl::Duration reclaim_grace = absl::Seconds(2);
-  // Then called with it, before others get it: to stop PUTs that have not arrived even now.
-  std::function<void(std::span<const std::span<const std::byte>>)> before_reclaim;
+  // Then called, before others get the memory: to stop PUTs that have not arrived even now. False: not yet, ask again.
+  struct Reclaimed {
+    uint64_t reservation_id = 0;
+    std::span<const std::byte> memory;
+  };
+  std::function<bool(std::span<const Reclaimed>)> before_reclaim;
   size_t max_batch_planes = 65536;
   size_t history_planes = 65536;
 };

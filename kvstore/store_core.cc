@@ -83,7 +83,7 @@ absl::Duration Store::max_ttl() const { return core_->options.max_ttl; }
 void Store::ReapExpired() {
   Core& c = *core_;
   std::vector<uint64_t> overdue;
-  std::vector<std::span<const std::byte>> ranges;
+  std::vector<StoreOptions::Reclaimed> reclaimed;
   {
     absl::MutexLock lock(&c.mu);
     c.Reap();
@@ -91,12 +91,12 @@ void Store::ReapExpired() {
     overdue = c.OverdueReservations();
     for (uint64_t id : overdue) {
       const ReservationState& r = c.reservations.at(id);
-      ranges.push_back(c.Memory(r.extent, r.payload_bytes));
+      reclaimed.push_back({id, c.Memory(r.extent, r.payload_bytes)});
     }
   }
   if (overdue.empty()) return;
   // What is overdue cannot be committed meanwhile.
-  c.options.before_reclaim(ranges);
+  if (!c.options.before_reclaim(reclaimed)) return;
   absl::MutexLock lock(&c.mu);
   c.EndReservations(overdue);
 }

@@ -45,16 +45,15 @@ void GrantTable::RevokeSession(uint64_t session) {
 }
 
 uint64_t GrantTable::Reach(const Session& session, uint64_t address, Access access, absl::Time now) const {
-  uint64_t end = address;
   for (auto it = session.by_address.upper_bound(address); it != session.by_address.begin();) {
     --it;
     if (address - it->first > session.longest) break;
     const Entry& grant = grants_.at(it->second);
     if (grant.access == access && now < grant.expiry && address - grant.address < grant.size_bytes) {
-      end = std::max(end, grant.address + grant.size_bytes);
+      return grant.address + grant.size_bytes;
     }
   }
-  return end;
+  return address;
 }
 
 bool GrantTable::Allows(uint64_t session, uint64_t address, uint64_t size_bytes, Access access, absl::Time now) const {

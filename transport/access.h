@@ -33,8 +33,13 @@ namespace perigee::transport {
 struct PeerIdentity {
   std::string name;      // for logs and errors
   uint64_t session = 0;  // grants are made to sessions
-  bool trusted = false;  // not held to grants
+  // Reads without grants, over one-sided RDMA and shared memory writes without them. What it puts by messages must be
+  // granted to kTrustedSession, so that a put that comes late does not write into memory that has become another's.
+  bool trusted = false;
 };
+
+// All trusted peers together. No other session has this number.
+inline constexpr uint64_t kTrustedSession = 0;
 
 // token: what the peer gave to Connect. context_id: the 16 bytes of the peer's Context::id(), so that a token can be
 // bound to one peer. Runs inside the transport: must be quick and must not call this room.
@@ -72,7 +77,7 @@ class GrantTable {
     std::multimap<uint64_t, uint64_t> by_address;  // -> grant
     uint64_t longest = 0;                          // no grant has been longer: a search need not go further back
   };
-  // The end of the grant that covers `address` and reaches furthest; `address` where none does.
+  // The end of a grant that covers `address`; `address` where none does.
   uint64_t Reach(const Session& session, uint64_t address, Access access, absl::Time now) const;
 
   mutable std::mutex mutex_;

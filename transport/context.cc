@@ -82,6 +82,11 @@ absl::Status Context::Admit(const std::string& address) const {
   return shared_->guard.Admit(parsed.storage);
 }
 
+void Context::Dismiss(const std::string& address) const {
+  const absl::StatusOr<SocketAddress> parsed = internal::ParseAddress(address, 0);
+  if (parsed.ok()) shared_->guard.Dismiss(parsed->storage);
+}
+
 GrantTable& Context::grants() const { return shared_->grants; }
 
 void Context::Quiesce() const {
@@ -118,18 +123,21 @@ Capabilities Context::GetCapabilities() const {
 
 namespace {
 
-// Returns when no such transfer is under way any more.
-void CutOff(const Shared& shared, absl::FunctionRef<bool(const internal::Serve&)> such, absl::string_view why) {
+// Returns when no such transfer is under way any more; false when `until` comes first.
+bool CutOff(const Shared& shared, absl::FunctionRef<bool(const internal::Serve&)> such, absl::string_view why,
+            absl::Time until) {
   for (const std::shared_ptr<Core>& rail : shared.rails) {
     // A message handler cannot wait for what only its own thread can end: what is under way keeps the registration.
     const bool in_handler = rail->Driving();
     const auto cut = [&] { return rail->CutOff(such, why) ? absl::UnavailableError("busy") : absl::OkStatus(); };
     while (absl::IsUnavailable(rail->Run(cut)) && !in_handler) {
-      // Ends when UCX has closed those connections: microseconds.
+      if (absl::Now() > until) return false;
+      // Ends when UCX has closed those connections: microseconds, mostly.
       rail->Drive([] { return false; }, absl::Now() + absl::Milliseconds(1));
       std::this_thread::yield();
     }
   }
+  return true;
 }
 
 // What a MemoryRegion holds: when it goes, peers no longer find the region, and nothing is under way in it.
@@ -145,8 +153,9 @@ struct RegionOwner {
       std::lock_guard<std::mutex> lock(shared.mutex);
       shared.regions.erase(region->id);
     }
-    CutOff(shared, [this](const internal::Serve& serve) { return serve.region == region; },
-           "the region was unregistered");
+    CutOff(
+        shared, [this](const internal::Serve& serve) { return serve.region == region; }, "the region was unregistered",
+        absl::InfiniteFuture());
   }
 };
 
@@ -230,20 +239,21 @@ absl::StatusOr<MemoryRegion> Context::AllocateMemory(size_t size_bytes, Sharing 
   return MemoryRegion(std::move(region));
 }
 
-void Context::CutOffPuts(std::span<const std::span<const std::byte>> ranges) const {
+absl::Status Context::CutOffPuts(std::span<const std::span<const std::byte>> ranges) const {
   const auto overlaps = [&](const internal::WirePiece& piece) {
     return std::any_of(ranges.begin(), ranges.end(), [&](std::span<const std::byte> range) {
       const uint64_t begin = reinterpret_cast<uint64_t>(range.data());
       return piece.address < begin + range.size() && begin < piece.address + piece.size;
     });
   };
-  CutOff(
-      *shared_,
-      [&](const internal::Serve& serve) {
-        return serve.put && serve.region != nullptr && serve.slot == nullptr &&
-               std::any_of(serve.pieces.begin(), serve.pieces.end(), overlaps);
-      },
-      "its put took longer than the reservation that it writes to");
+  const auto such = [&](const internal::Serve& serve) {
+    return serve.put && serve.region != nullptr && serve.slot == nullptr &&
+           std::any_of(serve.pieces.begin(), serve.pieces.end(), overlaps);
+  };
+  constexpr absl::Duration kLimit = absl::Seconds(5);
+  if (CutOff(*shared_, such, "its put took longer than its reservation", absl::Now() + kLimit)) return absl::OkStatus();
+  return absl::UnavailableError(
+      absl::StrCat("a put was not let go of within ", absl::FormatDuration(kLimit), "; try again"));
 }
 
 // ---- Connections ----
@@ -326,6 +336,10 @@ absl::StatusOr<Endpoint> Context::Connect(const std::string& host, uint16_t port
   }
   shared_->counters.connections_opened++;
   return endpoint;
+}
+
+bool Context::Drive(absl::FunctionRef<bool()> done, absl::Time until) const {
+  return shared_->rails[0]->Drive(done, until);
 }
 
 void Context::SetHandler(uint16_t id, MessageHandler handler) {

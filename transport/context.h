@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -110,7 +111,8 @@ std::vector<std::string> LocalAddresses();
 // FAILED_PRECONDITION.
 class Context {
  public:
-  // UNAVAILABLE or INVALID_ARGUMENT when UCX has no such transports or devices here.
+  // UNAVAILABLE or INVALID_ARGUMENT when UCX has no such transports or devices here. Sets and restores environment
+  // variables for UCX to read: make contexts before threads that use the environment.
   static absl::StatusOr<std::unique_ptr<Context>> Create(const Options& options);
   ~Context();
   Context(const Context&) = delete;
@@ -127,8 +129,10 @@ class Context {
   // Host memory. RESOURCE_EXHAUSTED when there is not that much.
   absl::StatusOr<MemoryRegion> AllocateMemory(size_t size_bytes, Sharing sharing = Sharing::kOpen);
   // With Options::guarded: opens UCX's ports to a host, by its numeric address. INVALID_ARGUMENT for anything else,
-  // RESOURCE_EXHAUSTED when there are too many (about 2,000).
+  // RESOURCE_EXHAUSTED when there are too many (about 2,000 of IPv4, 450 of IPv6).
   absl::Status Admit(const std::string& address) const;
+  // Takes one Admit back. Connections that exist stay.
+  void Dismiss(const std::string& address) const;
 
   // For leased regions.
   GrantTable& grants() const;
@@ -137,9 +141,10 @@ class Context {
   void Quiesce() const;
 
   // For memory that is about to be given to others: closes the connections of those trusted peers whose puts are on
-  // their way straight into one of the ranges. After it returns no put that was started before changes them, but through
-  // shared memory: there the peer copies by itself.
-  void CutOffPuts(std::span<const std::span<const std::byte>> ranges) const;
+  // their way straight into one of the ranges. Once it returns OK, and with the grants revoked before, no put by
+  // messages changes them; through shared memory and RDMA the peer writes by itself. UNAVAILABLE when UCX does not let
+  // go of one within seconds: try again.
+  absl::Status CutOffPuts(std::span<const std::span<const std::byte>> ranges) const;
 
   // `host` is a name or an address of this machine ("0.0.0.0", "::" for all) on the first rail's device; port 0 takes a
   // free one. ALREADY_EXISTS when taken. A context has one Authenticator: that of its newest listener.
@@ -149,6 +154,10 @@ class Context {
   // longer than `deadline`.
   absl::StatusOr<Endpoint> Connect(const std::string& host, uint16_t port, absl::Time deadline,
                                    absl::string_view token = "");
+
+  // Drives, for those who wait for a handler to have run: until done(), `until`, or nothing has moved for spin_us, or
+  // somebody else drives. Returns done(). Not from a handler.
+  bool Drive(absl::FunctionRef<bool()> done, absl::Time until) const;
 
   // Replaces the handler for `id`; an empty one removes it. After it returns the former handler does not run any more.
   void SetHandler(uint16_t id, MessageHandler handler);

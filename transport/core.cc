@@ -31,8 +31,8 @@ constexpr absl::Duration kTimeCheckEvery = absl::Milliseconds(1);
 constexpr absl::Duration kLongestSleep = absl::Milliseconds(100);
 // How long a rail's thread leaves UCX to callers that drive in quick succession. Woken for every answer of theirs, it
 // would take a processor from the peer.
-constexpr int64_t kNapUs = 200, kLongestNapUs = 2000;  // of a rail's thread while callers drive
-constexpr absl::Duration kStopped = absl::Milliseconds(50);  // longer than a driver pauses while something moves
+constexpr int64_t kNapUs = 200, kLongestNapUs = 1600;          // of a rail's thread while callers drive
+constexpr absl::Duration kStopped = absl::Milliseconds(50);    // a driver that is so late has been stopped
 constexpr absl::Duration kClaimLimit = absl::Milliseconds(1);  // then the caller lets the thread do its work
 constexpr absl::Duration kDoorstep = absl::Milliseconds(20);
 constexpr size_t kSlots = 16;  // of operations, and as many of serves: 33 MiB per rail when all are in use
@@ -71,6 +71,9 @@ class TcpSettings {
  private:
   void Set(const char* name, const std::string& value) {
     const char* before = std::getenv(name);
+    if (before != nullptr && value != before) {
+      spdlog::warn("transport: {}={} is not used: all peers need {}", name, before, value);
+    }
     before_.emplace_back(name, before == nullptr ? std::nullopt : std::optional<std::string>(before));
     setenv(name, value.c_str(), /*overwrite=*/1);
   }
@@ -90,7 +93,11 @@ std::string MachineIdentity() {
   return absl::StrCat(absl::StripAsciiWhitespace(*boot), absl::string_view(ipc_namespace, length));
 }
 
-int64_t NowUs() { return absl::GetCurrentTimeNanos() / 1000; }
+// Not the wall clock's.
+int64_t NowUs() {
+  return std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
 
 // Sixteen mixed bits of every input bit: a counter's successor tells nothing to those who do not know the secret.
 uint64_t Mix(uint64_t x) {
@@ -367,7 +374,7 @@ void Core::Loop() {
   while (true) {
     // What wakes this thread while callers drive is most likely their answer.
     const bool callers = !handed_over_.load() && !has_posted_.load() &&
-                         NowUs() - last_driven_us_.load(std::memory_order_relaxed) < nap_us;
+                         NowUs() - last_driven_us_.load(std::memory_order_relaxed) < kNapUs;
     if (callers || claims_.load() > 0 || !TryTake()) {
       Nap(nap_us);
       if (callers) nap_us = std::min(nap_us * 2, kLongestNapUs);
@@ -399,8 +406,11 @@ void Core::Loop() {
 
 bool Core::Step() {
   const absl::Time start = absl::Now();
-  if (start - last_step_ > kStopped && (!serves_.empty() || !transfers_.empty())) PortGuard::EmptyResetConnections();
+  if (start - std::max(last_step_, planned_wake_) > kStopped && (!serves_.empty() || !transfers_.empty())) {
+    PortGuard::EmptyResetConnections();
+  }
   last_step_ = start;
+  planned_wake_ = absl::InfinitePast();
   bool moved = RunPosted();
   AdvanceAll();
   for (int i = 0; i < 16 && ucp_worker_progress(worker_) != 0; ++i) {
@@ -462,7 +472,7 @@ void Core::CheckTime(absl::Time now) {
 
 void Core::Nap(int64_t nap_us) {
   sleeping_.store(true);
-  if (!has_posted_.load()) {
+  if (!has_posted_.load() && !handed_over_.load()) {
     pollfd fd = {wake_fd_.get(), POLLIN, 0};
     const timespec timeout = {0, nap_us * 1000};
     ppoll(&fd, 1, &timeout, nullptr);
@@ -487,12 +497,14 @@ void Core::Sleep() {
     if (!message->done.Happened()) wake_at = std::min(wake_at, message->deadline);
   }
   if (!copying_ops_.empty() || !copying_serves_.empty()) wake_at = now;  // a device's end of copy wakes nobody
+  const int64_t wanted_ms = wake_at == now ? 0 : absl::ToInt64Milliseconds(wake_at - now) + 1;
+  const int timeout_ms = static_cast<int>(std::clamp<int64_t>(wanted_ms, 0, 1000));
+  planned_wake_ = now + absl::Milliseconds(timeout_ms);
   sleeping_.store(true);
   Release();
   if (!has_posted_.load()) {
     pollfd fds[2] = {{ucx_fd_, POLLIN, 0}, {wake_fd_.get(), POLLIN, 0}};
-    const int64_t timeout_ms = wake_at == now ? 0 : absl::ToInt64Milliseconds(wake_at - now) + 1;
-    poll(fds, 2, static_cast<int>(std::clamp<int64_t>(timeout_ms, 0, 1000)));
+    poll(fds, 2, timeout_ms);
   }
   sleeping_.store(false);
   uint64_t count = 0;
@@ -613,7 +625,7 @@ bool Core::CutOff(absl::FunctionRef<bool(const Serve&)> such, absl::string_view 
   bool any = false;
   for (const auto& [serve, owned] : serves_) {
     if (!such(*serve)) continue;
-    FailPeer(serve->peer.get(), absl::UnavailableError(why));
+    FailPeer(serve->peer.get(), absl::CancelledError(why));  // lingers: what is on the wire ends first
     any = true;
   }
   return any;

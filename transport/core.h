@@ -403,7 +403,8 @@ class Core : public std::enable_shared_from_this<Core> {
   bool stopping_ = false;
   bool dirty_ = false;  // something may be able to advance
   absl::Time last_check_, last_step_;
-  uint64_t op_secret_ = 0, next_op_ = 0;  // ids of operations and calls: not to be guessed by other peers
+  absl::Time planned_wake_ = absl::InfinitePast();  // of the rail's thread, while it sleeps
+  uint64_t op_secret_ = 0, next_op_ = 0;            // ids of operations and calls: not to be guessed by other peers
   uint64_t NewId();
   std::list<std::unique_ptr<RailTransfer>> transfers_;  // first started, first served
   std::list<std::shared_ptr<Message>> messages_;

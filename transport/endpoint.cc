@@ -168,7 +168,7 @@ absl::StatusOr<std::shared_ptr<Transfer>> StartTransfer(Direction direction, con
       peer->core->AddTransfer(transfer, peer);
       return absl::OkStatus();
     };
-    const absl::Status status = peer->core->Run(add, then);
+    const absl::Status status = peer->core->Run(add, peer == rails[0] ? then : Core::Then::kLeave);
     if (!status.ok()) {
       if (rails.size() == 1) transfer->Fail(status);
       transfer->Detach({}, status);

@@ -264,7 +264,7 @@ void Core::SendOp(WireOp* op) {
   if (put && op->slot != nullptr) {
     payload = op->slot->memory;
     count += operation.size;
-  } else if (put && operation.pieces == 1) {
+  } else if (put && (operation.direct || operation.pieces == 1)) {
     payload = transfer->Local(transfer->PiecesOf(operation)[0]);
     count = operation.size;
   } else if (put) {
@@ -319,7 +319,9 @@ void Core::OnAnswer(const void* header, size_t header_length, void*, size_t, con
     const auto code = static_cast<absl::StatusCode>(std::min<uint32_t>(answer.code, 16));
     const char* why = code == absl::StatusCode::kPermissionDenied
                           ? " does not let this session reach those bytes (no lease, or one that has ended)"
-                          : " refused the transfer: its region is gone or smaller; fetch the key again";
+                      : code == absl::StatusCode::kOutOfRange
+                          ? " refused the transfer: its region is gone or smaller; fetch the key again"
+                          : " could not carry the transfer out; its log says why";
     transfer->Fail(absl::Status(code, absl::StrCat("the peer at ", peer->name, why)));
   }
   op->answered = true;

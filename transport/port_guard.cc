@@ -20,14 +20,13 @@
 namespace perigee::transport::internal {
 namespace {
 
-constexpr size_t kMostAddresses = 400;      // of each kind: the kernel takes 4096 instructions
 constexpr unsigned kUserTimeoutMs = 30000;  // longer than the transport's own patience
 constexpr uint32_t kAccept = 0xffffffff, kDrop = 0;
 
 // Offsets of the network header, whatever the socket's packets begin with.
 uint32_t Net(int offset) { return static_cast<uint32_t>(SKF_NET_OFF + offset); }
 
-std::vector<sock_filter> Program(const std::set<uint32_t>& v4, const std::set<std::array<uint32_t, 4>>& v6) {
+std::vector<sock_filter> Program(const std::map<uint32_t, int>& v4, const std::map<std::array<uint32_t, 4>, int>& v6) {
   std::vector<sock_filter> out;
   const auto load = [&](int offset) { out.push_back(BPF_STMT(BPF_LD | BPF_W | BPF_ABS, Net(offset))); };
   const auto end = [&](uint32_t verdict) { out.push_back(BPF_STMT(BPF_RET | BPF_K, verdict)); };
@@ -42,14 +41,14 @@ std::vector<sock_filter> Program(const std::set<uint32_t>& v4, const std::set<st
   out.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0x7f000000, 0, 1));
   end(kAccept);
   load(12);
-  for (const uint32_t address : v4) {
+  for (const auto& [address, times] : v4) {
     out.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, address, 0, 1));
     end(kAccept);
   }
   end(kDrop);
   // IPv6's: each address word by word.
-  std::vector<std::array<uint32_t, 4>> addresses(v6.begin(), v6.end());
-  addresses.push_back({0, 0, 0, 1});
+  std::vector<std::array<uint32_t, 4>> addresses = {{0, 0, 0, 1}};
+  for (const auto& [address, times] : v6) addresses.push_back(address);
   for (const std::array<uint32_t, 4>& address : addresses) {
     for (int i = 0; i < 4; ++i) {
       load(8 + 4 * i);
@@ -168,30 +167,47 @@ absl::Status PortGuard::Attach(int socket) const { return AttachProgram(socket, 
 absl::Status PortGuard::Admit(const sockaddr_storage& address) {
   if (!guarded_) return absl::OkStatus();
   std::lock_guard<std::mutex> lock(mutex_);
-  std::set<uint32_t> v4 = v4_;
-  std::set<std::array<uint32_t, 4>> v6 = v6_;
+  return Change(address, 1);
+}
+
+void PortGuard::Dismiss(const sockaddr_storage& address) {
+  if (!guarded_) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  Change(address, -1).IgnoreError();  // a smaller filter fits
+}
+
+absl::Status PortGuard::Change(const sockaddr_storage& address, int by) {
+  auto v4 = v4_;
+  auto v6 = v6_;
+  const auto count = [by](auto& addresses, const auto& key) {
+    const auto it = addresses.try_emplace(key, 0).first;
+    it->second += by;
+    if (it->second <= 0) addresses.erase(it);
+  };
   if (address.ss_family == AF_INET) {
-    v4.insert(ntohl(reinterpret_cast<const sockaddr_in&>(address).sin_addr.s_addr));
+    count(v4, ntohl(reinterpret_cast<const sockaddr_in&>(address).sin_addr.s_addr));
   } else {
     std::array<uint32_t, 4> words{};
     std::memcpy(words.data(), &reinterpret_cast<const sockaddr_in6&>(address).sin6_addr, sizeof(words));
     for (uint32_t& word : words) word = ntohl(word);
     if (words[0] == 0 && words[1] == 0 && words[2] == 0xffff) {
-      v4.insert(words[3]);
+      count(v4, words[3]);
     } else {
-      v6.insert(words);
+      count(v6, words);
     }
   }
-  if (v4.size() == v4_.size() && v6.size() == v6_.size()) return absl::OkStatus();
-  if (Program(v4, v6).size() > BPF_MAXINSNS) {
+  const bool same = v4.size() == v4_.size() && v6.size() == v6_.size();
+  if (!same && Program(v4, v6).size() > BPF_MAXINSNS) {
     return absl::ResourceExhaustedError(absl::StrCat(v4.size() + v6.size(),
                                                      " addresses do not fit the filter of this "
-                                                     "context's ports; restart it, or let fewer hosts connect"));
+                                                     "context's ports; let fewer hosts connect"));
   }
   v4_ = std::move(v4);
   v6_ = std::move(v6);
   absl::Status status;
-  for (const int socket : sockets_) status.Update(Attach(socket));
+  if (!same) {
+    for (const int socket : sockets_) status.Update(Attach(socket));
+  }
   return status;
 }
 

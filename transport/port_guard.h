@@ -12,6 +12,7 @@
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <mutex>
 #include <set>
 #include <string>
@@ -35,7 +36,9 @@ class PortGuard {
   // Before UCX closes them: the numbers may be another's afterwards.
   void Forget(const std::vector<int>& sockets);
 
+  // An address that is admitted n times stays until it was dismissed n times; connections that exist stay in any case.
   absl::Status Admit(const sockaddr_storage& address);
+  void Dismiss(const sockaddr_storage& address);
   // The ports of the guarded sockets.
   std::vector<uint16_t> Ports() const;
   // Connections that came in through them, and those that went out to `peer_ports` of `peer_host`, shall close by a
@@ -53,13 +56,16 @@ class PortGuard {
   void Close(const std::vector<int>& sockets);
 
  private:
-  absl::Status Attach(int socket) const;  // mutex_ held
+  // mutex_ held:
+  absl::Status Attach(int socket) const;
+  absl::Status Change(const sockaddr_storage& address, int by);
 
   const bool guarded_;
   mutable std::mutex mutex_;
   std::set<int> sockets_;
-  std::set<uint32_t> v4_;  // host byte order
-  std::set<std::array<uint32_t, 4>> v6_;
+  // Address, host byte order -> how often it is admitted.
+  std::map<uint32_t, int> v4_;
+  std::map<std::array<uint32_t, 4>, int> v6_;
 };
 
 }  // namespace perigee::transport::internal

@@ -1,10 +1,11 @@
 // The owner's side of transfers by messages: what peers put into and get from this context's regions. The owner's
 // program is not involved, only whoever drives the rail. Everything here runs as driver.
 //
-// Three ways for the bytes: small payloads come with the message; a single piece of host memory moves by UCX's
-// rendezvous straight from or into the region; all else goes through a slot (scattered pieces, device memory). So does
-// everything of a peer that is not trusted: rendezvous waits for the peer, and by the time it moves the bytes, the
-// lease that allowed them may have ended and the memory may be another's.
+// The ways of the bytes: what a peer puts comes with its message (up to kEagerBytes) or, a large single piece of host
+// memory, straight into the region by UCX's rendezvous. What it gets is sent from where it lies, if that is host memory
+// in few pieces. All else goes through a slot. So does everything that a peer that is not trusted gets, or puts by
+// rendezvous: UCX waits for the peer, and by the time it moves the bytes, the lease that allowed them may have ended
+// and the memory may be another's.
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -87,12 +88,13 @@ absl::Status Core::Check(Serve* serve) {
   if (region == nullptr) return absl::OutOfRangeError("no such region");
   const PeerIdentity& identity = serve->peer->identity;
   // The peers that this side connected to serve us; they have no business in our memory but what is open to all.
-  const bool leased = region->sharing == Sharing::kLeased && !identity.trusted;
+  const bool leased = region->sharing == Sharing::kLeased && (serve->put || !identity.trusted);
+  const uint64_t session = identity.trusted ? kTrustedSession : identity.session;
   const absl::Time now = leased ? absl::Now() : absl::InfinitePast();
   for (const WirePiece& piece : serve->pieces) {
     if (!region->Contains(piece.address, piece.size)) return absl::OutOfRangeError("outside of the region");
-    if (leased && !shared_->grants.Allows(identity.session, piece.address, piece.size,
-                                          serve->put ? Access::kWrite : Access::kRead, now)) {
+    if (leased &&
+        !shared_->grants.Allows(session, piece.address, piece.size, serve->put ? Access::kWrite : Access::kRead, now)) {
       return absl::PermissionDeniedError("no grant");
     }
   }

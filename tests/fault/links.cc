@@ -12,8 +12,7 @@
 namespace perigee::fault {
 namespace {
 
-constexpr size_t kStrideBytes = kPieceBytes + kGapBytes;
-static_assert(kPieceBytes % 8 == 0 && kGapBytes % 8 == 0);
+static_assert(kShortBytes % 8 == 0 && kLongBytes % 8 == 0 && kGapBytes % 8 == 0);
 
 uint64_t Word(uint64_t seed, uint64_t offset) {
   uint64_t x = (seed << 40) ^ offset ^ 0x9e3779b97f4a7c15;
@@ -44,10 +43,13 @@ size_t CountRange(std::span<const std::byte> region, size_t begin, size_t end, u
 // fn(begin, end, is_piece); a region is a multiple of 8 bytes.
 template <typename Fn>
 void ForRanges(size_t bytes, Fn fn) {
-  for (size_t begin = 0; begin < bytes; begin += kStrideBytes) {
-    const size_t middle = std::min(begin + kPieceBytes, bytes), end = std::min(begin + kStrideBytes, bytes);
+  // Seven short ones, which share messages, and a long one.
+  for (size_t begin = 0, piece = 0; begin < bytes; ++piece) {
+    const size_t middle = std::min(begin + (piece % 8 == 7 ? kLongBytes : kShortBytes), bytes);
+    const size_t end = std::min(middle + kGapBytes, bytes);
     fn(begin, middle, true);
     fn(middle, end, false);
+    begin = end;
   }
 }
 

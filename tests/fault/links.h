@@ -1,8 +1,8 @@
 // All that the fault tests and their peer program want of transport/, in one place: serve a region, open a link to one,
 // move scattered pieces, and tell right bytes from wrong ones.
 //
-// A region is cut in pieces with gaps between them: region[piece][kPieceBytes + kGapBytes]. Transfers touch the pieces
-// only; the gaps show whether anything was written that nobody asked for. Bytes are a function of seed and offset in
+// A region is cut in pieces, short and long in turns, with gaps between them: short ones travel together with their
+// messages, long ones by rendezvous. Transfers touch the pieces only; the gaps show whether anything was written that nobody asked for. Bytes are a function of seed and offset in
 // the region, so that a wrong, stale or displaced byte is seen as such.
 #ifndef PERIGEE_TESTS_FAULT_LINKS_H_
 #define PERIGEE_TESTS_FAULT_LINKS_H_
@@ -21,7 +21,8 @@
 
 namespace perigee::fault {
 
-inline constexpr size_t kPieceBytes = 60 << 10;
+inline constexpr size_t kShortBytes = 60 << 10;
+inline constexpr size_t kLongBytes = 700 << 10;
 inline constexpr size_t kGapBytes = 4 << 10;
 inline constexpr size_t kRegionBytes = size_t{32} << 20;
 // How much later than its deadline an operation may end.

@@ -83,7 +83,8 @@ TEST(SessionTableTest, ASecretDecidesTenantAndTrust) {
 
 TEST(SessionTableTest, ATokenWorksForItsOwnContextOnlyAndNotForever) {
   transport::GrantTable grants;
-  SessionTable table({}, &grants);
+  std::vector<std::string> dismissed;
+  SessionTable table({}, &grants, [&](const std::string& host) { dismissed.push_back(host); });
   const auto session = table.Open("", "", "context-a");
   ASSERT_TRUE(session.ok());
   EXPECT_TRUE(table.Authenticate(session->token, "context-a").ok());
@@ -91,9 +92,15 @@ TEST(SessionTableTest, ATokenWorksForItsOwnContextOnlyAndNotForever) {
   EXPECT_TRUE(absl::IsPermissionDenied(table.Authenticate("guess", "context-a").status()));
   table.GrantReservation(*session, 5, 4096, 100, absl::InfiniteFuture());
   EXPECT_EQ(grants.size(), 1u);
+  table.AddHost(session->token, "10.0.0.1");
+  table.AddHost(session->token, "10.0.0.2");
   table.Reap(absl::Hours(1));
   EXPECT_EQ(table.size(), 1u);
+  EXPECT_TRUE(dismissed.empty());
   table.Reap(absl::ZeroDuration());
+  EXPECT_EQ(dismissed, (std::vector<std::string>{"10.0.0.1", "10.0.0.2"}));
+  table.AddHost(session->token, "10.0.0.3");
+  EXPECT_EQ(dismissed.back(), "10.0.0.3") << "too late";
   EXPECT_EQ(table.size(), 0u);
   EXPECT_EQ(grants.size(), 0u);
   EXPECT_TRUE(absl::IsUnauthenticated(table.Find(session->token).status()));

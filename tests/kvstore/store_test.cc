@@ -102,11 +102,15 @@ TEST_F(StoreTest, BeforeReclaimIsToldWhatIsAboutToBeReused) {
   std::vector<std::pair<uint64_t, size_t>> told;
   StoreOptions options;
   options.now = [this] { return now_; };
-  options.before_reclaim = [&](std::span<const std::span<const std::byte>> ranges) {
-    for (const std::span<const std::byte> range : ranges) {
-      told.emplace_back(reinterpret_cast<uint64_t>(range.data()), range.size());
+  std::vector<uint64_t> ids;
+  bool ready = false;
+  options.before_reclaim = [&](std::span<const StoreOptions::Reclaimed> reclaimed) {
+    for (const StoreOptions::Reclaimed& gone : reclaimed) {
+      ids.push_back(gone.reservation_id);
+      told.emplace_back(reinterpret_cast<uint64_t>(gone.memory.data()), gone.memory.size());
       EXPECT_GT(store_->Stats().slab_used_bytes, 0u) << "it may look at the store, and the memory is not free yet";
     }
+    return ready;
   };
   store_ = *Store::Open(options, slab_.span());
   const std::vector<PlaneRequest> requests = {MakePlane(1, 4096).request(), MakePlane(2, 5000).request()};
@@ -118,6 +122,12 @@ TEST_F(StoreTest, BeforeReclaimIsToldWhatIsAboutToBeReused) {
   now_ += absl::Seconds(2);
   EXPECT_GT(store_->Stats().slab_used_bytes, 0u) << "only ReapExpired reclaims";
   store_->ReapExpired();
+  EXPECT_GT(store_->Stats().slab_used_bytes, 0u) << "it was not ready";
+  ready = true;
+  told.clear();
+  ids.clear();
+  store_->ReapExpired();
+  EXPECT_THAT(ids, testing::UnorderedElementsAre((*reserved)[0].id, (*reserved)[1].id));
   EXPECT_THAT(told, testing::UnorderedElementsAre(testing::Pair((*reserved)[0].address, 4096u),
                                                   testing::Pair((*reserved)[1].address, 5000u)));
   EXPECT_EQ(store_->Stats().slab_used_bytes, 0u);

@@ -248,9 +248,23 @@ TEST_P(AccessTest, AServedKeyGoesByMessagesAndATrustedPeersKeyByWhatThereIs) {
   auto whole = endpoint_.UnpackRemoteKey(region_.remote_key());
   ASSERT_TRUE(whole.ok());
   EXPECT_EQ(whole->path(), absl::string_view(GetParam()) == "tcp" ? "messages" : "shared memory");
-  // Trusted: no grant is needed, over either key.
+  // Trusted: no grant is needed to read, over either key.
   EXPECT_TRUE(Get(0, kRegionBytes).ok());
-  EXPECT_TRUE(Put(100, 5000).ok());
+}
+
+TEST_P(AccessTest, ATrustedPeersPutsAreGrantedToAllTrustedPeers) {
+  Open("trusted");
+  for (const size_t size : {size_t{5000}, size_t{2} << 20}) {  // with the message, by rendezvous
+    EXPECT_TRUE(absl::IsPermissionDenied(Put(100, size)));
+    EXPECT_TRUE(Unchanged());
+    const uint64_t grant = Grant(100, size, Access::kWrite, kTrustedSession);
+    EXPECT_TRUE(Put(100, size).ok());
+    EXPECT_FALSE(Unchanged());
+    std::ranges::fill(std::span(before_).subspan(100, size), std::byte{0xee});
+    server_->grants().Revoke(grant);
+    EXPECT_TRUE(absl::IsPermissionDenied(Put(100, size))) << "late";
+    EXPECT_TRUE(Unchanged());
+  }
 }
 
 TEST_P(AccessTest, AnUntrustedSessionReachesWhatIsGrantedAndNotAByteMore) {

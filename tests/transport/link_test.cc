@@ -145,11 +145,11 @@ TEST_P(LinkTest, APutThatWasCutOffNeverLands) {
   for (int round = 0; round < 8 && cut_off < 2; ++round) {
     Child writer({TRANSPORT_PEER, GetParam(), absl::StrCat(listener->port()), hex, "put"});
     ASSERT_EQ(writer.Hear(), "0 ok");
-    server->CutOffPuts({&elsewhere, 1});
+    ASSERT_TRUE(server->CutOffPuts({&elsewhere, 1}).ok());
     const uint64_t served = server->Stats().served_bytes;
     ASSERT_TRUE(Eventually([&] { return server->Stats().served_bytes > served; })) << "nothing of it was cut off";
     writer.Pause();
-    server->CutOffPuts({&all, 1});
+    ASSERT_TRUE(server->CutOffPuts({&all, 1}).ok());
     std::ranges::fill(memory, std::byte{0x5a});
     writer.Continue();
     if (writer.Hear(absl::Seconds(2)) != "(gone)") continue;  // nothing was under way in the moment of the pause
@@ -181,8 +181,8 @@ TEST_P(LinkTest, APeerThatWakesUpAfterItsTransfersWereGivenUpServesAgain) {
     peer.child.Continue();
     // What it still has in its buffers, and what it answers, arrives before this.
     auto again = context->Connect("127.0.0.1", peer.port, Soon());
-    // One that was stopped in the middle of UCX's own work may still end in an assertion of UCX 1.13 (a send fails, then
-    // the acknowledgement of the last one is read): about one in a hundred.
+    // One that was stopped in the middle of UCX's own work may still end in an assertion of UCX 1.13 (a send fails,
+    // then the acknowledgement of the last one is read): about one in a hundred.
     if (absl::IsUnavailable(again.status())) {
       ended++;
       continue;
@@ -192,7 +192,7 @@ TEST_P(LinkTest, APeerThatWakesUpAfterItsTransfersWereGivenUpServesAgain) {
       EXPECT_TRUE(absl::IsNotFound(again->Call(1, "", "", Soon()).status()));
     }
   }
-  EXPECT_LE(ended, 2);
+  EXPECT_LE(ended, 1);
 }
 
 TEST_P(LinkTest, CallsAndSendsToAStalledPeerEndByTheirDeadlines) {

@@ -96,7 +96,7 @@ class RailsTest : public testing::Test {
   template <typename Transfer>
   std::vector<Transfer> Transfers(std::vector<std::byte>& local) {
     std::vector<Transfer> transfers;
-    constexpr size_t kStep = size_t{300} << 10;
+    constexpr size_t kStep = size_t{700} << 10;
     for (size_t at = 0; at + kStep <= kBytes; at += kStep) {
       transfers.push_back({std::span(local).subspan(at, kStep - 64), remote_.address() + at, &remote_});
     }

@@ -151,6 +151,11 @@ absl::Status Inbox::Begin(const Operation& operation) {
   return Broken();
 }
 
+bool Inbox::Ready(int from, uint32_t step) const {
+  const std::lock_guard lock(mutex_);
+  return waiting_.contains({from, current_.sequence, step}) || !Broken().ok();
+}
+
 absl::StatusOr<std::string> Inbox::Take(int from, uint32_t step, absl::Time deadline,
                                         absl::FunctionRef<bool()> connected) {
   absl::Time lost = absl::InfiniteFuture();

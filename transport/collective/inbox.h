@@ -63,6 +63,8 @@ class Inbox {
   // when one has arrived.
   absl::Status Begin(const Operation& operation);
 
+  // Whether Take would return at once.
+  bool Ready(int from, uint32_t step) const;
   // Takes rank `from`'s payload of `step` of the operation. `connected` says whether the rank is still there; when it
   // is not, messages on their way get kGrace to arrive. UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL as in collective.h.
   absl::StatusOr<std::string> Take(int from, uint32_t step, absl::Time deadline, absl::FunctionRef<bool()> connected);

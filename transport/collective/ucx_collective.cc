@@ -135,6 +135,8 @@ absl::Status UcxCollective::SendToAll(uint32_t step, absl::string_view payload) 
 }
 
 absl::StatusOr<std::string> UcxCollective::Take(int from, uint32_t step, size_t bytes) {
+  // Driving ourselves spares the rail's thread, which leaves the field to callers for a while.
+  group_.context->Drive([&] { return group_.inbox->Ready(from, step); }, deadline_);
   PERIGEE_ASSIGN_OR_RETURN(std::string payload, group_.inbox->Take(from, step, deadline_,
                                                                    [&] { return group_.endpoints[from].connected(); }));
   if (bytes != kAnySize && payload.size() != bytes) {

@@ -58,7 +58,7 @@ class TcpSettings {
     const std::string segment = absl::StrCat(kSegmentBytes);
     Set("UCX_TCP_TX_SEG_SIZE", segment);
     Set("UCX_TCP_RX_SEG_SIZE", segment);
-    Set("UCX_TCP_MAX_IOV", absl::StrCat(kMaxSendPieces + 2));
+    Set("UCX_TCP_MAX_IOV", absl::StrCat(kMaxSendPieces + 6));
   }
   ~TcpSettings() {
     for (const auto& [name, value] : before_) {
@@ -625,7 +625,7 @@ bool Core::CutOff(absl::FunctionRef<bool(const Serve&)> such, absl::string_view 
   bool any = false;
   for (const auto& [serve, owned] : serves_) {
     if (!such(*serve)) continue;
-    FailPeer(serve->peer.get(), absl::CancelledError(why));  // lingers: what is on the wire ends first
+    FailPeer(serve->peer.get(), absl::UnavailableError(why));
     any = true;
   }
   return any;

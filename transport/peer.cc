@@ -107,10 +107,10 @@ void Core::CloseListener(ucp_listener_h listener) {
 
 void Core::OnPeerError(void* arg, ucp_ep_h, ucs_status_t status) {
   auto* peer = static_cast<Peer*>(arg);
-  peer->failed_at = absl::InfinitePast();  // where it was being closed already: nothing more will land
   // "Destination is unreachable" is what a refused connection is called.
   peer->core->FailPeer(peer, absl::UnavailableError(absl::StrCat("connection to ", peer->name, " was lost: ",
                                                                  ucs_status_string(status), "; connect again")));
+  peer->failed_at = absl::InfinitePast();  // nothing more will land, so nothing to linger for
 }
 
 void Core::FailPeer(Peer* peer, absl::Status why) {
@@ -150,10 +150,11 @@ void Core::CloseLink(const Link& link) {
   }
 }
 
-// A connection that this side gives up is closed when what is on the wire has landed, if that is soon: UCX 1.13 ends a
-// process whose tcp connection is closed in the middle of a rendezvous, when the acknowledgement comes all the same.
+// A connection that this side gives up is closed when what is on the wire has landed, if that is soon: closed in the
+// middle of a rendezvous, it can end either process. UCX 1.13 asserts when a send fails (the connection was reset) and
+// the acknowledgement of the one before is read all the same.
 bool Core::Lingers(const Peer& peer) const {
-  if (!absl::IsCancelled(peer.failure) || absl::Now() - peer.failed_at > kLinger) return false;
+  if (absl::Now() - peer.failed_at > kLinger) return false;
   for (const auto& rail : transfers_) {
     if (rail->peer.get() == &peer && rail->outstanding > 0) return true;
   }

@@ -88,6 +88,8 @@ class HostileTest : public testing::Test {
   void ExpectServed() {
     auto endpoint = client_->Connect("127.0.0.1", listener_.port(), Soon(), "honest");
     ASSERT_TRUE(endpoint.ok()) << endpoint.status();
+    server_->grants().RevokeSession(kTrustedSession);
+    server_->grants().Grant(kTrustedSession, region_.address(), kRegionBytes, Access::kWrite, absl::InfiniteFuture());
     auto remote = endpoint->UnpackRemoteKey(region_.remote_key());
     ASSERT_TRUE(remote.ok()) << remote.status();
     std::vector<std::byte> bytes(kRegionBytes);

@@ -12,8 +12,8 @@
 namespace perigee::transport::internal {
 namespace {
 
-// A run of neighbours at least this long moves straight between the two memories; shorter ones share a message, which
-// costs a copy on each side and saves a round trip each.
+// A run of neighbours at least this long has messages of its own; shorter ones share one, which costs a copy on the
+// receiving side and saves a round trip each.
 constexpr size_t kDirectBytes = size_t{192} << 10;
 
 // So much goes when its pieces are as many as can be sent from where they lie, rather than being gathered with others.

@@ -1,7 +1,7 @@
 // Many scattered extents moved as one batch, in one direction, between this process and one peer.
 //
 // How they travel is the transport's choice (docs/design.md, "Transfers"): neighbours are joined, small extents share
-// messages of about 1 MiB, large ones are cut, and all of it is spread over the rails. Extents may move in any order,
+// messages, large ones are cut, and all of it is spread over the rails. Extents may move in any order,
 // so a caller that needs an order starts one batch after the other: batches are served first come, first served.
 #ifndef PERIGEE_TRANSPORT_TRANSFER_BATCH_H_
 #define PERIGEE_TRANSPORT_TRANSFER_BATCH_H_

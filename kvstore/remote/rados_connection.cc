@@ -61,8 +61,8 @@ absl::Status RadosStatus(int error, absl::string_view what) {
   }
 }
 
-absl::StatusOr<std::shared_ptr<RadosConnection>> RadosConnection::Connect(const RadosOptions& options) {
-  std::shared_ptr<RadosConnection> connection(new RadosConnection);
+absl::StatusOr<std::unique_ptr<RadosConnection>> RadosConnection::Connect(const RadosOptions& options) {
+  std::unique_ptr<RadosConnection> connection(new RadosConnection);
   PERIGEE_RETURN_IF_ERROR(connection->Start(options));
   return connection;
 }

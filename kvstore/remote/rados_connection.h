@@ -18,7 +18,7 @@ namespace perigee::kvstore {
 class RadosConnection {
  public:
   // Blocks, up to options.connect_timeout and a little. For the errors see OpenRadosTier.
-  static absl::StatusOr<std::shared_ptr<RadosConnection>> Connect(const RadosOptions& options);
+  static absl::StatusOr<std::unique_ptr<RadosConnection>> Connect(const RadosOptions& options);
   // Blocks, and must not run on a thread of librados.
   ~RadosConnection();
   RadosConnection(const RadosConnection&) = delete;

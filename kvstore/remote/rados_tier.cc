@@ -22,6 +22,39 @@ namespace {
 
 using Connection = std::shared_ptr<RadosConnection>;
 
+// Connections that nothing uses any more, to be closed by a thread that may block: the last user may be a callback on a
+// thread of librados, which must not.
+class UnusedConnections {
+ public:
+  static Connection Watch(const std::shared_ptr<UnusedConnections>& self, std::unique_ptr<RadosConnection> connection) {
+    absl::MutexLock lock(&self->mu_);
+    ++self->watched_;
+    return Connection(connection.release(), [self](RadosConnection* unused) {
+      absl::MutexLock lock(&self->mu_);
+      self->unused_.emplace_back(unused);
+    });
+  }
+  void Close() {
+    std::vector<std::unique_ptr<RadosConnection>> closing;
+    absl::MutexLock lock(&mu_);
+    closing.swap(unused_);
+    watched_ -= closing.size();
+  }  // The lock is given back before they close.
+  void AwaitAndCloseAll() {
+    {
+      absl::MutexLock lock(&mu_);
+      const auto all = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return unused_.size() == watched_; };
+      mu_.Await(absl::Condition(&all));
+    }
+    Close();
+  }
+
+ private:
+  absl::Mutex mu_;
+  size_t watched_ ABSL_GUARDED_BY(mu_) = 0;
+  std::vector<std::unique_ptr<RadosConnection>> unused_ ABSL_GUARDED_BY(mu_);
+};
+
 constexpr absl::Duration kFirstRetry = absl::Milliseconds(500);
 constexpr absl::Duration kLongestRetry = absl::Seconds(15);
 
@@ -130,7 +163,8 @@ class RadosTier : public RemoteTier {
     }
     manager_.join();
     lister_.join();
-    // The connections end here, on this thread, with nothing under way.
+    connection_.reset();
+    connections_->AwaitAndCloseAll();
   }
 
   absl::Status AwaitFirstConnect() {
@@ -418,11 +452,11 @@ class RadosTier : public RemoteTier {
         connection = connection_;
       }
       if (connection == nullptr) {
-        absl::StatusOr<Connection> made = RadosConnection::Connect(options_);
+        absl::StatusOr<std::unique_ptr<RadosConnection>> made = RadosConnection::Connect(options_);
         absl::MutexLock lock(&mu_);
         tried_ = true;
         if (made.ok()) {
-          connection_ = *std::move(made);
+          connection_ = UnusedConnections::Watch(connections_, *std::move(made));
           answers_ = true;
           retry = kFirstRetry;
         } else {
@@ -435,15 +469,14 @@ class RadosTier : public RemoteTier {
         connect_error_ = absl::UnavailableError(
             connection->lost() ? "the cluster has blocklisted this client; connecting again"
                                : absl::StrCat("pool '", options_.pool, "' is gone; looking for a new one"));
-        retired_.push_back(std::move(connection_));
-        connection_ = nullptr;
+        connection_.reset();
       } else {
         Probe(connection);
         absl::MutexLock lock(&mu_);
         WaitFor(options_.probe_interval, connection.get());
       }
       connection.reset();
-      CloseRetired();
+      connections_->Close();
     }
   }
 
@@ -465,16 +498,6 @@ class RadosTier : public RemoteTier {
     if (operations_.Begin(operation, 0, 0, absl::Now() + options_.probe_interval).ok()) {
       StatOne(operation, 0, kUsualHeadBytes);
     }
-  }
-
-  // A connection is closed here, never on a thread of librados, once no operation uses it.
-  void CloseRetired() {
-    std::vector<Connection> closing;  // Closed after the lock is given back.
-    absl::MutexLock lock(&mu_);
-    const auto unused = std::partition(retired_.begin(), retired_.end(),
-                                       [](const Connection& connection) { return connection.use_count() > 1; });
-    std::move(unused, retired_.end(), std::back_inserter(closing));
-    retired_.erase(unused, retired_.end());
   }
 
   // librados lists only by blocking.
@@ -510,9 +533,9 @@ class RadosTier : public RemoteTier {
   }
 
   const RadosOptions options_;
+  const std::shared_ptr<UnusedConnections> connections_ = std::make_shared<UnusedConnections>();
   mutable absl::Mutex mu_;
-  Connection connection_ ABSL_GUARDED_BY(mu_);            // null: not connected
-  std::vector<Connection> retired_ ABSL_GUARDED_BY(mu_);  // Lost, and still used by operations.
+  Connection connection_ ABSL_GUARDED_BY(mu_);  // null: not connected
   absl::Status connect_error_ ABSL_GUARDED_BY(mu_) = absl::UnavailableError("connecting");
   bool tried_ ABSL_GUARDED_BY(mu_) = false;
   bool answers_ ABSL_GUARDED_BY(mu_) = false;

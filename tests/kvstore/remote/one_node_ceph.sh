@@ -42,7 +42,7 @@ fsid=$(cat /proc/sys/kernel/random/uuid)
 cat >"$dir/ceph.conf" <<EOF
 [global]
 fsid = $fsid
-mon host = 127.0.0.1:$port
+mon host = [v1:127.0.0.1:$port]
 auth cluster required = none
 auth service required = none
 auth client required = none
@@ -66,6 +66,9 @@ bluestore block size = 4294967296
 bluestore fsck quick fix on mount = false
 memstore device bytes = 1073741824
 osd memory target = 939524096
+# A restarted OSD serves reads again after this instead of 20 s.
+osd heartbeat grace = 2
+osd heartbeat interval = 1
 EOF
 
 start_osd() {
@@ -80,7 +83,7 @@ mon_answers() {
   kill -0 "$mon" 2>/dev/null || give_up "the monitor ended ($(tail -n 1 "$dir/mon.out"))"
   ceph_ mon stat </dev/null >/dev/null
 }
-pool_takes_writes() { timeout 5 rados -c "$dir/ceph.conf" -p kv create ready </dev/null >/dev/null 2>&1; }
+pool_takes_writes() { timeout 5 rados -c "$dir/ceph.conf" -p kv touch ready </dev/null >/dev/null 2>&1; }
 
 {
   monmaptool --create --addv a "[v1:127.0.0.1:$port]" --fsid "$fsid" "$dir/monmap" &&

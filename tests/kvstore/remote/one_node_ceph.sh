@@ -64,7 +64,7 @@ osd data = $dir/osd\$id
 osd objectstore = $store
 bluestore block size = 4294967296
 bluestore fsck quick fix on mount = false
-memstore device bytes = 1073741824
+memstore device bytes = 8589934592
 osd memory target = 939524096
 # A restarted OSD serves reads again after this instead of 20 s.
 osd heartbeat grace = 2

@@ -262,9 +262,14 @@ TEST(RadosTier, AFullClusterRefusesPutsAtOnceServesReadsAndDeletesAndRecovers) {
   const TestPlane plane = MakePlane(1, 50000), doomed = MakePlane(2, 50000), refused = MakePlane(3, 50000);
   ASSERT_TRUE(Put(**tier, plane).ok());
   ASSERT_TRUE(Put(**tier, doomed).ok());
-  Do("ceph osd set full");
+  const auto call_full_at = [](const char* ratio) {
+    Do(absl::StrCat("ceph osd set-nearfull-ratio ", ratio));
+    Do(absl::StrCat("ceph osd set-backfillfull-ratio ", ratio));
+    Do(absl::StrCat("ceph osd set-full-ratio ", ratio));
+  };
+  call_full_at("0.0001");  // Less than an empty OSD uses.
   absl::Status status;
-  EXPECT_TRUE(Eventually([&] {  // Until the OSD and we have heard of it.
+  EXPECT_TRUE(Eventually([&] {  // Until the OSD has looked at its disk and the monitor has told everybody.
     status = Put(**tier, refused).status();
     Delete(**tier, {refused.id});
     return !status.ok();
@@ -274,7 +279,7 @@ TEST(RadosTier, AFullClusterRefusesPutsAtOnceServesReadsAndDeletesAndRecovers) {
   EXPECT_THAT((*tier)->health().message, HasSubstr("full"));
   EXPECT_EQ(GetAndCompare(**tier, plane), absl::OkStatus());
   EXPECT_EQ(Delete(**tier, {doomed.id})[0], absl::OkStatus());
-  Do("ceph osd unset full");
+  call_full_at("0.95");
   EXPECT_TRUE(Eventually([&] { return Put(**tier, refused).ok(); }));
   EXPECT_FALSE((*tier)->health().full);
 }

@@ -26,7 +26,11 @@ trap finish EXIT
 trap 'exit 1' TERM INT HUP
 
 deadline=$((SECONDS + 60))
-give_up() { echo "failed $1; see $dir/*.log"; exit 1; }
+give_up() {
+  tail -n 5 "$dir"/*.log "$dir"/*.out >&2
+  echo "failed $1"
+  exit 1
+}
 until_true() {  # WHAT COMMAND...
   local what=$1
   shift
@@ -75,15 +79,20 @@ start_osd() {
   setpriv --pdeathsig KILL ceph-osd -c "$dir/ceph.conf" -i 0 -f >>"$dir/osd.out" 2>&1 </dev/null &
   osd=$!
 }
+# An OSD may end right after its start: it can ask before it has the cluster's id from the monitor ("wrong fsid"). Then again.
+keep_osd() { kill -0 "$osd" 2>/dev/null || start_osd; }
 osd_is_up() {
-  kill -0 "$osd" 2>/dev/null || give_up "the OSD ended ($(tail -n 1 "$dir/osd.out"))"
+  keep_osd
   ceph_ osd stat </dev/null | grep -q '1 up'
 }
 mon_answers() {
   kill -0 "$mon" 2>/dev/null || give_up "the monitor ended ($(tail -n 1 "$dir/mon.out"))"
   ceph_ mon stat </dev/null >/dev/null
 }
-pool_takes_writes() { timeout 5 rados -c "$dir/ceph.conf" -p kv touch ready </dev/null >/dev/null 2>&1; }
+pool_takes_writes() {
+  keep_osd
+  timeout 5 rados -c "$dir/ceph.conf" -p kv touch ready </dev/null >/dev/null 2>&1
+}
 
 {
   monmaptool --create --addv a "[v1:127.0.0.1:$port]" --fsid "$fsid" "$dir/monmap" &&

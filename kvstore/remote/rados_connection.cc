@@ -46,7 +46,7 @@ absl::Status RadosStatus(int error, absl::string_view what) {
     case EPERM:
     case EACCES:
       return absl::PermissionDeniedError(
-          absl::StrCat(text, "; the client needs caps mon 'allow r' and osd 'allow rwx pool=...' (ceph auth caps)"));
+          absl::StrCat(text, "; the client needs caps mon 'allow r' and osd 'allow rw pool=...' (ceph auth caps)"));
     case E2BIG:
     case EFBIG:
     case EMSGSIZE:

@@ -106,7 +106,9 @@ class FolderTier : public RemoteTier {
     return id;
   }
 
-  void Cancel(OperationId operation) override { operations_.Cancel(operation); }
+  void Cancel(OperationId operation) override {
+    operations_.EndSoon(operation, absl::CancelledError("cancelled by the caller"));
+  }
 
   RemoteHealth health() const override {
     const RemoteOperations::Snapshot now = operations_.Look();

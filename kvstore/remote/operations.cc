@@ -88,13 +88,12 @@ bool RemoteOperations::Withdraw(RemoteOperation& operation) {
   return true;
 }
 
-void RemoteOperations::Cancel(RemoteTier::OperationId id) {
+void RemoteOperations::EndSoon(RemoteTier::OperationId id, absl::Status why) {
   absl::MutexLock lock(&mu_);
-  if (!open_.contains(id)) return;
-  cancelled_.push_back(id);
+  if (open_.contains(id)) ending_.emplace_back(id, std::move(why));
 }
 
-bool RemoteOperations::HasWork() const { return stop_ || changed_ || !cancelled_.empty(); }
+bool RemoteOperations::HasWork() const { return stop_ || changed_ || !ending_.empty(); }
 
 void RemoteOperations::Run() {
   for (;;) {
@@ -105,11 +104,11 @@ void RemoteOperations::Run() {
       mu_.AwaitWithDeadline(absl::Condition(this, &RemoteOperations::HasWork), next);
       if (stop_) return;
       changed_ = false;
-      for (const RemoteTier::OperationId id : cancelled_) {
+      for (auto& [id, why] : ending_) {
         const auto it = open_.find(id);
-        if (it != open_.end()) ending.emplace_back(it->second, absl::CancelledError("cancelled by the caller"));
+        if (it != open_.end()) ending.emplace_back(it->second, std::move(why));
       }
-      cancelled_.clear();
+      ending_.clear();
       const absl::Time now = absl::Now();
       while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
         const auto it = open_.find(deadlines_.begin()->second);
@@ -144,7 +143,9 @@ void RemoteOperations::EndEarly(std::vector<std::pair<std::shared_ptr<RemoteOper
 void RemoteOperations::Shutdown() {
   absl::MutexLock lock(&mu_);
   shutting_down_ = true;
-  for (const auto& [id, operation] : open_) cancelled_.push_back(id);
+  for (const auto& [id, operation] : open_) {
+    ending_.emplace_back(id, absl::CancelledError("the remote tier is shutting down"));
+  }
   const auto idle = [this]()
                         ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return open_.empty() && alive_ == 0 && callbacks_ == 0; };
   mu_.Await(absl::Condition(&idle));

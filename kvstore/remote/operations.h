@@ -88,7 +88,8 @@ class RemoteOperations {
   // Takes back a Begin whose operation the backend refused at once. False: it has ended already, `done` was called.
   bool Withdraw(RemoteOperation& operation);
 
-  void Cancel(RemoteTier::OperationId id);
+  // Ends it with `why` on the table's thread, unless it has ended.
+  void EndSoon(RemoteTier::OperationId id, absl::Status why);
 
   // Cancels everything and waits until every callback has returned and the backend has let go of every operation.
   void Shutdown();
@@ -115,7 +116,7 @@ class RemoteOperations {
   // By id, so the oldest comes first. An operation leaves both when it ends.
   absl::btree_map<RemoteTier::OperationId, std::shared_ptr<RemoteOperation>> open_ ABSL_GUARDED_BY(mu_);
   absl::btree_set<std::pair<absl::Time, RemoteTier::OperationId>> deadlines_ ABSL_GUARDED_BY(mu_);
-  std::vector<RemoteTier::OperationId> cancelled_ ABSL_GUARDED_BY(mu_);
+  std::vector<std::pair<RemoteTier::OperationId, absl::Status>> ending_ ABSL_GUARDED_BY(mu_);
   RemoteTier::OperationId next_id_ ABSL_GUARDED_BY(mu_) = 1;
   size_t alive_ ABSL_GUARDED_BY(mu_) = 0;      // Operations that have not been destroyed or finished.
   size_t callbacks_ ABSL_GUARDED_BY(mu_) = 0;  // Being called now.

@@ -94,7 +94,7 @@ class Aio {
   using Submit = absl::FunctionRef<int(librados::AioCompletion*, Aio&)>;
 
   // submit: calls one of librados' aio functions. `then` is not called if the operation has ended already.
-  static void Start(std::shared_ptr<RadosOperation> operation, Submit submit, Then then) {
+  static void Start(RemoteOperations& table, std::shared_ptr<RadosOperation> operation, Submit submit, Then then) {
     auto aio = std::unique_ptr<Aio>(new Aio(operation, std::move(then)));
     absl::ReleasableMutexLock lock(&operation->mu_);
     if (operation->claimed()) return;
@@ -103,8 +103,11 @@ class Aio {
     aio->completion_ = completion;
     const int error = submit(completion, *aio);
     lock.Release();
-    Aio* raw = aio.release();  // Completed deletes it.
-    if (error < 0) raw->Answer(error);
+    if (error >= 0) {
+      static_cast<void>(aio.release());  // Completed deletes it.
+    } else {
+      table.EndSoon(operation->id(), RadosStatus(error, "librados does not take the operation"));
+    }
   }
 
   librados::bufferlist head, body;
@@ -206,7 +209,7 @@ class RadosTier : public RemoteTier {
     write.write_full(bytes);
     const std::string name = Name(put.id);
     Aio::Start(
-        operation,
+        operations_, operation,
         // FULL_TRY: a full cluster answers instead of holding the write back until there is room.
         [&](librados::AioCompletion* completion, Aio&) {
           return connection->io().aio_operate(name, completion, &write, librados::OPERATION_FULL_TRY);
@@ -242,7 +245,7 @@ class RadosTier : public RemoteTier {
       librados::ObjectWriteOperation remove;
       remove.remove();
       Aio::Start(
-          operation,
+          operations_, operation,
           [&](librados::AioCompletion* completion, Aio&) {
             return operation->io().aio_operate(Name(operation->ids[i]), completion, &remove,
                                                librados::OPERATION_FULL_TRY);
@@ -283,7 +286,9 @@ class RadosTier : public RemoteTier {
     return id;
   }
 
-  void Cancel(OperationId operation) override { operations_.Cancel(operation); }
+  void Cancel(OperationId operation) override {
+    operations_.EndSoon(operation, absl::CancelledError("cancelled by the caller"));
+  }
 
   RemoteHealth health() const override {
     const RemoteOperations::Snapshot now = operations_.Look();
@@ -344,7 +349,7 @@ class RadosTier : public RemoteTier {
   void GetWhole(const std::shared_ptr<GetOperation>& operation) {
     librados::ObjectReadOperation read;
     Aio::Start(
-        operation,
+        operations_, operation,
         [&](librados::AioCompletion* completion, Aio& answer) {
           read.read(0, kMaxHeadBytes + RoundUpToPage(operation->get.payload_bytes), &answer.body, &answer.body_result);
           read.set_op_flags2(librados::OP_FADVISE_SEQUENTIAL);
@@ -363,7 +368,7 @@ class RadosTier : public RemoteTier {
   void GetRange(const std::shared_ptr<GetOperation>& operation, uint64_t head_bytes) {
     librados::ObjectReadOperation read;
     Aio::Start(
-        operation,
+        operations_, operation,
         [&](librados::AioCompletion* completion, Aio& answer) {
           const RemoteGet& get = operation->get;
           read.read(0, head_bytes, &answer.head, &answer.head_result);
@@ -400,7 +405,7 @@ class RadosTier : public RemoteTier {
   void StatOne(const std::shared_ptr<StatOperation>& operation, size_t i, uint64_t head_bytes) {
     librados::ObjectReadOperation read;
     Aio::Start(
-        operation,
+        operations_, operation,
         [&](librados::AioCompletion* completion, Aio& answer) {
           read.stat(&answer.object_bytes, nullptr, &answer.stat_result);
           read.read(0, head_bytes, &answer.head, &answer.head_result);

@@ -20,6 +20,9 @@ namespace perigee::kvstore {
 // Longer than anything here should take, restarts of a backend apart.
 inline constexpr absl::Duration kLong = absl::Seconds(30);
 
+// How late a deadline may be on a busy machine.
+inline constexpr absl::Duration kGrace = absl::Seconds(2);
+
 // A result that arrives once. Two results are a failure.
 template <typename T>
 class Pending {

@@ -275,7 +275,7 @@ TEST_P(RemoteTierTest, AHangingReadEndsByItsDeadlineAndNeverWritesAfterwards) {
   const auto head = Get(*tier_, {plane.id, got.size(), 0, got}, absl::Milliseconds(300));
   EXPECT_EQ(head.status().code(), absl::StatusCode::kDeadlineExceeded) << head.status();
   EXPECT_GE(absl::Now() - begin, absl::Milliseconds(300));
-  EXPECT_LT(absl::Now() - begin, absl::Milliseconds(1500));
+  EXPECT_LT(absl::Now() - begin, absl::Milliseconds(300) + kGrace);
   EXPECT_TRUE(tier_->health().slow);
   EXPECT_FALSE(tier_->health().message.empty());
   EXPECT_EQ(Get(*tier_, {plane.id, got.size(), 0, got}, -absl::Seconds(1)).status().code(),
@@ -298,7 +298,7 @@ TEST_P(RemoteTierTest, ACancelledReadEndsAtOnceAndNeverWritesAfterwards) {
   const absl::Time begin = absl::Now();
   tier_->Cancel(*get.id);
   EXPECT_EQ(Wait(get).status().code(), absl::StatusCode::kCancelled);
-  EXPECT_LT(absl::Now() - begin, absl::Seconds(1));
+  EXPECT_LT(absl::Now() - begin, kGrace);
   tier_->Cancel(*get.id);  // Unknown by now: nothing happens.
   backend_->Resume();
   EXPECT_TRUE(Eventually([&] { return tier_->health().operations == 0; }));
@@ -344,7 +344,7 @@ TEST_P(RemoteTierTest, WhileTheBackendIsAwayEverythingEndsRetryablyAndLaterWorks
   EXPECT_TRUE(IsRetryable(Stat(*tier_, {before.id}, limit)[0].status()));
   EXPECT_TRUE(IsRetryable(Delete(*tier_, {before.id}, limit)[0]));
   EXPECT_TRUE(IsRetryable(List(*tier_, "", 10, limit).status()));
-  EXPECT_LT(absl::Now() - begin, 5 * (limit + absl::Seconds(1)));
+  EXPECT_LT(absl::Now() - begin, 5 * (limit + kGrace));
   EXPECT_TRUE(Eventually([&] { return !tier_->health().reachable; }));
   EXPECT_FALSE(tier_->health().message.empty());
   backend_->ComeBack();

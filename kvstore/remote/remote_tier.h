@@ -108,8 +108,8 @@ class RemoteTier {
 
   virtual absl::StatusOr<OperationId> Get(RemoteGet get, absl::Time deadline, GetDone done) = 0;
 
-  // One status per id, in order; NOT_FOUND where there was nothing. Reads under way deliver the whole plane or
-  // NOT_FOUND.
+  // One status per id, in order; at most RemoteLimits::max_operations of them. NOT_FOUND where there was nothing. Reads
+  // under way deliver the whole plane or NOT_FOUND.
   virtual absl::StatusOr<OperationId> Delete(std::vector<PlaneId> ids, absl::Time deadline, DeleteDone done) = 0;
 
   // One answer per id, in order. Reads and checks the record's head, not the payload.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A real Ceph on the loopback, of one monitor and one OSD, no manager, no authentication, for tests and benchmarks of the remote
-# tier. It lives as long as standard input is open: everything ends, and DIR is emptied, when that is closed or this script
+# tier. It lives as long as standard input is open: everything ends, and DIR is removed, when that is closed or this script
 # is told to stop; the daemons are also killed by the kernel when this script dies.
 #
 #   one_node_ceph.sh DIR [bluestore|memstore]       (bluestore: keeps what was written when the OSD is killed)
@@ -20,7 +20,7 @@ finish() {
   [ -n "$osd" ] && kill -KILL "$osd" 2>/dev/null
   [ -n "$mon" ] && kill -KILL "$mon" 2>/dev/null
   wait 2>/dev/null
-  rm -rf "$dir/mon" "$dir/osd0" "$dir/run"
+  rm -rf "$dir"
 }
 trap finish EXIT
 trap 'exit 1' TERM INT HUP

@@ -26,10 +26,11 @@ demo: configure
 	@$(BUILD)/cluster/perigee demo --prose build/demo/prose.txt --report build/demo/report.json
 
 test: build
+	@scripts/setup.sh ceph || echo 'make: no Ceph here; the tests that need one are skipped'
 	@ctest --test-dir $(BUILD) --output-on-failure -j2
 
 bench: configure
-	@cmake --build --preset $(PRESET) --target crc32c_bench transfer_bench collective_bench attention_bench streaming_bench merge_reports
+	@cmake --build --preset $(PRESET) --target crc32c_bench transfer_bench collective_bench attention_bench streaming_bench remote_bench merge_reports
 	@scripts/bench.sh $(BUILD) '$(ROWS)'
 
 asan tsan:

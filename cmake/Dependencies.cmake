@@ -29,6 +29,10 @@ endfunction()
 perigee_import_library(perigee::dnnl oneapi/dnnl/dnnl.hpp dnnl)
 perigee_import_library(perigee::isal isa-l/crc.h isal)
 
+# Ceph's client is an extra: used where librados' C++ headers are found, left out where they are not.
+find_path(RADOS_INCLUDE_DIR rados/librados.hpp)
+find_library(RADOS_LIBRARY rados)
+
 # CUDA is an extra: used where nvcc is found, silently left out where it is not.
 include(CheckLanguage)
 check_language(CUDA)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs the Debian 12 packages that Perigee builds with, those that are missing, as root or through sudo. Says what it does; does
 # nothing, quietly, when all are there. With the word "bench" also what only some benchmark rows stand beside: redis-server, whose
-# Debian package starts a server on 127.0.0.1:6379, so nothing else asks for it.
+# Debian package starts a server on 127.0.0.1:6379, so nothing else asks for it. With the word "ceph" also the daemons that the
+# remote tier's tests start (52 MB to fetch, 194 MB installed; the packages start nothing by themselves).
 set -euo pipefail
 
 packages=(
@@ -9,7 +10,7 @@ packages=(
   g++ cmake ninja-build ccache pkg-config make git ca-certificates python3
   protobuf-compiler protobuf-compiler-grpc
   # Transport, control plane, storage
-  libucx-dev ucx-utils libgrpc++-dev libprotobuf-dev libabsl-dev librocksdb-dev liburing-dev
+  libucx-dev ucx-utils libgrpc++-dev libprotobuf-dev libabsl-dev librocksdb-dev liburing-dev libradospp-dev
   # Arithmetic
   libdnnl-dev libhwy-dev libisal-dev
   # Everything else a library does better
@@ -23,7 +24,8 @@ packages=(
 case "${1:-}" in
   '') ;;
   bench) packages+=(redis-server) ;;
-  *) echo "usage: setup.sh [bench]" >&2 && exit 2 ;;
+  ceph) packages+=(ceph-mon ceph-osd ceph-common) ;;
+  *) echo "usage: setup.sh [bench|ceph]" >&2 && exit 2 ;;
 esac
 
 missing=()

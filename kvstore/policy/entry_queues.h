@@ -1,0 +1,93 @@
+// Internal to the policies: what all of them do alike. Entries in doubly linked queues, numbered by the policy; who is
+// whose parent; pinned entries and parents set aside. See eviction_policy.h.
+#ifndef PERIGEE_KVSTORE_POLICY_ENTRY_QUEUES_H_
+#define PERIGEE_KVSTORE_POLICY_ENTRY_QUEUES_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "kvstore/policy/eviction_policy.h"
+
+namespace perigee::kvstore {
+
+class EntryQueues {
+ public:
+  using Queue = uint32_t;
+
+  struct Entry {  // 32 bytes
+    EntryId newer = kNoEntry, older = kNoEntry;
+    EntryId parent = kNoEntry;
+    uint32_t children = 0;
+    uint32_t tick = 0;  // Of the last touch.
+    Queue queue = 0;    // Where it is, or belongs while it is set aside.
+    // An id's parent may have gone and its number be another entry's: a child counts with the generation it was born
+    // under only. They wrap; what a wrong match breaks is one parent's count, and with it an order, nothing else.
+    uint16_t generation = 0, parent_generation = 0;
+    uint8_t uses = 0;
+    bool present : 1 = false;
+    bool aside : 1 = false;
+    bool mark : 1 = false;       // The policy's own.
+    bool had_child : 1 = false;  // Ever, while here.
+    uint8_t kind : 4 = 0;
+  };
+
+  explicit EntryQueues(size_t max_entries);
+
+  Entry& operator[](EntryId id) { return chunks_[id / kChunk][id % kChunk]; }
+  const Entry& operator[](EntryId id) const { return chunks_[id / kChunk][id % kChunk]; }
+  size_t size() const { return size_; }
+  EntryId oldest(Queue q) const { return q < queues_.size() ? queues_[q].oldest : kNoEntry; }
+  bool empty(Queue q) const { return oldest(q) == kNoEntry; }
+
+  // A new entry at the new end of q. Its parent gets a child.
+  void Add(EntryId id, const PlaneFacts& facts, Queue q);
+  // Out of everything. Returns its parent where it was that one's last child: the policy may have to Return it.
+  EntryId Remove(EntryId id);
+  // To the new end of q, from wherever it is.
+  void MoveToNewest(EntryId id, Queue q);
+  void MoveToOldest(EntryId id, Queue q);
+  // Belongs to q from now on; stays set aside where it is.
+  void MoveAcross(EntryId id, Queue q);
+  // Set aside, and no parent: may be looked at again.
+  bool Returns(EntryId id) const { return (*this)[id].aside && (*this)[id].children == 0; }
+  // To the place of the oldest, if it Returns: whoever was set aside was the oldest then and was not touched since.
+  void Return(EntryId id) {
+    if (Returns(id)) MoveToOldest(id, (*this)[id].queue);
+  }
+  // To the old side of another entry of its queue.
+  void MoveBefore(EntryId id, EntryId newer);
+
+  // q's oldest that may go; sets aside what may not.
+  EntryId OldestFree(Queue q, EvictionPolicy::Evictable evictable);
+  // The same from the outside: true if it may go, else it is aside now.
+  bool FreeOrAside(EntryId id, EvictionPolicy::Evictable evictable);
+  // Where no queue has a free entry: one set aside that the tier would let go, so a parent of pinned ones. Looks at a
+  // bounded number of them, at others each time.
+  EntryId LastResort(EvictionPolicy::Evictable evictable);
+
+  bool Present(EntryId id) const { return id / kChunk < chunks_.size() && (*this)[id].present; }
+  size_t MemoryBytes() const { return chunks_.size() * kChunk * sizeof(Entry) + queues_.capacity() * sizeof(Ends); }
+
+ private:
+  static constexpr size_t kChunk = 4096;
+  struct Ends {
+    EntryId newest = kNoEntry, oldest = kNoEntry;
+  };
+  void Grow(EntryId id);
+  Ends& EndsOf(Queue q);
+  void LinkNewest(Ends& ends, EntryId id);
+  void LinkOldest(Ends& ends, EntryId id);
+  void Unlink(EntryId id);
+
+  const size_t max_entries_;
+  size_t size_ = 0;
+  std::vector<std::unique_ptr<Entry[]>> chunks_;  // Growing moves no entry.
+  std::vector<Ends> queues_;
+  Ends aside_;
+};
+
+}  // namespace perigee::kvstore
+
+#endif  // PERIGEE_KVSTORE_POLICY_ENTRY_QUEUES_H_

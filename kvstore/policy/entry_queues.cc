@@ -93,13 +93,16 @@ void EntryQueues::MoveToOldest(EntryId id, Queue q) {
   LinkOldest(EndsOf(q), id);
 }
 
-void EntryQueues::MoveAcross(EntryId id, Queue q) {
-  if ((*this)[id].queue == q) return;
-  if ((*this)[id].aside) {
-    (*this)[id].queue = q;
-  } else {
-    MoveToNewest(id, q);
+void EntryQueues::Return(EntryId id) {
+  if (!Returns(id)) return;
+  const Entry& e = (*this)[id];
+  const Ends& ends = EndsOf(e.queue);
+  if (ends.oldest != kNoEntry) {
+    const uint32_t after_oldest = e.tick - (*this)[ends.oldest].tick;  // As signed: it may be older than the oldest.
+    const uint32_t before_newest = (*this)[ends.newest].tick - e.tick;
+    if (static_cast<int32_t>(after_oldest) > 0 && after_oldest > before_newest) return MoveToNewest(id, e.queue);
   }
+  MoveToOldest(id, e.queue);
 }
 
 void EntryQueues::MoveBefore(EntryId id, EntryId newer) {

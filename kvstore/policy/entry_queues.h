@@ -48,14 +48,15 @@ class EntryQueues {
   // To the new end of q, from wherever it is.
   void MoveToNewest(EntryId id, Queue q);
   void MoveToOldest(EntryId id, Queue q);
-  // Belongs to q from now on; stays set aside where it is.
-  void MoveAcross(EntryId id, Queue q);
+  // To the new end of q, unless it belongs there already.
+  void MoveAcross(EntryId id, Queue q) {
+    if ((*this)[id].queue != q) MoveToNewest(id, q);
+  }
   // Set aside, and no parent: may be looked at again.
   bool Returns(EntryId id) const { return (*this)[id].aside && (*this)[id].children == 0; }
-  // To the place of the oldest, if it Returns: whoever was set aside was the oldest then and was not touched since.
-  void Return(EntryId id) {
-    if (Returns(id)) MoveToOldest(id, (*this)[id].queue);
-  }
+  // Back into its queue if it Returns: to the end that its last touch is nearer to. Mostly that is the old end: who was
+  // set aside was the oldest then, and was not touched since.
+  void Return(EntryId id);
   // To the old side of another entry of its queue.
   void MoveBefore(EntryId id, EntryId newer);
 

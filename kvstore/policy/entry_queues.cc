@@ -1,5 +1,6 @@
 #include "kvstore/policy/entry_queues.h"
 
+#include <algorithm>
 #include <cassert>
 
 namespace perigee::kvstore {
@@ -13,6 +14,7 @@ EntryQueues::EntryQueues(size_t max_entries) : max_entries_(max_entries) {}
 
 void EntryQueues::Grow(EntryId id) {
   assert(id < max_entries_);
+  id_end_ = std::max(id_end_, size_t{id} + 1);
   while (id / kChunk >= chunks_.size()) chunks_.push_back(std::make_unique<Entry[]>(kChunk));
 }
 

@@ -38,6 +38,7 @@ class EntryQueues {
   Entry& operator[](EntryId id) { return chunks_[id / kChunk][id % kChunk]; }
   const Entry& operator[](EntryId id) const { return chunks_[id / kChunk][id % kChunk]; }
   size_t size() const { return size_; }
+  size_t id_end() const { return id_end_; }  // Above all ids ever seen.
   EntryId oldest(Queue q) const { return q < queues_.size() ? queues_[q].oldest : kNoEntry; }
   bool empty(Queue q) const { return oldest(q) == kNoEntry; }
 
@@ -83,7 +84,7 @@ class EntryQueues {
   void Unlink(EntryId id);
 
   const size_t max_entries_;
-  size_t size_ = 0;
+  size_t size_ = 0, id_end_ = 0;
   std::vector<std::unique_ptr<Entry[]>> chunks_;  // Growing moves no entry.
   std::vector<Ends> queues_;
   Ends aside_;

@@ -46,7 +46,11 @@ class ReuseModel {
   }
   double weight(int group) const { return weights_[group]; }
 
-  // To be called once in about resident / 4 calls: turns what was seen into weights.
+  // An entry that is there, unused since that age; `times` such.
+  void StillWatched(int group, float age, double times) { watched_now_[group] += times * std::log1p(age / scale_); }
+
+  // To be called once in about resident / 4 calls, after StillWatched for those present (a sample will do): turns what
+  // was seen into weights.
   void Update(size_t resident) {
     // The prior weighs as much as a hundredth of the entries. Weights of entries never used and never continued, never
     // used, used once, 2-3, 4-7, 8 times and more; relative to the mean of all classes.
@@ -55,12 +59,14 @@ class ReuseModel {
     double used = prior, watched = prior;
     for (int i = 0; i < kClasses; ++i) {
       used += used_[i];
-      watched += watched_[i];
+      watched += watched_[i] + watched_now_[i];
     }
     for (int i = 0; i < kClasses; ++i) {
-      weights_[i] = (used_[i] + prior * used / watched * kPrior[i % kUseClasses]) / (watched_[i] + prior);
+      weights_[i] = (used_[i] + prior * used / watched * kPrior[i % kUseClasses]) /
+                    (watched_[i] + watched_now_[i] + prior);
       used_[i] *= kFade;
       watched_[i] *= kFade;
+      watched_now_[i] = 0;
     }
     scale_ = 16 + 0.25f * static_cast<float>(resident);
   }
@@ -68,7 +74,7 @@ class ReuseModel {
  private:
   static constexpr double kFade = 0.98;
 
-  std::array<double, kClasses> used_{}, watched_{}, weights_{};
+  std::array<double, kClasses> used_{}, watched_{}, watched_now_{}, weights_{};
   float scale_ = 16;
 };
 

@@ -22,6 +22,7 @@ constexpr int kLeastDensity = -44;
 // A summary whose distant plane has gone: worth nothing.
 constexpr uint32_t kWorthless = ReuseModel::kClasses;
 constexpr uint32_t kGroups = ReuseModel::kClasses + 1;
+constexpr size_t kSample = 1024;
 constexpr uint32_t kQueuesPerTenant = kGroups * kDensities;
 
 uint32_t DensityOf(uint64_t bytes, double cost_us) {
@@ -157,8 +158,20 @@ class ValuePolicy : public EvictionPolicy {
   void Called() {
     ++calls_;
     if (calls_ < next_update_) return;
+    WatchPresent();
     model_.Update(entries_.size());
     next_update_ = calls_ + 64 + entries_.size() / 4;
+  }
+  // Without those present, classes whose entries lie idle and are not evicted would look too good.
+  void WatchPresent() {
+    const size_t ids = entries_.id_end();
+    if (ids == 0) return;
+    const size_t looks = std::min<size_t>(ids, kSample);
+    const double times = static_cast<double>(ids) / static_cast<double>(looks);
+    for (size_t i = 0; i < looks; ++i) {
+      const Entry& e = entries_[static_cast<EntryId>(i * ids / looks)];
+      if (e.present && GroupOf(e) != kWorthless) model_.StillWatched(GroupOf(e), Age(e), times);
+    }
   }
   void Watched(const Entry& e) { model_.Watched(GroupOf(e), 0, Age(e)); }
   void ForgetGhost(const GhostHistory::Ghost& g) {

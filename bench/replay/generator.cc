@@ -77,7 +77,10 @@ std::vector<uint64_t> HashIds(const Prompt& prompt) {
   return ids;
 }
 
-enum class Kind { kConversation, kDocument, kOnce, kAgent };
+constexpr double kCampaignSeconds = 600;
+constexpr size_t kCampaignTexts = 100;
+
+enum class Kind { kConversation, kDocument, kOnce, kAgent, kCampaign };
 
 struct Session {
   double at_s = 0;  // Of the next request.
@@ -101,7 +104,7 @@ class Generator {
     double next_start_s = 0;
     std::priority_queue<Session, std::vector<Session>, std::greater<>> sessions;
     TraceBuilder builder;
-    const double per_s = mix_.conversations + mix_.documents + mix_.once + mix_.agents;
+    const double per_s = mix_.conversations + mix_.documents + mix_.once + mix_.agents + mix_.campaigns;
     for (size_t made = 0; made < requests; ++made) {
       while (sessions.empty() || sessions.top().at_s >= next_start_s) {
         sessions.push({.at_s = next_start_s, .number = ++sessions_, .kind = PickKind(per_s), .prompt = {}});
@@ -127,7 +130,8 @@ class Generator {
     double left = random_.Uniform() * per_s;
     if ((left -= mix_.conversations) < 0) return Kind::kConversation;
     if ((left -= mix_.documents) < 0) return Kind::kDocument;
-    return (left -= mix_.once) < 0 ? Kind::kOnce : Kind::kAgent;
+    if ((left -= mix_.once) < 0) return Kind::kOnce;
+    return (left -= mix_.agents) < 0 ? Kind::kAgent : Kind::kCampaign;
   }
 
   // Makes the session's prompt the next request's; returns its answer's length.
@@ -150,6 +154,12 @@ class Generator {
       case Kind::kOnce:
         session.prompt = {NewText(12000, 0.8)};
         break;
+      case Kind::kCampaign: {
+        const auto campaign = static_cast<size_t>(session.at_s / kCampaignSeconds);
+        while (campaign_texts_.size() < (campaign + 1) * kCampaignTexts) campaign_texts_.push_back(NewText(8000, 0.6));
+        session.prompt = {campaign_texts_[campaign * kCampaignTexts + random_.Zipf(kCampaignTexts)], NewText(60, 0.5)};
+        break;
+      }
       case Kind::kAgent:
         if (!session.started) session.prompt = {tool_prompts_[random_.Zipf(tool_prompts_.size())]};
         session.prompt.push_back(session.started ? NewText(700, 1.2) : NewText(150, 0.8));
@@ -169,6 +179,7 @@ class Generator {
         break;
       case Kind::kDocument:
       case Kind::kOnce:
+      case Kind::kCampaign:
         return false;
       case Kind::kAgent:
         if (random_.Uniform() < 0.05) return false;
@@ -185,7 +196,7 @@ class Generator {
   const Mix mix_;
   Random random_;
   uint64_t texts_ = 0, sessions_ = 0;
-  std::vector<Text> system_prompts_, tool_prompts_, documents_;
+  std::vector<Text> system_prompts_, tool_prompts_, documents_, campaign_texts_;
 };
 
 struct Shape {
@@ -197,6 +208,7 @@ constexpr Shape kShapes[] = {
     {"conversations", {.conversations = 1}},
     {"documents", {.documents = 0.7, .once = 0.3}},
     {"agents", {.once = 0.05, .agents = 0.1}},
+    {"campaigns", {.conversations = 0.2, .campaigns = 1}},
     {"scans", {.conversations = 0.5, .once = 1}},
 };
 

@@ -38,7 +38,7 @@ struct Options {
   std::string trace, shape = "mixed", json;
   uint64_t seed = 1;
   size_t requests = 4000;
-  std::vector<std::string> policies = {"default", "s3fifo", "sieve", "lru", "belady"};
+  std::vector<std::string> policies = {"default", "s3fifo", "lru", "belady"};
   std::vector<double> fractions = {0.05, 0.1, 0.2, 0.5};
   double ssd_fraction = 0;
   bool simulate = true;  // Nothing else yet.

@@ -7,6 +7,7 @@ namespace perigee::kvstore {
 namespace {
 
 constexpr int kLastResortLooks = 1024;
+constexpr int kReturnSteps = 8;
 
 }  // namespace
 
@@ -32,13 +33,12 @@ void EntryQueues::LinkNewest(Ends& ends, EntryId id) {
   if (ends.oldest == kNoEntry) ends.oldest = id;
 }
 
-void EntryQueues::LinkOldest(Ends& ends, EntryId id) {
+void EntryQueues::LinkOlder(Ends& ends, EntryId id, EntryId newer) {
   Entry& e = (*this)[id];
-  e.older = kNoEntry;
-  e.newer = ends.oldest;
-  if (ends.oldest != kNoEntry) (*this)[ends.oldest].older = id;
-  ends.oldest = id;
-  if (ends.newest == kNoEntry) ends.newest = id;
+  e.newer = newer;
+  e.older = (*this)[newer].older;
+  (*this)[newer].older = id;
+  (e.older == kNoEntry ? ends.oldest : (*this)[e.older].newer) = id;
 }
 
 void EntryQueues::Unlink(EntryId id) {
@@ -89,33 +89,21 @@ void EntryQueues::MoveToNewest(EntryId id, Queue q) {
   LinkNewest(EndsOf(q), id);
 }
 
-void EntryQueues::MoveToOldest(EntryId id, Queue q) {
-  Unlink(id);
-  (*this)[id].queue = q;
-  LinkOldest(EndsOf(q), id);
-}
-
 void EntryQueues::Return(EntryId id) {
-  if (!Returns(id)) return;
   const Entry& e = (*this)[id];
-  const Ends& ends = EndsOf(e.queue);
-  if (ends.oldest != kNoEntry) {
-    const uint32_t after_oldest = e.tick - (*this)[ends.oldest].tick;  // As signed: it may be older than the oldest.
-    const uint32_t before_newest = (*this)[ends.newest].tick - e.tick;
-    if (static_cast<int32_t>(after_oldest) > 0 && after_oldest > before_newest) return MoveToNewest(id, e.queue);
+  if (!e.aside || e.children > 0) return;
+  const auto is_older = [this, &e](EntryId other) { return static_cast<int32_t>((*this)[other].tick - e.tick) < 0; };
+  EntryId newer = oldest(e.queue);
+  for (int i = 0; i < kReturnSteps && newer != kNoEntry && is_older(newer); ++i) newer = (*this)[newer].newer;
+  if (newer != kNoEntry && is_older(newer)) {
+    // Somewhere inside. Next to the end that it is nearer to is near enough.
+    const uint32_t before_newest = (*this)[EndsOf(e.queue).newest].tick - e.tick;
+    const uint32_t after_this = e.tick - (*this)[newer].tick;
+    if (before_newest < after_this) newer = kNoEntry;
   }
-  MoveToOldest(id, e.queue);
-}
-
-void EntryQueues::MoveBefore(EntryId id, EntryId newer) {
-  const EntryId older = (*this)[newer].older;
-  if (older == kNoEntry) return MoveToOldest(id, (*this)[newer].queue);
+  if (newer == kNoEntry) return MoveToNewest(id, e.queue);
   Unlink(id);
-  Entry& e = (*this)[id];
-  e.newer = newer;
-  e.older = older;
-  (*this)[newer].older = id;
-  (*this)[older].newer = id;
+  LinkOlder(EndsOf(e.queue), id, newer);
 }
 
 bool EntryQueues::FreeOrAside(EntryId id, EvictionPolicy::Evictable evictable) {

@@ -28,7 +28,6 @@ class EntryQueues {
     uint8_t uses = 0;
     bool present : 1 = false;
     bool aside : 1 = false;
-    bool mark : 1 = false;       // The policy's own.
     bool had_child : 1 = false;  // Ever, while here.
     uint8_t kind : 4 = 0;
   };
@@ -48,22 +47,17 @@ class EntryQueues {
   EntryId Remove(EntryId id);
   // To the new end of q, from wherever it is.
   void MoveToNewest(EntryId id, Queue q);
-  void MoveToOldest(EntryId id, Queue q);
   // To the new end of q, unless it belongs there already.
   void MoveAcross(EntryId id, Queue q) {
     if ((*this)[id].queue != q) MoveToNewest(id, q);
   }
-  // Set aside, and no parent: may be looked at again.
-  bool Returns(EntryId id) const { return (*this)[id].aside && (*this)[id].children == 0; }
-  // Back into its queue if it Returns: to the end that its last touch is nearer to. Mostly that is the old end: who was
-  // set aside was the oldest then, and was not touched since.
+  // Back into its queue if it was set aside and is no parent (any more): to its place by age, found within a few steps
+  // from the old end. There it mostly is, for it was the oldest when it was set aside and was not touched since.
   void Return(EntryId id);
-  // To the old side of another entry of its queue.
-  void MoveBefore(EntryId id, EntryId newer);
 
   // q's oldest that may go; sets aside what may not.
   EntryId OldestFree(Queue q, EvictionPolicy::Evictable evictable);
-  // The same from the outside: true if it may go, else it is aside now.
+  // Whether it may go; else it is aside now.
   bool FreeOrAside(EntryId id, EvictionPolicy::Evictable evictable);
   // Where no queue has a free entry: one set aside that the tier would let go, so a parent of pinned ones. Looks at a
   // bounded number of them, at others each time.
@@ -80,7 +74,7 @@ class EntryQueues {
   void Grow(EntryId id);
   Ends& EndsOf(Queue q);
   void LinkNewest(Ends& ends, EntryId id);
-  void LinkOldest(Ends& ends, EntryId id);
+  void LinkOlder(Ends& ends, EntryId id, EntryId newer);
   void Unlink(EntryId id);
 
   const size_t max_entries_;

@@ -14,7 +14,6 @@ struct Named {
 constexpr Named kPolicies[] = {{"default", MakeValuePolicy},
                                {"value", MakeValuePolicy},
                                {"lru", MakeLruPolicy},
-                               {"sieve", MakeSievePolicy},
                                {"s3fifo", MakeS3FifoPolicy}};
 
 }  // namespace

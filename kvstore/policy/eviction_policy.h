@@ -79,10 +79,10 @@ class EvictionPolicy {
 
 struct PolicyOptions {
   size_t max_entries = 0;    // Ids are below this.
-  size_t ghost_entries = 0;  // Evicted entries to remember, 12 B each; 0: twice max_entries, at most 2^24.
+  size_t ghost_entries = 0;  // Evicted entries to remember, 16 B each; 0: max_entries, for "value" twice as many; <= 2^24.
 };
 
-// "lru", "sieve", "s3fifo", "value"; "default" is "value". INVALID_ARGUMENT names the policies there are.
+// "lru", "s3fifo", "value"; "default" is "value". INVALID_ARGUMENT names the policies there are.
 absl::StatusOr<std::unique_ptr<EvictionPolicy>> MakeEvictionPolicy(absl::string_view name, const PolicyOptions& options);
 std::vector<absl::string_view> EvictionPolicyNames();
 

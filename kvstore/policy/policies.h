@@ -12,9 +12,13 @@
 namespace perigee::kvstore {
 
 std::unique_ptr<EvictionPolicy> MakeLruPolicy(const PolicyOptions& options);
-std::unique_ptr<EvictionPolicy> MakeSievePolicy(const PolicyOptions& options);
 std::unique_ptr<EvictionPolicy> MakeS3FifoPolicy(const PolicyOptions& options);
 std::unique_ptr<EvictionPolicy> MakeValuePolicy(const PolicyOptions& options);
+
+// How many evicted entries a policy remembers that by itself would remember `wanted`.
+inline size_t GhostEntries(const PolicyOptions& options, size_t wanted) {
+  return options.ghost_entries > 0 ? options.ghost_entries : std::min(wanted, size_t{1} << 24);
+}
 
 // EntryQueues::LastResort of one tenant or all; tenant t has the queues from t * queues_per_tenant on.
 inline std::optional<EntryId> LastResort(EntryQueues& entries, uint32_t queues_per_tenant,

@@ -14,7 +14,7 @@ constexpr uint32_t kQueuesPerTenant = 4;
 class S3FifoPolicy : public EvictionPolicy {
  public:
   explicit S3FifoPolicy(const PolicyOptions& options)
-      : entries_(options.max_entries), frequency_(options.max_entries), ghosts_(options.max_entries) {}
+      : entries_(options.max_entries), frequency_(options.max_entries), ghosts_(GhostEntries(options, options.max_entries)) {}
   absl::string_view name() const override { return "s3fifo"; }
 
   void Inserted(EntryId id, const PlaneFacts& facts) override {

@@ -37,8 +37,7 @@ class ValuePolicy : public EvictionPolicy {
   explicit ValuePolicy(const PolicyOptions& options)
       : calls_per_tick_(std::max<size_t>(options.max_entries / 1024, 1)),
         entries_(options.max_entries),
-        ghosts_(options.ghost_entries > 0 ? options.ghost_entries
-                                          : std::min<size_t>(2 * options.max_entries, size_t{1} << 24)) {
+        ghosts_(GhostEntries(options, 2 * options.max_entries)) {
     for (uint32_t d = 0; d < kDensities; ++d) cost_per_byte_[d] = CostPerByte(d);
   }
   absl::string_view name() const override { return "value"; }

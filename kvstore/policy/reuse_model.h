@@ -44,6 +44,7 @@ class ReuseModel {
   double ProbabilityBefore(int group, float age) const {
     return 1 - std::pow(scale_ / (age + scale_), weights_[group]);
   }
+  float scale() const { return scale_; }
   double weight(int group) const { return weights_[group]; }
 
   // An entry that is there, unused since that age; `times` such.

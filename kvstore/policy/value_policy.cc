@@ -22,7 +22,8 @@ constexpr int kLeastDensity = -44;
 // A summary whose distant plane has gone: worth nothing.
 constexpr uint32_t kWorthless = ReuseModel::kClasses;
 constexpr uint32_t kGroups = ReuseModel::kClasses + 1;
-constexpr size_t kSample = 1024;
+constexpr size_t kSample = 1024;  // Entries looked at when learning from those present.
+constexpr float kLongStay = 64;
 constexpr uint32_t kQueuesPerTenant = kGroups * kDensities;
 
 uint32_t DensityOf(uint64_t bytes, double cost_us) {
@@ -130,8 +131,8 @@ class ValuePolicy : public EvictionPolicy {
   bool Admit(const PlaneFacts& facts, double write_us) override {
     uint8_t uses = facts.uses;
     if (ghosts_.Contains(facts.key_hash) && uses < UINT8_MAX) ++uses;
-    // Nobody goes yet: it stays at least as long as all the rest did.
-    const float stay = evicted_any_ ? stay_ : static_cast<float>(calls_);
+    // Nobody has had to go yet: it stays for long.
+    const float stay = evicted_any_ ? stay_ : kLongStay * model_.scale();
     return model_.ProbabilityBefore(ReuseModel::ClassOf(facts.kind, uses, true), stay) * facts.cost_us > write_us;
   }
   uint8_t Uses(EntryId id) const override { return entries_[id].uses; }

@@ -141,9 +141,9 @@ class Simulation {
   void Demote(uint32_t block) {
     ++result_.dram_evictions;
     PlaneFacts facts = FactsOf(block, false);
-    facts.uses = dram_.policy().Uses(dram_.entry(block));
+    facts.past = dram_.policy().PastOf(dram_.entry(block));
     dram_.Evict(block, facts.key_hash);
-    if (!ssd_ || ssd_->Has(block) || !ssd_->policy().Admit(facts, TransferUs())) return;
+    if (!ssd_ || ssd_->Has(block) || !ssd_->policy().Admit(facts, shape_.ssd_busy * TransferUs())) return;
     const auto victim = ssd_->MakeRoom([this](uint32_t b) { return Pinned(b); });
     if (!victim) return;
     if (*victim != kNoBlock) {

@@ -59,12 +59,13 @@ void EntryQueues::Add(EntryId id, const PlaneFacts& facts, Queue q) {
   e.present = true;
   e.kind = static_cast<uint8_t>(facts.kind);
   e.queue = q;
+  e.past = facts.past;
   if (facts.parent != kNoEntry && facts.parent != id && Present(facts.parent)) {
     Entry& parent = (*this)[facts.parent];
     e.parent = facts.parent;
     e.parent_generation = parent.generation;
     ++parent.children;
-    parent.had_child = true;
+    parent.past.continued = true;
   }
   LinkNewest(EndsOf(q), id);
   ++size_;

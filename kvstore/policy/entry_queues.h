@@ -25,10 +25,9 @@ class EntryQueues {
     // An id's parent may have gone and its number be another entry's: a child counts with the generation it was born
     // under only. They wrap; what a wrong match breaks is one parent's count, and with it an order, nothing else.
     uint16_t generation = 0, parent_generation = 0;
-    uint8_t uses = 0;
+    Past past;
     bool present : 1 = false;
     bool aside : 1 = false;
-    bool had_child : 1 = false;  // Ever, while here.
     uint8_t kind : 4 = 0;
   };
 

@@ -37,6 +37,12 @@ namespace perigee::kvstore {
 using EntryId = uint32_t;
 inline constexpr EntryId kNoEntry = ~EntryId{0};
 
+// What a tier's policy knows of an entry's life, for the next tier's.
+struct Past {
+  uint8_t uses = 0;        // How often it was used again since it first came, as far as remembered; 255 is many.
+  bool continued = false;  // Whether it ever was a parent.
+};
+
 struct PlaneFacts {
   uint64_t key_hash = 0;  // Of its name: by this it is known again after it has gone.
   pod::PlaneKind kind = pod::PlaneKind::kDistant;
@@ -45,7 +51,7 @@ struct PlaneFacts {
   uint64_t payload_bytes = 0;  // As the tier accounts them.
   double cost_us = 0;          // To have it back: fetched from a slower tier, or computed again where last_copy.
   bool last_copy = false;      // Its going loses it for good.
-  uint8_t uses = 0;            // How often it was used again in the tier that it comes from; Uses() of that tier's policy.
+  Past past;                   // In the tier that it comes from: PastOf() of that tier's policy.
 };
 
 class EvictionPolicy {
@@ -69,11 +75,11 @@ class EvictionPolicy {
   using Evictable = absl::FunctionRef<bool(EntryId)>;
   virtual std::optional<EntryId> Victim(std::optional<uint32_t> tenant, Evictable evictable) = 0;
 
-  // Is a plane that leaves a faster tier worth a write into this one, which takes write_us?
+  // Is a plane that leaves a faster tier worth a write into this one? write_us is what the write costs others: the time
+  // that it takes, or a part of it where the device has time to spare.
   virtual bool Admit(const PlaneFacts& facts, double write_us) = 0;
 
-  // How often it was used again since it first came (capped), as far as remembered.
-  virtual uint8_t Uses(EntryId id) const = 0;
+  virtual Past PastOf(EntryId id) const = 0;
   virtual size_t MemoryBytes() const = 0;
 };
 

@@ -12,13 +12,12 @@ class LruPolicy : public EvictionPolicy {
   void Inserted(EntryId id, const PlaneFacts& facts) override {
     entries_.Add(id, facts, QueueOf(facts.tenant, facts.last_copy));
     entries_[id].tick = ++clock_;
-    entries_[id].uses = facts.uses;
   }
   void Touched(EntryId id) override {
     auto& e = entries_[id];
     entries_.MoveToNewest(id, e.queue);
     e.tick = ++clock_;
-    if (e.uses < UINT8_MAX) ++e.uses;
+    if (e.past.uses < UINT8_MAX) ++e.past.uses;
   }
   void Unpinned(EntryId id) override { entries_.Return(id); }
   void CostChanged(EntryId id, uint64_t, double, bool last_copy) override {
@@ -42,7 +41,7 @@ class LruPolicy : public EvictionPolicy {
     return LastResort(entries_, 2, tenant, evictable);
   }
   bool Admit(const PlaneFacts&, double) override { return true; }
-  uint8_t Uses(EntryId id) const override { return entries_[id].uses; }
+  Past PastOf(EntryId id) const override { return entries_[id].past; }
   size_t MemoryBytes() const override { return entries_.MemoryBytes(); }
 
  private:

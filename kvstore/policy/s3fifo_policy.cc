@@ -28,12 +28,11 @@ class S3FifoPolicy : public EvictionPolicy {
     ++counts_[q];
     frequency_[id] = 0;
     entries_[id].tick = ++clock_;
-    entries_[id].uses = facts.uses;
   }
   void Touched(EntryId id) override {
     auto& e = entries_[id];
     frequency_[id] = std::min(frequency_[id] + 1, 3);
-    if (e.uses < UINT8_MAX) ++e.uses;
+    if (e.past.uses < UINT8_MAX) ++e.past.uses;
   }
   void Unpinned(EntryId id) override { entries_.Return(id); }
   void CostChanged(EntryId id, uint64_t, double, bool last_copy) override {
@@ -64,12 +63,12 @@ class S3FifoPolicy : public EvictionPolicy {
     return LastResort(entries_, kQueuesPerTenant, tenant, evictable);
   }
   bool Admit(const PlaneFacts& facts, double) override {
-    if (facts.uses > 0 || ghosts_.Contains(facts.key_hash)) return true;
+    if (facts.past.uses > 0 || ghosts_.Contains(facts.key_hash)) return true;
     // Seen once: the next time it comes by, it gets in.
     ghosts_.Add(facts.key_hash, {.evicted_tick = clock_}, clock_);
     return false;
   }
-  uint8_t Uses(EntryId id) const override { return entries_[id].uses; }
+  Past PastOf(EntryId id) const override { return entries_[id].past; }
   size_t MemoryBytes() const override {
     return entries_.MemoryBytes() + frequency_.capacity() + counts_.capacity() * sizeof(uint64_t) + ghosts_.MemoryBytes();
   }

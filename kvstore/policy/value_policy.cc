@@ -46,17 +46,16 @@ class ValuePolicy : public EvictionPolicy {
   void Inserted(EntryId id, const PlaneFacts& facts) override {
     Called();
     if (facts.tenant >= occupied_.size()) occupied_.resize(facts.tenant + 1);
-    uint8_t uses = facts.uses;
+    PlaneFacts known = facts;
     if (const auto ghost = ghosts_.Take(facts.key_hash)) {
       ForgetGhost(*ghost);
       model_.Used(ghost->group);
-      uses = std::max<uint8_t>(uses, ghost->uses < UINT8_MAX ? ghost->uses + 1 : UINT8_MAX);
+      known.past.uses = std::max<uint8_t>(facts.past.uses, ghost->uses < UINT8_MAX ? ghost->uses + 1 : UINT8_MAX);
     }
-    const uint32_t group = ReuseModel::ClassOf(facts.kind, uses, false);
-    entries_.Add(id, facts, Occupy(facts.tenant, group, DensityOf(facts.payload_bytes, facts.cost_us)));
+    const uint32_t group = ReuseModel::ClassOf(facts.kind, known.past.uses, facts.past.continued);
+    entries_.Add(id, known, Occupy(facts.tenant, group, DensityOf(facts.payload_bytes, facts.cost_us)));
     auto& e = entries_[id];
     e.tick = now();
-    e.uses = uses;
     if (e.parent != kNoEntry) entries_.MoveAcross(e.parent, QueueOf(e.parent));
   }
   void Touched(EntryId id) override {
@@ -66,7 +65,7 @@ class ValuePolicy : public EvictionPolicy {
       Watched(e);
       model_.Used(GroupOf(e));
     }
-    if (e.uses < UINT8_MAX) ++e.uses;
+    if (e.past.uses < UINT8_MAX) ++e.past.uses;
     e.tick = now();
     entries_.MoveToNewest(id, QueueOf(id));
   }
@@ -83,7 +82,7 @@ class ValuePolicy : public EvictionPolicy {
       const GhostHistory::Ghost ghost{.touched_tick = e.tick,
                                       .evicted_tick = now(),
                                       .group = static_cast<uint16_t>(GroupOf(e)),
-                                      .uses = e.uses};
+                                      .uses = e.past.uses};
       if (const auto gone = ghosts_.Add(key_hash, ghost, now())) ForgetGhost(*gone);
     }
     Removed(id);
@@ -129,13 +128,13 @@ class ValuePolicy : public EvictionPolicy {
 
   // By value: what it is expected to save while it stays against what the write takes.
   bool Admit(const PlaneFacts& facts, double write_us) override {
-    uint8_t uses = facts.uses;
+    uint8_t uses = facts.past.uses;
     if (ghosts_.Contains(facts.key_hash) && uses < UINT8_MAX) ++uses;
     // Nobody has had to go yet: it stays for long.
     const float stay = evicted_any_ ? stay_ : kLongStay * model_.scale();
-    return model_.ProbabilityBefore(ReuseModel::ClassOf(facts.kind, uses, true), stay) * facts.cost_us > write_us;
+    return model_.ProbabilityBefore(ReuseModel::ClassOf(facts.kind, uses, facts.past.continued), stay) * facts.cost_us > write_us;
   }
-  uint8_t Uses(EntryId id) const override { return entries_[id].uses; }
+  Past PastOf(EntryId id) const override { return entries_[id].past; }
   size_t MemoryBytes() const override {
     return entries_.MemoryBytes() + ghosts_.MemoryBytes() + occupied_.capacity() * sizeof(occupied_[0]);
   }
@@ -185,8 +184,8 @@ class ValuePolicy : public EvictionPolicy {
   EntryQueues::Queue QueueOf(EntryId id) {
     const Entry& e = entries_[id];
     const auto kind = static_cast<pod::PlaneKind>(e.kind);
-    const bool left_alone = kind == pod::PlaneKind::kSummary && e.had_child && e.children == 0;
-    return Occupy(TenantOf(e), left_alone ? kWorthless : ReuseModel::ClassOf(kind, e.uses, e.had_child),
+    const bool left_alone = kind == pod::PlaneKind::kSummary && e.past.continued && e.children == 0;
+    return Occupy(TenantOf(e), left_alone ? kWorthless : ReuseModel::ClassOf(kind, e.past.uses, e.past.continued),
                   e.queue % kDensities);
   }
 

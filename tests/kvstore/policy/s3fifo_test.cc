@@ -81,7 +81,7 @@ TEST(S3FifoPolicyTest, AdmitsWhatWasUsedAgainOrComesASecondTime) {
   EXPECT_FALSE(tier.policy().Admit(facts, 10));
   EXPECT_TRUE(tier.policy().Admit(facts, 10));
   facts.key_hash = TestTier::Hash(8);
-  facts.uses = 1;
+  facts.past.uses = 1;
   EXPECT_TRUE(tier.policy().Admit(facts, 10));
 }
 

@@ -76,13 +76,13 @@ TEST(ValuePolicyTest, UsesSurviveEvictionInTheHistoryButNotRemoval) {
   tier.Insert(1);
   tier.Touch(1);
   tier.Touch(1);
-  EXPECT_EQ(tier.policy().Uses(tier.id(1)), 2);
+  EXPECT_EQ(tier.policy().PastOf(tier.id(1)).uses, 2);
   ASSERT_EQ(tier.Evict(), 1u);
   tier.Insert(1);
-  EXPECT_EQ(tier.policy().Uses(tier.id(1)), 3);
+  EXPECT_EQ(tier.policy().PastOf(tier.id(1)).uses, 3);
   tier.Remove(1);
   tier.Insert(1);
-  EXPECT_EQ(tier.policy().Uses(tier.id(1)), 0);
+  EXPECT_EQ(tier.policy().PastOf(tier.id(1)).uses, 0);
 }
 
 TEST(ValuePolicyTest, ASummaryLeftAloneGoesNext) {
@@ -119,10 +119,10 @@ TEST(ValuePolicyTest, AdmitsWhatSavesMoreThanItsWriteTakes) {
   PlaneFacts facts = TestTier::DefaultFacts();
   facts.key_hash = TestTier::Hash(99999999);
   facts.cost_us = 1000;
-  facts.uses = 9;
+  facts.past = {.uses = 9, .continued = true};
   EXPECT_TRUE(tier.policy().Admit(facts, 500));
   EXPECT_FALSE(tier.policy().Admit(facts, 2000));  // Computing it again is cheaper.
-  facts.uses = 0;
+  facts.past.uses = 0;
   EXPECT_FALSE(tier.policy().Admit(facts, 500));
   EXPECT_TRUE(tier.policy().Admit(facts, 1e-3));
 }

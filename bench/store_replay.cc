@@ -1,7 +1,7 @@
 // Replays a trace of requests against eviction policies and store sizes, beside LRU and the best that was possible.
 //
 //   store_replay [--trace FILE | --shape SHAPE --seed N --requests N] [--policy NAME]... [--fractions F,...]
-//                [--ssd-fraction F] [--simulate] [--json FILE|-]
+//                [--ssd-fraction F [--ssd-busy F]] [--simulate] [--json FILE|-]
 //
 // Without --trace, a generated one (replay/generator.h). --simulate is the only mode: no payload is moved. A row per
 // capacity and policy; capacities are fractions of the trace's distinct blocks. `belady` is no policy but the bound
@@ -40,7 +40,7 @@ struct Options {
   size_t requests = 4000;
   std::vector<std::string> policies = {"default", "s3fifo", "lru", "belady"};
   std::vector<double> fractions = {0.05, 0.1, 0.2, 0.5};
-  double ssd_fraction = 0;
+  double ssd_fraction = 0, ssd_busy = StoreShape().ssd_busy;
   bool simulate = true;  // Nothing else yet.
 };
 
@@ -144,6 +144,9 @@ absl::Status Run(const Options& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("an SSD fraction of ", options.ssd_fraction, "; 0 to 1 are allowed"));
   }
+  if (!(options.ssd_busy >= 0 && options.ssd_busy <= 1)) {
+    return absl::InvalidArgumentError(absl::StrCat("an SSD busy for ", options.ssd_busy, "; 0 to 1 are allowed"));
+  }
   std::string name;
   PERIGEE_ASSIGN_OR_RETURN(const Trace trace, LoadTrace(options, name));
   const auto blocks_of = [&](double fraction) {
@@ -162,7 +165,7 @@ absl::Status Run(const Options& options) {
       if (policy == "belady") {
         row.result = Belady(trace, row.capacity_blocks + blocks_of(options.ssd_fraction));
       } else {
-        const StoreShape shape{.dram_blocks = row.capacity_blocks, .ssd_blocks = blocks_of(options.ssd_fraction)};
+        const StoreShape shape{.dram_blocks = row.capacity_blocks, .ssd_blocks = blocks_of(options.ssd_fraction), .ssd_busy = options.ssd_busy};
         PERIGEE_ASSIGN_OR_RETURN(row.result, Replay(trace, policy, shape));
       }
       rows.push_back(std::move(row));
@@ -206,6 +209,8 @@ int main(int argc, char** argv) {
       ->delimiter(',')
       ->capture_default_str();
   app.add_option("--ssd-fraction", options.ssd_fraction, "an SSD tier of this size behind it")->capture_default_str();
+  app.add_option("--ssd-busy", options.ssd_busy, "the part of an SSD write's time that admission charges for it")
+      ->capture_default_str();
   app.add_flag("--simulate", options.simulate, "move no payload: the only mode");
   app.add_option("--json", options.json, "write the rows to this file, or - for standard output");
   CLI11_PARSE(app, argc, argv);

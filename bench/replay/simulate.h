@@ -20,7 +20,7 @@ struct StoreShape {
   uint64_t block_bytes = uint64_t{64} << 20;  // 512 tokens of Llama-3.1-8B in bf16
   double compute_us_per_token = 100;          // 10,000 tokens/s
   double ssd_bytes_per_us = 3000;             // 3 GB/s, both ways
-  double ssd_busy = 0.1;                      // The part of a write's time that it costs others.
+  double ssd_busy = 0;                        // The part of a write's time that it costs others.
 };
 
 struct ReplayResult {

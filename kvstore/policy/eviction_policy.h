@@ -85,7 +85,7 @@ class EvictionPolicy {
 
 struct PolicyOptions {
   size_t max_entries = 0;    // Ids are below this.
-  size_t ghost_entries = 0;  // Evicted entries to remember, 16 B each; 0: max_entries, for "value" twice as many; <= 2^24.
+  size_t ghost_entries = 0;  // Evicted entries to remember, 12 B each; 0: max_entries, for "value" twice as many; <= 2^24.
 };
 
 // "lru", "s3fifo", "value"; "default" is "value". INVALID_ARGUMENT names the policies there are.

@@ -1,5 +1,5 @@
 // Internal: evicted entries, remembered for a while by the hash of their names. A fixed table; where a set is full, the
-// longest gone makes room. Two names with equal tags are taken for one: 2^-32 a pair of the same set.
+// longest gone makes room. Two names with equal tags are taken for one: one look-up in a million.
 #ifndef PERIGEE_KVSTORE_POLICY_GHOST_HISTORY_H_
 #define PERIGEE_KVSTORE_POLICY_GHOST_HISTORY_H_
 
@@ -15,14 +15,17 @@ namespace perigee::kvstore {
 
 class GhostHistory {
  public:
-  struct Ghost {  // 16 bytes
-    uint32_t tag = 0;
+  static constexpr uint32_t kGroups = 16;
+  static constexpr uint8_t kMaxUses = 15;
+  struct Ghost {  // 12 bytes
     uint32_t touched_tick = 0;
     uint32_t evicted_tick = 0;
-    uint16_t group = 0;
-    uint8_t uses = 0;
-    bool present = false;
+    uint8_t group : 4 = 0;
+    uint8_t uses : 4 = 0;
+    uint32_t present : 1 = 0;
+    uint32_t tag : 23 = 0;
   };
+  static_assert(sizeof(Ghost) == 12);
 
   // Grows to `capacity` as it is used.
   explicit GhostHistory(size_t capacity) : sets_(std::max<size_t>(capacity / kWays, 1)) {}
@@ -31,7 +34,7 @@ class GhostHistory {
   std::optional<Ghost> Add(uint64_t hash, Ghost ghost, uint32_t now) {
     if (ghosts_.empty()) ghosts_.resize(sets_ * kWays);
     ghost.tag = Tag(hash);
-    ghost.present = true;
+    ghost.present = 1;
     Ghost* const set = SetOf(hash);
     Ghost* place = set;
     for (Ghost* g = set; g != set + kWays; ++g) {
@@ -50,7 +53,7 @@ class GhostHistory {
   std::optional<Ghost> Take(uint64_t hash) {
     Ghost* const found = Find(hash);
     if (found == nullptr) return std::nullopt;
-    found->present = false;
+    found->present = 0;
     return *found;
   }
   bool Contains(uint64_t hash) { return Find(hash) != nullptr; }
@@ -58,7 +61,7 @@ class GhostHistory {
 
  private:
   static constexpr size_t kWays = 8;
-  static uint32_t Tag(uint64_t hash) { return static_cast<uint32_t>(hash >> 32); }
+  static uint32_t Tag(uint64_t hash) { return static_cast<uint32_t>(hash >> 41); }
   Ghost* SetOf(uint64_t hash) {
     // Mixed, so that callers' hashes need not be good in their low bits.
     return &ghosts_[(hash * 0x9e3779b97f4a7c15u >> 20) % sets_ * kWays];

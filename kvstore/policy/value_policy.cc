@@ -22,6 +22,7 @@ constexpr int kLeastDensity = -44;
 // A summary whose distant plane has gone: worth nothing.
 constexpr uint32_t kWorthless = ReuseModel::kClasses;
 constexpr uint32_t kGroups = ReuseModel::kClasses + 1;
+static_assert(ReuseModel::kClasses <= GhostHistory::kGroups);
 constexpr size_t kSample = 1024;  // Entries looked at when learning from those present.
 constexpr float kLongStay = 64;
 constexpr uint32_t kQueuesPerTenant = kGroups * kDensities;
@@ -50,7 +51,7 @@ class ValuePolicy : public EvictionPolicy {
     if (const auto ghost = ghosts_.Take(facts.key_hash)) {
       ForgetGhost(*ghost);
       model_.Used(ghost->group);
-      known.past.uses = std::max<uint8_t>(facts.past.uses, ghost->uses < UINT8_MAX ? ghost->uses + 1 : UINT8_MAX);
+      known.past.uses = std::max<uint8_t>(facts.past.uses, static_cast<uint8_t>(ghost->uses + 1));
     }
     const uint32_t group = ReuseModel::ClassOf(facts.kind, known.past.uses, facts.past.continued);
     entries_.Add(id, known, Occupy(facts.tenant, group, DensityOf(facts.payload_bytes, facts.cost_us)));
@@ -81,8 +82,8 @@ class ValuePolicy : public EvictionPolicy {
     if (GroupOf(e) != kWorthless) {
       const GhostHistory::Ghost ghost{.touched_tick = e.tick,
                                       .evicted_tick = now(),
-                                      .group = static_cast<uint16_t>(GroupOf(e)),
-                                      .uses = e.past.uses};
+                                      .group = static_cast<uint8_t>(GroupOf(e)),
+                                      .uses = std::min(e.past.uses, GhostHistory::kMaxUses)};
       if (const auto gone = ghosts_.Add(key_hash, ghost, now())) ForgetGhost(*gone);
     }
     Removed(id);

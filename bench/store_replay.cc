@@ -95,12 +95,11 @@ void PrintTable(const std::string& name, const Trace& trace, const std::vector<R
     const ReplayResult& r = row.result;
     const auto share = [&](uint64_t tokens) { return static_cast<double>(tokens) / static_cast<double>(r.tokens); };
     const std::optional<double> closed = GapClosed(rows, row);
-    std::printf("%7.1f%%  %-8s %10.4f %10.4f %10.4f %10s %10s %10llu %12s %11s\n", 100 * row.fraction,
-                row.policy.c_str(), r.token_hit_ratio(), share(r.dram_hit_tokens), share(r.ssd_hit_tokens),
-                Gigabytes(r.dram_peak_blocks).c_str(), Gigabytes(r.ssd_peak_blocks).c_str(),
-                static_cast<unsigned long long>(r.dram_evictions + r.ssd_evictions),
-                Gigabytes(r.ssd_written_blocks).c_str(),
-                closed ? absl::StrFormat("%.1f%%", 100 * *closed).c_str() : "-");
+    std::printf(
+        "%7.1f%%  %-8s %10.4f %10.4f %10.4f %10s %10s %10llu %12s %11s\n", 100 * row.fraction, row.policy.c_str(),
+        r.token_hit_ratio(), share(r.dram_hit_tokens), share(r.ssd_hit_tokens), Gigabytes(r.dram_peak_blocks).c_str(),
+        Gigabytes(r.ssd_peak_blocks).c_str(), static_cast<unsigned long long>(r.dram_evictions + r.ssd_evictions),
+        Gigabytes(r.ssd_written_blocks).c_str(), closed ? absl::StrFormat("%.1f%%", 100 * *closed).c_str() : "-");
   }
 }
 
@@ -165,7 +164,9 @@ absl::Status Run(const Options& options) {
       if (policy == "belady") {
         row.result = Belady(trace, row.capacity_blocks + blocks_of(options.ssd_fraction));
       } else {
-        const StoreShape shape{.dram_blocks = row.capacity_blocks, .ssd_blocks = blocks_of(options.ssd_fraction), .ssd_busy = options.ssd_busy};
+        const StoreShape shape{.dram_blocks = row.capacity_blocks,
+                               .ssd_blocks = blocks_of(options.ssd_fraction),
+                               .ssd_busy = options.ssd_busy};
         PERIGEE_ASSIGN_OR_RETURN(row.result, Replay(trace, policy, shape));
       }
       rows.push_back(std::move(row));
@@ -191,7 +192,8 @@ absl::Status Run(const Options& options) {
 int main(int argc, char** argv) {
   perigee::bench::Options options;
   CLI::App app("Replays a trace of requests against eviction policies and store sizes.");
-  auto* const trace = app.add_option("--trace", options.trace, "a trace in Mooncake's format; default: a generated one");
+  auto* const trace =
+      app.add_option("--trace", options.trace, "a trace in Mooncake's format; default: a generated one");
   app.add_option("--shape", options.shape,
                  absl::StrCat("of the generated trace: ", absl::StrJoin(perigee::bench::Shapes(), ", ")))
       ->capture_default_str()

@@ -16,7 +16,7 @@ namespace perigee::bench {
 
 struct StoreShape {
   uint64_t dram_blocks = 0;
-  uint64_t ssd_blocks = 0;  // 0: no SSD tier
+  uint64_t ssd_blocks = 0;                    // 0: no SSD tier
   uint64_t block_bytes = uint64_t{64} << 20;  // 512 tokens of Llama-3.1-8B in bf16
   double compute_us_per_token = 100;          // 10,000 tokens/s
   double ssd_bytes_per_us = 3000;             // 3 GB/s, both ways
@@ -41,12 +41,13 @@ absl::StatusOr<ReplayResult> Replay(const Trace& trace, absl::string_view policy
 
 // The most blocks that any store of that many could have found, knowing the future.
 //
-// It is Belady's rule with bypass over the requests' blocks, one after the other: what is needed farthest ahead goes, or
-// is not taken at all. For blocks of one size that maximises hits where every block counts alone, so no policy that obeys
-// the prefix rule finds more blocks. And it obeys that rule itself: whoever asks for a block asks for its parent first, so
-// a parent's next use always is nearer than its child's, and it never goes before the child or is refused where the child
-// is taken. So in blocks it is the optimum, not just a bound. In tokens it may be missed by partial last blocks, which
-// count less than the whole ones that it treats like them; that is under 0.2 % of the tokens on the traces measured.
+// It is Belady's rule with bypass over the requests' blocks, one after the other: what is needed farthest ahead goes,
+// or is not taken at all. For blocks of one size that maximises hits where every block counts alone, so no policy that
+// obeys the prefix rule finds more blocks. And it obeys that rule itself: whoever asks for a block asks for its parent
+// first, so a parent's next use always is nearer than its child's, and it never goes before the child or is refused
+// where the child is taken. So in blocks it is the optimum, not just a bound. In tokens it may be missed by partial
+// last blocks, which count less than the whole ones that it treats like them: 512 times its hits is a bound in tokens,
+// and on Mooncake's synthetic trace at most 0.1 % of the tokens above the ratio given here.
 ReplayResult Belady(const Trace& trace, uint64_t capacity_blocks);
 
 }  // namespace perigee::bench

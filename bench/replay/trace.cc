@@ -119,11 +119,11 @@ absl::StatusOr<Trace> ParseTrace(absl::string_view text) {
 std::string FormatTrace(const Trace& trace) {
   std::string text;
   for (const TraceRequest& r : trace.requests) {
-    absl::StrAppend(&text, "{\"timestamp\": ", r.timestamp_ms, ", \"input_length\": ", r.input_tokens,
-                    ", \"output_length\": ", r.output_tokens, ", \"hash_ids\": [",
-                    absl::StrJoin(r.blocks, ", ",
-                                  [&](std::string* out, uint32_t b) { absl::StrAppend(out, trace.hash_ids[b]); }),
-                    "]}\n");
+    absl::StrAppend(
+        &text, "{\"timestamp\": ", r.timestamp_ms, ", \"input_length\": ", r.input_tokens,
+        ", \"output_length\": ", r.output_tokens, ", \"hash_ids\": [",
+        absl::StrJoin(r.blocks, ", ", [&](std::string* out, uint32_t b) { absl::StrAppend(out, trace.hash_ids[b]); }),
+        "]}\n");
   }
   return text;
 }

@@ -24,8 +24,7 @@ struct TraceRequest {
   std::vector<uint32_t> blocks;  // Dense numbers, by first appearance in the trace.
 
   uint32_t TokensOf(size_t i) const {
-    return i + 1 < blocks.size() ? kTraceBlockTokens
-                                 : input_tokens - static_cast<uint32_t>(i) * kTraceBlockTokens;
+    return i + 1 < blocks.size() ? kTraceBlockTokens : input_tokens - static_cast<uint32_t>(i) * kTraceBlockTokens;
   }
   friend bool operator==(const TraceRequest&, const TraceRequest&) = default;
 };

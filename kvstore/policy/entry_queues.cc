@@ -65,7 +65,7 @@ void EntryQueues::Add(EntryId id, const PlaneFacts& facts, Queue q) {
     e.parent = facts.parent;
     e.parent_generation = parent.generation;
     ++parent.children;
-    parent.past.continued = true;
+    if (facts.kind != pod::PlaneKind::kProximal) parent.past.continued = true;
   }
   LinkNewest(EndsOf(q), id);
   ++size_;

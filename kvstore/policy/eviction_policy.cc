@@ -11,10 +11,8 @@ struct Named {
   absl::string_view name;
   std::unique_ptr<EvictionPolicy> (*make)(const PolicyOptions&);
 };
-constexpr Named kPolicies[] = {{"default", MakeValuePolicy},
-                               {"value", MakeValuePolicy},
-                               {"lru", MakeLruPolicy},
-                               {"s3fifo", MakeS3FifoPolicy}};
+constexpr Named kPolicies[] = {
+    {"default", MakeValuePolicy}, {"value", MakeValuePolicy}, {"lru", MakeLruPolicy}, {"s3fifo", MakeS3FifoPolicy}};
 
 }  // namespace
 

@@ -4,8 +4,8 @@
 // Entries are the tier's own dense numbers: below max_entries, used again after Evicted or Removed. All state lies in
 // arrays that grow to the highest number seen; no call allocates per operation.
 //
-// Every policy keeps children before parents: an entry that another one names as its `parent` is not a victim as long as
-// that one is there and some other entry can go. The tier names as parent what an entry is worthless without:
+// Every policy keeps children before parents: an entry that another one names as its `parent` is not a victim as long
+// as that one is there and some other entry can go. The tier names as parent what an entry is worthless without:
 //
 //   proximal plane -> distant plane of its block -> summary plane of its block -> distant plane of the block before
 //
@@ -40,7 +40,7 @@ inline constexpr EntryId kNoEntry = ~EntryId{0};
 // What a tier's policy knows of an entry's life, for the next tier's.
 struct Past {
   uint8_t uses = 0;        // How often it was used again since it first came, as far as remembered; 255 is many.
-  bool continued = false;  // Whether it ever was a parent.
+  bool continued = false;  // Whether it ever was a parent, of other than its own block's proximal plane.
 };
 
 struct PlaneFacts {
@@ -84,12 +84,14 @@ class EvictionPolicy {
 };
 
 struct PolicyOptions {
-  size_t max_entries = 0;    // Ids are below this.
-  size_t ghost_entries = 0;  // Evicted entries to remember, 12 B each; 0: max_entries, for "value" twice as many; <= 2^24.
+  size_t max_entries = 0;  // Ids are below this.
+  // Evicted entries to remember, 12 bytes each. 0: as many as max_entries, for "value" twice as many; 2^24 at most.
+  size_t ghost_entries = 0;
 };
 
 // "lru", "s3fifo", "value"; "default" is "value". INVALID_ARGUMENT names the policies there are.
-absl::StatusOr<std::unique_ptr<EvictionPolicy>> MakeEvictionPolicy(absl::string_view name, const PolicyOptions& options);
+absl::StatusOr<std::unique_ptr<EvictionPolicy>> MakeEvictionPolicy(absl::string_view name,
+                                                                   const PolicyOptions& options);
 std::vector<absl::string_view> EvictionPolicyNames();
 
 }  // namespace perigee::kvstore

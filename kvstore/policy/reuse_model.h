@@ -5,7 +5,8 @@
 // with the age a since the last one, as weight / (a + scale): heavy tails, as measured on traces of prompts, and with
 // one number a class to learn. Its maximum-likelihood estimate is
 //
-//   weight = uses seen / sum over entries watched of ln((age when watching ended + scale) / (age when it began + scale))
+//   weight = uses seen / sum over entries watched of ln((age when watching ended + scale) / (age when it began +
+//   scale))
 //
 // with a small prior, proportional to the number of uses, so that the first thousand calls are no lottery. Old
 // observations fade. Ages are counted in the tier's own calls, not in seconds: nothing here has a time constant.
@@ -63,8 +64,8 @@ class ReuseModel {
       watched += watched_[i] + watched_now_[i];
     }
     for (int i = 0; i < kClasses; ++i) {
-      weights_[i] = (used_[i] + prior * used / watched * kPrior[i % kUseClasses]) /
-                    (watched_[i] + watched_now_[i] + prior);
+      weights_[i] =
+          (used_[i] + prior * used / watched * kPrior[i % kUseClasses]) / (watched_[i] + watched_now_[i] + prior);
       used_[i] *= kFade;
       watched_[i] *= kFade;
       watched_now_[i] = 0;

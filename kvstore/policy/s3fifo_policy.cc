@@ -14,7 +14,9 @@ constexpr uint32_t kQueuesPerTenant = 4;
 class S3FifoPolicy : public EvictionPolicy {
  public:
   explicit S3FifoPolicy(const PolicyOptions& options)
-      : entries_(options.max_entries), frequency_(options.max_entries), ghosts_(GhostEntries(options, options.max_entries)) {}
+      : entries_(options.max_entries),
+        frequency_(options.max_entries),
+        ghosts_(GhostEntries(options, options.max_entries)) {}
   absl::string_view name() const override { return "s3fifo"; }
 
   void Inserted(EntryId id, const PlaneFacts& facts) override {
@@ -56,7 +58,8 @@ class S3FifoPolicy : public EvictionPolicy {
       EntryId first = kNoEntry;
       for (uint32_t t = tenant.value_or(0); t < (tenant ? *tenant + 1 : tenants_); ++t) {
         const EntryId id = Search(t * kQueuesPerTenant + 2 * last_copy, evictable);
-        if (id != kNoEntry && (first == kNoEntry || clock_ - entries_[id].tick > clock_ - entries_[first].tick)) first = id;
+        if (id != kNoEntry && (first == kNoEntry || clock_ - entries_[id].tick > clock_ - entries_[first].tick))
+          first = id;
       }
       if (first != kNoEntry) return first;
     }
@@ -70,7 +73,8 @@ class S3FifoPolicy : public EvictionPolicy {
   }
   Past PastOf(EntryId id) const override { return entries_[id].past; }
   size_t MemoryBytes() const override {
-    return entries_.MemoryBytes() + frequency_.capacity() + counts_.capacity() * sizeof(uint64_t) + ghosts_.MemoryBytes();
+    return entries_.MemoryBytes() + frequency_.capacity() + counts_.capacity() * sizeof(uint64_t) +
+           ghosts_.MemoryBytes();
   }
 
  private:

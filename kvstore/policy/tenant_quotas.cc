@@ -15,8 +15,8 @@ absl::StatusOr<uint32_t> TenantQuotas::SetQuota(absl::string_view tenant, uint64
     number = known->second;
   } else {
     if (accounts_.size() > kMaxTenants) {
-      return absl::ResourceExhaustedError(absl::StrCat("a quota for tenant \"", tenant, "\": ", kMaxTenants,
-                                                       " tenants have one already, no more can"));
+      return absl::ResourceExhaustedError(
+          absl::StrCat("a quota for tenant \"", tenant, "\": ", kMaxTenants, " tenants have one already, no more can"));
     }
     number = static_cast<uint32_t>(accounts_.size());
     numbers_.emplace(std::string(tenant), number);

@@ -33,8 +33,8 @@ class TenantQuotas {
   uint64_t QuotaBytes(uint32_t tenant) const;  // Of tenant 0: all there is.
 
   // Who must give when `tenant` is about to get `bytes` more; nobody: any victim will do. Constant time unless
-  // somebody is over. To be asked again after every victim. Where all of that tenant's entries are pinned, its own write
-  // is refused; for another's write the next best victim goes.
+  // somebody is over. To be asked again after every victim. Where all of that tenant's entries are pinned, its own
+  // write is refused; for another's write the next best victim goes.
   std::optional<uint32_t> MustGive(uint32_t tenant, uint64_t bytes) const;
 
  private:

@@ -133,7 +133,8 @@ class ValuePolicy : public EvictionPolicy {
     if (ghosts_.Contains(facts.key_hash) && uses < UINT8_MAX) ++uses;
     // Nobody has had to go yet: it stays for long.
     const float stay = evicted_any_ ? stay_ : kLongStay * model_.scale();
-    return model_.ProbabilityBefore(ReuseModel::ClassOf(facts.kind, uses, facts.past.continued), stay) * facts.cost_us > write_us;
+    return model_.ProbabilityBefore(ReuseModel::ClassOf(facts.kind, uses, facts.past.continued), stay) * facts.cost_us >
+           write_us;
   }
   Past PastOf(EntryId id) const override { return entries_[id].past; }
   size_t MemoryBytes() const override {
@@ -197,7 +198,7 @@ class ValuePolicy : public EvictionPolicy {
   GhostHistory ghosts_;
   ReuseModel model_;
   std::array<double, kDensities> cost_per_byte_;
-  std::vector<std::array<uint64_t, kGroups>> occupied_;  // by tenant and group, a bit per density: may be non-empty
+  std::vector<std::array<uint64_t, kGroups>> occupied_;      // by tenant and group, a bit per density: may be non-empty
   std::vector<std::pair<double, EntryQueues::Queue>> ends_;  // Victim's: the value of each queue's oldest.
   uint64_t calls_ = 0, next_update_ = 0;
   float stay_ = 0;  // Moving average of the age at which entries are evicted.

@@ -92,7 +92,8 @@ TEST(BeladyTest, NoPolicyAtAnySizeFindsMore) {
 
 TEST(ReplayTest, AHitNeedsAllBlocksBeforeIt) {
   // 9 blocks do not fit into 4: of a request larger than the store the start is kept, and found.
-  const auto trace = ParseTrace(R"({"timestamp": 0, "input_length": 4400, "output_length": 1, "hash_ids": [0,1,2,3,4,5,6,7,8]}
+  const auto trace =
+      ParseTrace(R"({"timestamp": 0, "input_length": 4400, "output_length": 1, "hash_ids": [0,1,2,3,4,5,6,7,8]}
 {"timestamp": 1, "input_length": 4400, "output_length": 1, "hash_ids": [0,1,2,3,4,5,6,7,8]}
 )");
   ASSERT_TRUE(trace.ok()) << trace.status();

@@ -56,7 +56,8 @@ TEST(TraceTest, EveryRefusalNamesTheLineAndTheReason) {
   for (const auto& [line, reason] : bad) {
     const auto trace = ParseTrace(good + line);
     ASSERT_FALSE(trace.ok()) << line;
-    EXPECT_THAT(std::string(trace.status().message()), testing::AllOf(HasSubstr("line 2: "), HasSubstr(reason))) << line;
+    EXPECT_THAT(std::string(trace.status().message()), testing::AllOf(HasSubstr("line 2: "), HasSubstr(reason)))
+        << line;
   }
   EXPECT_FALSE(ParseTrace("\n\n").ok());
 }

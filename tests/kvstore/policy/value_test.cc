@@ -9,8 +9,8 @@
 namespace perigee::kvstore {
 namespace {
 
-// How much of a hot set, used all the time, is still there after a scan ten times the tier's size. Every use is a chain of
-// 4 entries.
+// How much of a hot set, used all the time, is still there after a scan ten times the tier's size. Every use is a chain
+// of 4 entries.
 double HotLeftAfterScan(const char* policy) {
   constexpr uint64_t kEntries = 2000, kHotChains = 200;
   TestTier tier(policy, {.max_entries = kEntries});

@@ -6,10 +6,10 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
 #include <optional>
-#include <vector>
-
-#include "absl/functional/function_ref.h"
 
 namespace perigee::kvstore {
 
@@ -27,22 +27,24 @@ class GhostHistory {
   };
   static_assert(sizeof(Ghost) == 12);
 
-  // Grows to `capacity` as it is used.
-  explicit GhostHistory(size_t capacity) : sets_(std::max<size_t>(capacity / kWays, 1)) {}
+  // The memory is the system's zero pages until it is used: nobody waits for its filling.
+  explicit GhostHistory(size_t capacity)
+      : sets_(std::max<size_t>(capacity / kWays, 1)),
+        ghosts_(static_cast<Ghost*>(std::calloc(sets_ * kWays, sizeof(Ghost))), &std::free) {
+    if (ghosts_ == nullptr) throw std::bad_alloc();
+  }
 
   // What it pushes out, if anything.
   std::optional<Ghost> Add(uint64_t hash, Ghost ghost, uint32_t now) {
-    if (ghosts_.empty()) ghosts_.resize(sets_ * kWays);
     ghost.tag = Tag(hash);
     ghost.present = 1;
     Ghost* const set = SetOf(hash);
-    Ghost* place = set;
-    for (Ghost* g = set; g != set + kWays; ++g) {
-      if (!g->present || g->tag == ghost.tag) {
-        place = g;
-        break;
+    Ghost* place = Find(hash);
+    if (place == nullptr) {
+      place = set;
+      for (Ghost* g = set; g != set + kWays && place->present; ++g) {
+        if (!g->present || now - g->evicted_tick > now - place->evicted_tick) place = g;
       }
-      if (now - g->evicted_tick > now - place->evicted_tick) place = g;
     }
     std::optional<Ghost> gone;
     if (place->present && place->tag != ghost.tag) gone = *place;
@@ -57,7 +59,7 @@ class GhostHistory {
     return *found;
   }
   bool Contains(uint64_t hash) { return Find(hash) != nullptr; }
-  size_t MemoryBytes() const { return ghosts_.capacity() * sizeof(Ghost); }
+  size_t MemoryBytes() const { return sets_ * kWays * sizeof(Ghost); }
 
  private:
   static constexpr size_t kWays = 8;
@@ -67,7 +69,6 @@ class GhostHistory {
     return &ghosts_[(hash * 0x9e3779b97f4a7c15u >> 20) % sets_ * kWays];
   }
   Ghost* Find(uint64_t hash) {
-    if (ghosts_.empty()) return nullptr;
     Ghost* const set = SetOf(hash);
     for (Ghost* g = set; g != set + kWays; ++g) {
       if (g->present && g->tag == Tag(hash)) return g;
@@ -76,7 +77,7 @@ class GhostHistory {
   }
 
   const size_t sets_;
-  std::vector<Ghost> ghosts_;
+  const std::unique_ptr<Ghost[], decltype(&std::free)> ghosts_;
 };
 
 }  // namespace perigee::kvstore

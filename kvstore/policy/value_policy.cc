@@ -37,7 +37,7 @@ double CostPerByte(uint32_t density) { return std::exp2(0.5 * (static_cast<int>(
 class ValuePolicy : public EvictionPolicy {
  public:
   explicit ValuePolicy(const PolicyOptions& options)
-      : calls_per_tick_(std::max<size_t>(options.max_entries / 1024, 1)),
+      : calls_per_tick_(std::max<size_t>(options.max_entries / 65536, 1)),
         entries_(options.max_entries),
         ghosts_(GhostEntries(options, 2 * options.max_entries)) {
     for (uint32_t d = 0; d < kDensities; ++d) cost_per_byte_[d] = CostPerByte(d);
@@ -191,7 +191,7 @@ class ValuePolicy : public EvictionPolicy {
                   e.queue % kDensities);
   }
 
-  // Ticks are 32 bits wide and wrap after as many calls as 2^22 times the entries; a plane that lay untouched for
+  // Ticks are 32 bits wide and wrap after as many calls as 2^16 times max_entries; a plane that lay untouched for
   // longer looks young for a while.
   const size_t calls_per_tick_;
   EntryQueues entries_;

@@ -262,15 +262,15 @@ bool Core::TryTake() {
 
 // For callers: they drive for themselves, so the rail's own thread gives way.
 bool Core::Claim() {
-  if (TryTake()) return true;
-  if (!thread_drives_.load()) return false;  // another caller does
+  bool taken = TryTake();
+  if (!taken && !thread_drives_.load()) return false;  // another caller does
   claims_++;
-  bool taken = false;
   for (const absl::Time until = absl::Now() + kClaimLimit; !taken && absl::Now() < until;) {
     std::this_thread::yield();  // both may be on one processor
     taken = TryTake();
   }
   claims_--;
+  if (taken) handed_over_.store(false);  // this caller does what is left, or leaves it again
   return taken;
 }
 

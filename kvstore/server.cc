@@ -2,6 +2,7 @@
 
 #include <grpcpp/impl/service_type.h>
 
+#include <algorithm>
 #include <limits>
 #include <thread>
 
@@ -42,7 +43,8 @@ absl::StatusOr<std::unique_ptr<StoreServer>> StoreServer::Start(const ServerOpti
   p.options = options;
   p.epoch = absl::Uniform<uint64_t>(absl::BitGen(), 1, std::numeric_limits<uint64_t>::max());
   transport::Options transport = options.transport;
-  transport.guarded = true;  // Hello admits who may come.
+  transport.guarded = true;                              // Hello admits who may come.
+  transport.spin_us = std::max(transport.spin_us, 100);  // its processors have little else to do
   PERIGEE_ASSIGN_OR_RETURN(p.engine, transport::Context::Create(transport));
   PERIGEE_ASSIGN_OR_RETURN(p.slab, p.engine->AllocateMemory(options.slab_bytes, transport::Sharing::kLeased));
   StoreOptions store = options.store;

@@ -40,7 +40,7 @@ struct Options {
   // any bounds (its emulation): only for networks where every peer is trusted.
   bool one_sided = false;
   // How long a driver polls after the last movement before it sleeps. More: lower latency; less: less processor time.
-  int spin_us = 100;
+  int spin_us = 20;
   // Idle connections are asked for signs of life this often; three missed answers close them.
   absl::Duration keepalive = absl::Seconds(5);
   // Let only this machine's loopback, the hosts of Connect and those that Admit names reach UCX's ports: UCX 1.13

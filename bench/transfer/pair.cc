@@ -31,7 +31,8 @@ double SecondsSince(std::chrono::steady_clock::time_point start) {
 const char* Name(Direction direction) { return direction == Direction::kPut ? "put" : "get"; }
 
 int Serve(const std::string& transports) {
-  auto context = Check(transport::Context::Create({.transports = transports}), "create");
+  auto context =
+      Check(transport::Context::Create({.transports = transports, .spin_us = 100}), "create");  // as the store
   context->SetHandler(kEchoId, [](absl::string_view, absl::string_view payload) { return std::string(payload); });
   auto region = Check(context->AllocateMemory(kRegionBytes), "allocate");
   std::memset(region.base(), 1, kRegionBytes);

@@ -383,9 +383,9 @@ void Core::Loop() {
     }
     nap_us = kNapUs;
     thread_drives_.store(true);
-    handed_over_.store(false);
     if (stopping_) break;
     const bool moved = Step();
+    if (transfers_.empty() && messages_.empty()) handed_over_.store(false);
     const absl::Time now = absl::Now();
     if (moved) last_movement = now;
     if (moved || now - last_movement < absl::Microseconds(shared_->options.spin_us)) {

@@ -22,6 +22,7 @@
 #include "absl/time/clock.h"
 #include "base/bytes.h"
 #include "base/crc32c.h"
+#include "command_line.h"
 #include "kvstore/remote/rados_tier.h"
 #include "report.h"
 #include "transfer/children.h"
@@ -244,20 +245,7 @@ int RunAll(const std::string& json, int repetitions, const std::string& only) {
 }  // namespace perigee::bench
 
 int main(int argc, char** argv) {
-  std::string json, only;
-  int repetitions = 4;
-  for (int i = 1; i < argc; ++i) {
-    const std::string argument = argv[i];
-    if (argument == "--json" && i + 1 < argc) {
-      json = argv[++i];
-    } else if (argument == "--only" && i + 1 < argc) {
-      only = argv[++i];
-    } else if (argument == "--repetitions" && i + 1 < argc && std::atoi(argv[i + 1]) > 0) {
-      repetitions = std::atoi(argv[++i]);
-    } else {
-      std::fprintf(stderr, "usage: remote_bench [--json FILE] [--repetitions N] [--only TEXT]\n");
-      return 2;
-    }
-  }
-  return perigee::bench::RunAll(json, repetitions, only);
+  perigee::bench::CommandLine options{.repetitions = 4};
+  if (!perigee::bench::ParseCommandLine(argc, argv, "remote_bench", &options)) return 2;
+  return perigee::bench::RunAll(options.json, options.repetitions, options.only);
 }

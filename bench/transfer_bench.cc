@@ -11,6 +11,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "command_line.h"
 #include "report.h"
 #include "transfer/fail.h"
 #include "transfer/pair.h"
@@ -55,21 +56,8 @@ int RunAll(const std::string& json, int repetitions, const std::string& only) {
 }  // namespace perigee::bench
 
 int main(int argc, char** argv) {
-  std::string json, only;
-  int repetitions = 5;
-  for (int i = 1; i < argc; ++i) {
-    const std::string argument = argv[i];
-    if (argument == "--serve" && i + 1 < argc) return perigee::bench::Serve(argv[i + 1]);
-    if (argument == "--json" && i + 1 < argc) {
-      json = argv[++i];
-    } else if (argument == "--only" && i + 1 < argc) {
-      only = argv[++i];
-    } else if (argument == "--repetitions" && i + 1 < argc && std::atoi(argv[i + 1]) > 0) {
-      repetitions = std::atoi(argv[++i]);
-    } else {
-      std::fprintf(stderr, "usage: transfer_bench [--json FILE] [--repetitions N] [--only TEXT]\n");
-      return 2;
-    }
-  }
-  return perigee::bench::RunAll(json, repetitions, only);
+  if (argc == 3 && std::string(argv[1]) == "--serve") return perigee::bench::Serve(argv[2]);
+  perigee::bench::CommandLine options{.repetitions = 5};
+  if (!perigee::bench::ParseCommandLine(argc, argv, "transfer_bench", &options)) return 2;
+  return perigee::bench::RunAll(options.json, options.repetitions, options.only);
 }

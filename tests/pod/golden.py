@@ -9,6 +9,9 @@ import pathlib
 import struct
 import sys
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from golden_crc32c import crc32c  # noqa: E402
+
 TESTDATA = pathlib.Path(__file__).parent / "testdata"
 
 LEAD, FOLLOWER, NEAR_ONLY = 0, 1, 2
@@ -26,16 +29,6 @@ SLOTS = {
     (2, 0): (FOLLOWER, (1, 1), FP16),
     (2, 1): (FOLLOWER, (0, 0), BF16),
 }
-
-
-def crc32c(data):
-    """CRC-32C bit by bit: reflected polynomial 0x82F63B78."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
 
 
 def counted(data):

@@ -9,21 +9,14 @@ import pathlib
 import struct
 import sys
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+from golden_crc32c import crc32c  # noqa: E402
+
 HERE = pathlib.Path(__file__).parent
 GOLDEN = HERE / "testdata" / "object_v1.txt"
 HEADER = HERE.parent.parent / "pod" / "testdata" / "plane_header_v1.bin"
 PAGE = 4096
 CREATED_UNIX_US = 1_700_000_000_123_456
-
-
-def crc32c(data):
-    """CRC-32C bit by bit: reflected polynomial 0x82F63B78."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
 
 
 def round_up(n):

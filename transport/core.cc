@@ -412,7 +412,7 @@ bool Core::Step() {
   planned_wake_ = absl::InfinitePast();
   bool moved = RunPosted();
   AdvanceAll();
-  for (int i = 0; i < 16 && ucp_worker_progress(worker_) != 0; ++i) {
+  for (int i = 0; i < 16 && Progress(); ++i) {
     moved = true;
     if (dirty_) AdvanceAll();
   }
@@ -524,7 +524,7 @@ void Core::Stop() {
   if (!listeners_.empty()) {
     shared_->guard.Close({sockets_.begin(), sockets_.end()});
     const absl::Time until = absl::Now() + kDoorstep;
-    while (absl::Now() < until) ucp_worker_progress(worker_);
+    while (absl::Now() < until) Progress();
   }
   for (ucp_listener_h listener : listeners_) ucp_listener_destroy(listener);
   listeners_.clear();
@@ -536,7 +536,7 @@ void Core::Stop() {
     lost_rails_.clear();
     dirty_ = true;
     AdvanceAll();
-    ucp_worker_progress(worker_);
+    Progress();
     PollServes(absl::Now());
     PollOps();
     CloseFailedPeers();

@@ -47,7 +47,7 @@ inline bool IsRendezvous(const ucp_am_recv_param_t* param) {
 
 // For ucp_am_send_nbx.
 inline uint32_t SendFlag(size_t payload_bytes) {
-  return payload_bytes <= kEagerBytes ? UCP_AM_SEND_FLAG_EAGER : UCP_AM_SEND_FLAG_RNDV;
+  return IsLong(payload_bytes) ? UCP_AM_SEND_FLAG_RNDV : UCP_AM_SEND_FLAG_EAGER;
 }
 
 // For UCP_DATATYPE_IOV; what follows the last part joins it.
@@ -116,6 +116,14 @@ inline constexpr size_t kMaxOwedBytes = 4 * kMaxQueuedBytes;
 // What a message costs besides its bytes, here and in UCX.
 inline constexpr size_t kMessageOverheadBytes = 1024;
 
+// A long payload that waits to be received: of one of these two.
+struct WireOp;
+struct Serve;
+struct LongReceive {
+  WireOp* op = nullptr;
+  Serve* serve = nullptr;
+};
+
 // One connection of one rail. Driver, except where noted.
 struct Peer {
   std::shared_ptr<Core> core;
@@ -136,6 +144,8 @@ struct Peer {
   size_t issued = 0;                         // our operations at it
   size_t serving = 0;                        // of its puts and gets, those waiting for a slot included
   size_t slots = 0;                          // that these hold
+  std::deque<LongReceive> long_receives;     // not begun
+  bool receiving = false;                    // a long payload
   bool refused = false;                      // an accepted one whose hello was not
   bool failed = false;                       // no new operations; waiting to be force-closed
   bool closing = false;                      // UCX was asked to close
@@ -193,7 +203,6 @@ struct Message {
 };
 
 // A rail's part in a transfer. Driver.
-struct WireOp;
 struct RailTransfer {
   std::shared_ptr<Transfer> transfer;
   std::shared_ptr<Peer> peer;
@@ -218,7 +227,9 @@ struct WireOp {
   std::vector<CopyTicket> copies;
   bool copying_in = false;  // device copies towards the destination, else from the source
   bool sending = false;     // UCX has not called back
-  bool receiving = false;
+  bool is_long = false;     // so the payload it sends is
+  bool receiving = false;   // a long payload, or it waits for others
+  void* descriptor = nullptr;  // of the payload while it waits
   bool answered = false;  // the peer has said its last word
 };
 
@@ -231,8 +242,9 @@ struct Serve {
   std::shared_ptr<Region> region;  // once checked
   Slot* slot = nullptr;
   bool waiting = false;        // for a slot
-  void* descriptor = nullptr;  // of a put whose data is still at the peer
+  void* descriptor = nullptr;  // of a long put that has not begun
   size_t descriptor_bytes = 0;
+  bool straight = false;            // such a put goes to where it belongs, else through the slot
   std::vector<std::byte> stash;     // of a put to a device that came with its message
   GetDataHeader header;             // UCX reads it until the send has ended
   std::vector<ucp_dt_iov_t> parts;  // of a get that is sent from where its pieces lie
@@ -333,19 +345,30 @@ class Core : public std::enable_shared_from_this<Core> {
   void CopyMapped(Transfer* transfer, uint32_t op);
   void IssueOneSided(RailTransfer* rail, uint32_t op);
   void SendOp(WireOp* op);
+  void ReceiveGet(WireOp* op);
   void OpArrived(WireOp* op, const std::byte* data);
   void OpEnded(WireOp* op);
   void FreeOp(WireOp* op);
   bool PollCopies(std::vector<CopyTicket>& copies, absl::Status* status);
   void PollOps();
   void Requested(RailTransfer* rail, ucs_status_ptr_t request, const char* what);
+  // long_payloads.cc
+  bool Progress();  // ucp_worker_progress, and what its callbacks left for afterwards
+  void AfterProgress(std::function<void()> fn);
+  void Send(std::function<void()> send);
+  void QueueReceive(const std::shared_ptr<Peer>& peer, LongReceive receive);
+  void NextReceive(Peer* peer);
+  ucs_status_ptr_t Receive(Peer* peer, void** descriptor, std::byte* to, size_t size,
+                           ucp_am_recv_data_nbx_callback_t callback, void* arg);
+  void ReceiveEnded(const std::shared_ptr<Peer>& peer);
+  void DropReceive(Peer* peer, void** descriptor, const void* owner);
   // serve.cc
   std::unique_ptr<Serve> NewServe(const void* header, size_t header_length, bool put);
   void AddServe(std::unique_ptr<Serve> serve);
   absl::Status Check(Serve* serve);
   bool TakeServeSlot(Serve* serve);
   void RunServe(Serve* serve);
-  void Receive(Serve* serve, std::byte* to);
+  void ReceivePut(Serve* serve);
   void Scatter(Serve* serve, const std::byte* data);
   void SendGet(Serve* serve);
   void SendData(Serve* serve);
@@ -402,6 +425,9 @@ class Core : public std::enable_shared_from_this<Core> {
   // Driver:
   bool stopping_ = false;
   bool dirty_ = false;  // something may be able to advance
+  bool in_progress_ = false;
+  size_t long_sends_ = 0;  // for which UCX has not called back
+  std::vector<std::function<void()>> after_progress_;
   absl::Time last_check_, last_step_;
   absl::Time planned_wake_ = absl::InfinitePast();  // of the rail's thread, while it sleeps
   uint64_t op_secret_ = 0, next_op_ = 0;            // ids of operations and calls: not to be guessed by other peers

@@ -279,10 +279,11 @@ void Core::SendOp(WireOp* op) {
   param.cb.send = &Core::OnOpSent;
   param.user_data = op;
   param.flags = SendFlag(table_bytes + (put ? operation.size : 0));
-  op->sending = true;
   const ucs_status_ptr_t request = ucp_am_send_nbx(rail->peer->handle, put ? kPutId : kGetId, &op->header,
                                                    sizeof(op->header), payload, count, &param);
-  if (request == nullptr || UCS_PTR_IS_ERR(request)) op->sending = false;
+  op->sending = UCS_PTR_IS_PTR(request);
+  op->is_long = op->sending && IsLong(table_bytes + (put ? operation.size : 0));
+  if (op->is_long) long_sends_++;
   Requested(rail, request, put ? "put" : "get");
   if (put && op->slot == nullptr && transfer->checksums) {  // while the wire is busy
     for (Piece& piece : transfer->PiecesOf(operation)) piece.crc32c = Crc32c({transfer->Local(piece), piece.size});
@@ -294,6 +295,7 @@ void Core::OnOpSent(void* request, ucs_status_t status, void* arg) {
   RailTransfer* rail = op->owner;
   Core* core = rail->peer->core.get();
   ucp_request_free(request);
+  if (op->is_long) core->long_sends_--;
   op->sending = false;
   rail->outstanding--;
   core->dirty_ = true;
@@ -356,12 +358,16 @@ void Core::OnGetData(const void* header, size_t header_length, void* data, size_
   }
   *keep = true;
   op->receiving = true;
+  op->descriptor = data;
+  QueueReceive(rail->peer, {.op = op});
+}
+
+void Core::ReceiveGet(WireOp* op) {
+  Transfer* transfer = op->owner->transfer.get();
+  const Operation& operation = transfer->operations[op->op];
   std::byte* to = operation.direct ? transfer->Local(transfer->PiecesOf(operation)[0]) : op->slot->memory;
-  ucp_request_param_t receive{};
-  receive.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
-  receive.cb.recv_am = &Core::OnOpReceived;
-  receive.user_data = op;
-  Requested(rail, ucp_am_recv_data_nbx(worker_, data, to, length, &receive), "receive");
+  Requested(op->owner,
+            Receive(op->owner->peer.get(), &op->descriptor, to, operation.size, &Core::OnOpReceived, op), "receive");
 }
 
 void Core::OnOpReceived(void* request, ucs_status_t status, size_t, void* arg) {
@@ -372,6 +378,7 @@ void Core::OnOpReceived(void* request, ucs_status_t status, size_t, void* arg) {
   op->receiving = false;
   rail->outstanding--;
   core->dirty_ = true;
+  core->ReceiveEnded(rail->peer);
   if (status != UCS_OK) {
     OnPeerError(rail->peer.get(), nullptr, status);
     return;
@@ -429,6 +436,7 @@ void Core::OpEnded(WireOp* op) {
 }
 
 void Core::FreeOp(WireOp* op) {
+  DropReceive(op->owner->peer.get(), &op->descriptor, op);
   if (op->slot != nullptr) op_slots_.Give(op->slot);
   if (!op->answered) op->owner->unanswered--;
   op->owner->peer->issued--;

@@ -26,14 +26,33 @@ constexpr int kMissedAnswers = 3;
 // Freed by UCX's callback. For sends that nobody waits for.
 struct Note {
   std::shared_ptr<Peer> peer;
+  unsigned am_id = 0;
   std::string header, payload;
+  size_t bytes() const { return header.size() + payload.size() + kMessageOverheadBytes; }
 };
 
-void OnNoteSent(void* request, ucs_status_t, void* arg) {
-  auto* note = static_cast<Note*>(arg);
-  ucp_request_free(request);
-  note->peer->owed_bytes -= note->header.size() + note->payload.size() + kMessageOverheadBytes;
+void Drop(Note* note) {
+  note->peer->owed_bytes -= note->bytes();
   delete note;
+}
+
+void OnNoteSent(void* request, ucs_status_t, void* arg) {
+  ucp_request_free(request);
+  Drop(static_cast<Note*>(arg));
+}
+
+void SendNow(Note* note) {
+  if (note->peer->failed) return Drop(note);
+  ucp_request_param_t param{};
+  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS;
+  // The hello needs the way back; it is the only message whose receiver does not know the channel yet.
+  param.flags = UCP_AM_SEND_FLAG_EAGER | (note->am_id == kHelloId ? static_cast<uint32_t>(UCP_AM_SEND_FLAG_REPLY) : 0);
+  param.cb.send = &OnNoteSent;
+  param.user_data = note;
+  const ucs_status_ptr_t request =
+      ucp_am_send_nbx(note->peer->handle, note->am_id, note->header.data(), note->header.size(), note->payload.data(),
+                      note->payload.size(), &param);
+  if (!UCS_PTR_IS_PTR(request)) Drop(note);  // an error means a lost peer, whose endpoint tells
 }
 
 }  // namespace
@@ -245,20 +264,9 @@ void Core::SendNote(Peer* peer, unsigned am_id, std::string header, std::string 
   if (peer->owed_bytes > kMaxOwedBytes) {
     return FailPeer(peer, absl::ResourceExhaustedError(absl::StrCat(peer->name, " does not take its answers")));
   }
-  auto* note = new Note{peers_.at(peer), std::move(header), std::move(payload)};
-  ucp_request_param_t param{};
-  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS;
-  // The hello needs the way back; it is the only message whose receiver does not know the channel yet.
-  param.flags = UCP_AM_SEND_FLAG_EAGER | (am_id == kHelloId ? static_cast<uint32_t>(UCP_AM_SEND_FLAG_REPLY) : 0);
-  param.cb.send = &OnNoteSent;
-  param.user_data = note;
-  const ucs_status_ptr_t request = ucp_am_send_nbx(peer->handle, am_id, note->header.data(), note->header.size(),
-                                                   note->payload.data(), note->payload.size(), &param);
-  if (request == nullptr || UCS_PTR_IS_ERR(request)) {
-    delete note;  // an error means a lost peer, whose endpoint tells
-  } else {
-    peer->owed_bytes += note->header.size() + note->payload.size() + kMessageOverheadBytes;
-  }
+  auto* note = new Note{peers_.at(peer), am_id, std::move(header), std::move(payload)};
+  peer->owed_bytes += note->bytes();
+  Send([note] { SendNow(note); });
 }
 
 void Core::OnHello(const void*, size_t, void* data, size_t length, const ucp_am_recv_param_t* param, bool*) {

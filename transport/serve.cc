@@ -31,7 +31,12 @@ template <void (Core::*method)(const void*, size_t, void*, size_t, const ucp_am_
 ucs_status_t Core::OnAm(void* core, const void* header, size_t header_length, void* data, size_t length,
                         const ucp_am_recv_param_t* param) {
   bool keep = false;
-  (static_cast<Core*>(core)->*method)(header, header_length, data, length, param, &keep);
+  auto* self = static_cast<Core*>(core);
+  (self->*method)(header, header_length, data, length, param, &keep);
+  if (!keep && IsRendezvous(param)) {  // UCX would send the refusal at once
+    keep = true;
+    self->AfterProgress([self, data] { ucp_am_data_release(self->worker_, data); });
+  }
   return keep ? UCS_INPROGRESS : UCS_OK;
 }
 
@@ -132,32 +137,24 @@ void Core::OnPut(const void* header, size_t header_length, void* data, size_t le
     serve->pieces = {{request.address, request.size}};
     const absl::Status status = Check(serve);
     if (!status.ok()) return EndServe(serve, status);
-    if (serve->peer->identity.trusted && serve->region->kind != MemoryKind::kDevice) {
-      *keep = true;
-      serve->descriptor = data;
-      serve->descriptor_bytes = length;
-      return Receive(serve, reinterpret_cast<std::byte*>(request.address));
-    }
-    serve->region = nullptr;  // checked again when the bytes are here
+    serve->straight = serve->peer->identity.trusted && serve->region->kind != MemoryKind::kDevice;
+    serve->region = nullptr;  // checked again when it is this one's turn, or the bytes are here
   }
   *keep = true;
   serve->descriptor = data;
   serve->descriptor_bytes = length;
-  RunServe(serve);
+  serve->straight ? QueueReceive(serve->peer, {.serve = serve}) : RunServe(serve);
 }
 
-void Core::Receive(Serve* serve, std::byte* to) {
-  void* descriptor = std::exchange(serve->descriptor, nullptr);
-  ucp_request_param_t receive{};
-  receive.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
-  receive.cb.recv_am = &Core::OnServeReceived;
-  receive.user_data = serve;
-  serve->outstanding = true;
-  const ucs_status_ptr_t request = ucp_am_recv_data_nbx(worker_, descriptor, to, serve->descriptor_bytes, &receive);
-  if (UCS_PTR_IS_ERR(request)) {
-    serve->outstanding = false;
-    EndServe(serve, absl::UnavailableError("receive"));
+void Core::ReceivePut(Serve* serve) {
+  if (serve->straight) {
+    const absl::Status status = Check(serve);
+    if (!status.ok()) return EndServe(serve, status);
   }
+  std::byte* to = serve->straight ? reinterpret_cast<std::byte*>(serve->request.address) : serve->slot->memory;
+  serve->outstanding = UCS_PTR_IS_PTR(Receive(serve->peer.get(), &serve->descriptor, to, serve->descriptor_bytes,
+                                              &Core::OnServeReceived, serve));
+  if (!serve->outstanding) EndServe(serve, absl::UnavailableError("receive"));
 }
 
 void Core::OnServeReceived(void* request, ucs_status_t status, size_t, void* arg) {
@@ -165,8 +162,9 @@ void Core::OnServeReceived(void* request, ucs_status_t status, size_t, void* arg
   Core* core = serve->peer->core.get();
   ucp_request_free(request);
   serve->outstanding = false;
+  core->ReceiveEnded(serve->peer);
   if (status != UCS_OK || serve->peer->failed) return core->EndServe(serve, absl::UnavailableError("receive"));
-  if (serve->slot == nullptr) return core->EndServe(serve, absl::OkStatus());  // it went straight where it belongs
+  if (serve->straight) return core->EndServe(serve, absl::OkStatus());
   const std::byte* data = serve->slot->memory;
   absl::Status checked = ReadPieces(serve->request, data, serve->descriptor_bytes, &serve->pieces)
                              ? core->Check(serve)
@@ -220,7 +218,8 @@ void Core::OnGet(const void* header, size_t header_length, void* data, size_t le
     for (const WirePiece& piece : serve->pieces) {
       AddPart(serve->parts, reinterpret_cast<const std::byte*>(piece.address), piece.size);
     }
-    return SendData(serve);
+    serve->outstanding = true;
+    return Send([this, serve] { SendData(serve); });
   }
   serve->region = nullptr;  // checked again when there is a slot
   RunServe(serve);
@@ -274,19 +273,20 @@ void Core::SendData(Serve* serve) {
   send.flags = SendFlag(serve->request.size);
   send.cb.send = &Core::OnServeSent;
   send.user_data = serve;
-  serve->outstanding = true;
   const ucs_status_ptr_t request =
       ucp_am_send_nbx(serve->peer->handle, kGetDataId, &serve->header, sizeof(serve->header), data, count, &send);
-  if (request == nullptr || UCS_PTR_IS_ERR(request)) {
-    serve->outstanding = false;
-    EndServe(serve, request == nullptr ? absl::OkStatus() : absl::UnavailableError("send"));
+  serve->outstanding = UCS_PTR_IS_PTR(request);
+  if (!serve->outstanding) {
+    return EndServe(serve, request == nullptr ? absl::OkStatus() : absl::UnavailableError("send"));
   }
+  if (IsLong(serve->request.size)) long_sends_++;
 }
 
 void Core::OnServeSent(void* request, ucs_status_t status, void* arg) {
   auto* serve = static_cast<Serve*>(arg);
   ucp_request_free(request);
   serve->outstanding = false;
+  if (IsLong(serve->request.size)) serve->peer->core->long_sends_--;
   serve->peer->core->EndServe(serve, status == UCS_OK ? absl::OkStatus() : absl::UnavailableError("send"));
 }
 
@@ -309,7 +309,7 @@ void Core::RunServe(Serve* serve) {
   }
   serve->waiting = false;
   if (!serve->put) return SendGet(serve);
-  if (serve->stash.empty()) return Receive(serve, serve->slot->memory);
+  if (serve->stash.empty()) return QueueReceive(serve->peer, {.serve = serve});
   const absl::Status status = Check(serve);
   if (!status.ok()) return EndServe(serve, status);
   std::memcpy(serve->slot->memory, serve->stash.data(), serve->stash.size());
@@ -333,7 +333,7 @@ void Core::EndServe(Serve* serve, const absl::Status& status) {
 }
 
 void Core::DropServe(Serve* serve) {
-  if (serve->descriptor != nullptr) ucp_am_data_release(worker_, serve->descriptor);
+  DropReceive(serve->peer.get(), &serve->descriptor, serve);
   if (serve->slot != nullptr) {
     serve_slots_.Give(serve->slot);
     serve->peer->slots--;

@@ -59,7 +59,8 @@ void Transfer::Plan() {
     const Extent& first = extents[order[begin]];
     const bool large = run_bytes >= kDirectBytes;
     // Equal operations rather than full ones and a rest.
-    const size_t parts = (run_bytes + kOpBytes - 1) / kOpBytes;
+    size_t parts = (run_bytes + kOpBytes - 1) / kOpBytes;
+    if (IsLong(run_bytes) && run_bytes <= kSegmentBytes) parts = 2;  // see long_payloads.cc
     const size_t part_bytes = large ? ((run_bytes + parts - 1) / parts + 4095) / 4096 * 4096 : kPackedBytes;
     if (large) close();
     for (size_t i = begin; i < end; ++i) {

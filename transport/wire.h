@@ -45,6 +45,8 @@ inline constexpr size_t kSegmentBytes = size_t{384} << 10;  // UCX's, over tcp: 
 // Up to this many bytes a payload comes with its message, in one segment of UCX's; more waits for the receiver to say
 // where it belongs (rendezvous).
 inline constexpr size_t kEagerBytes = kPackedBytes + kMaxPieces * 16;
+static_assert(kEagerBytes + 4096 <= kSegmentBytes, "an eager payload has room in a segment, with its headers");
+inline constexpr bool IsLong(size_t payload_bytes) { return payload_bytes > kEagerBytes; }
 
 struct PingHeader {
   uint64_t channel = 0;

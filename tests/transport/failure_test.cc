@@ -154,10 +154,13 @@ TEST_P(FailureTest, APeerKilledAtAnyMomentOfPutsGetsAndCallsHarmsNobody) {
     std::vector<PutTransfer> puts;
     std::vector<GetTransfer> gets;
     for (size_t offset = 0; offset < kRegionBytes; offset += size_t{4} << 20) {
-      // Long ones and short ones.
-      const size_t size = random() % 2 == 0 ? size_t{3} << 20 : size_t{48} << 10;
-      puts.push_back({std::span(buffer_).subspan(offset, size), link.remote.address() + offset, &link.remote});
-      gets.push_back({std::span(landing).subspan(offset, size), link.remote.address() + offset, &link.remote});
+      // Long ones, in some rounds, and such as are sent together.
+      const size_t size = static_cast<int>(random() % 16) < round % 8 ? size_t{3} << 20 : size_t{100} << 10;
+      const size_t times = size < 1 << 20 ? 8 : 1;
+      for (size_t i = 0, at = offset; i < times; ++i, at += size + 64) {
+        puts.push_back({std::span(buffer_).subspan(at, size), link.remote.address() + at, &link.remote});
+        gets.push_back({std::span(landing).subspan(at, size), link.remote.address() + at, &link.remote});
+      }
     }
     std::vector<TransferBatch> batches;
     for (int i = 0; i < 4; ++i) {

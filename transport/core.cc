@@ -56,7 +56,6 @@ class TcpSettings {
     const std::string segment = absl::StrCat(kSegmentBytes);
     Set("UCX_TCP_TX_SEG_SIZE", segment);
     Set("UCX_TCP_RX_SEG_SIZE", segment);
-    Set("UCX_TCP_MAX_IOV", absl::StrCat(kMaxSendPieces + 6));
   }
   ~TcpSettings() {
     for (const auto& [name, value] : before_) {

@@ -225,12 +225,12 @@ struct WireOp {
   std::vector<ucp_dt_iov_t> parts;  // of a put that is sent from where its pieces lie
   Slot* slot = nullptr;             // staging, where the operation is not direct
   std::vector<CopyTicket> copies;
-  bool copying_in = false;  // device copies towards the destination, else from the source
-  bool sending = false;     // UCX has not called back
-  bool is_long = false;     // so the payload it sends is
-  bool receiving = false;   // a long payload, or it waits for others
+  bool copying_in = false;     // device copies towards the destination, else from the source
+  bool sending = false;        // UCX has not called back
+  bool is_long = false;        // so the payload it sends is
+  bool receiving = false;      // a long payload, or it waits for others
   void* descriptor = nullptr;  // of the payload while it waits
-  bool answered = false;  // the peer has said its last word
+  bool answered = false;       // the peer has said its last word
 };
 
 // A peer's operation that this side carries out. Driver.

@@ -185,9 +185,8 @@ bool Core::IssueOp(RailTransfer* rail, uint32_t index) {
   const Operation& operation = transfer->operations[index];
   const std::span<Piece> pieces = transfer->PiecesOf(operation);
   const bool put = transfer->direction == Direction::kPut;
-  const bool in_place = operation.direct || (put && !transfer->OnDevice(operation) && pieces.size() <= kMaxSendPieces);
   Slot* slot = nullptr;
-  if (!in_place) {
+  if (transfer->OnDevice(operation)) {
     const absl::StatusOr<Slot*> taken = op_slots_.Take();
     if (!taken.ok()) {
       transfer->Fail(taken.status());
@@ -221,7 +220,7 @@ bool Core::IssueOp(RailTransfer* rail, uint32_t index) {
   rail->unanswered++;
   rail->peer->issued++;
   if (op->table.size() == 1) op->table.clear();
-  if (!put || in_place) {
+  if (!put || slot == nullptr) {
     SendOp(op);
     return true;
   }
@@ -229,22 +228,18 @@ bool Core::IssueOp(RailTransfer* rail, uint32_t index) {
   std::memcpy(slot->memory, op->table.data(), table_bytes);
   std::byte* to = slot->memory + table_bytes;
   for (Piece& piece : pieces) {
-    if (transfer->OnDevice(operation)) {
-      std::lock_guard<std::mutex> lock(shared_->device_mutex);
-      const absl::StatusOr<CopyTicket> ticket =
-          shared_->options.device->StartCopyToHost(to, transfer->Local(piece), piece.size);
-      if (!ticket.ok()) {
-        transfer->Fail(ticket.status());
-        break;
-      }
-      op->copies.push_back(*ticket);
-    } else {
-      Move(to, transfer->Local(piece), piece.size, transfer->checksums, &piece.crc32c);
+    std::lock_guard<std::mutex> lock(shared_->device_mutex);
+    const absl::StatusOr<CopyTicket> ticket =
+        shared_->options.device->StartCopyToHost(to, transfer->Local(piece), piece.size);
+    if (!ticket.ok()) {
+      transfer->Fail(ticket.status());
+      break;
     }
+    op->copies.push_back(*ticket);
     to += piece.size;
   }
   if (op->copies.empty()) {
-    transfer->failed() ? FreeOp(op) : SendOp(op);
+    FreeOp(op);
   } else {
     rail->copying++;
     copying_ops_.insert(op);
@@ -356,6 +351,10 @@ void Core::OnGetData(const void* header, size_t header_length, void* data, size_
     OpArrived(op, static_cast<const std::byte*>(data));
     return;
   }
+  if (!operation.direct && op->slot == nullptr) {
+    return FailPeer(rail->peer.get(), absl::UnavailableError(absl::StrCat("the peer at ", peer->name, " announces ",
+                                                                          length, " bytes as if they were many")));
+  }
   *keep = true;
   op->receiving = true;
   op->descriptor = data;
@@ -366,8 +365,8 @@ void Core::ReceiveGet(WireOp* op) {
   Transfer* transfer = op->owner->transfer.get();
   const Operation& operation = transfer->operations[op->op];
   std::byte* to = operation.direct ? transfer->Local(transfer->PiecesOf(operation)[0]) : op->slot->memory;
-  Requested(op->owner,
-            Receive(op->owner->peer.get(), &op->descriptor, to, operation.size, &Core::OnOpReceived, op), "receive");
+  Requested(op->owner, Receive(op->owner->peer.get(), &op->descriptor, to, operation.size, &Core::OnOpReceived, op),
+            "receive");
 }
 
 void Core::OnOpReceived(void* request, ucs_status_t status, size_t, void* arg) {

@@ -1,5 +1,5 @@
-// Payloads above kEagerBytes, which UCX moves by rendezvous: the sender announces one (RTS), the receiver names where it
-// belongs (RTR), the sender writes it there and is told that it has come (over tcp by UCX's own put and put-ack).
+// Payloads above kEagerBytes, which UCX moves by rendezvous: the sender announces one (RTS), the receiver names where
+// it belongs (RTR), the sender writes it there and is told that it has come (over tcp by UCX's own put and put-ack).
 //
 // UCX 1.13 ends the process (tcp_ep.c:939) when, of the bytes that it has read from a connection at once, one message
 // makes it send, the send fails because the peer has died, and a put-ack follows. So nothing is ever sent to anybody

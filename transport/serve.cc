@@ -152,8 +152,8 @@ void Core::ReceivePut(Serve* serve) {
     if (!status.ok()) return EndServe(serve, status);
   }
   std::byte* to = serve->straight ? reinterpret_cast<std::byte*>(serve->request.address) : serve->slot->memory;
-  serve->outstanding = UCS_PTR_IS_PTR(Receive(serve->peer.get(), &serve->descriptor, to, serve->descriptor_bytes,
-                                              &Core::OnServeReceived, serve));
+  serve->outstanding = UCS_PTR_IS_PTR(
+      Receive(serve->peer.get(), &serve->descriptor, to, serve->descriptor_bytes, &Core::OnServeReceived, serve));
   if (!serve->outstanding) EndServe(serve, absl::UnavailableError("receive"));
 }
 
@@ -213,8 +213,7 @@ void Core::OnGet(const void* header, size_t header_length, void* data, size_t le
   }
   const absl::Status status = Check(serve);
   if (!status.ok()) return EndServe(serve, status);
-  if (serve->pieces.size() <= kMaxSendPieces && serve->region->kind != MemoryKind::kDevice &&
-      serve->peer->identity.trusted) {
+  if (serve->region->kind != MemoryKind::kDevice && serve->peer->identity.trusted) {
     for (const WirePiece& piece : serve->pieces) {
       AddPart(serve->parts, reinterpret_cast<const std::byte*>(piece.address), piece.size);
     }

@@ -16,9 +16,6 @@ namespace {
 // receiving side and saves a round trip each.
 constexpr size_t kDirectBytes = size_t{192} << 10;
 
-// So much goes when its pieces are as many as can be sent from where they lie, rather than being gathered with others.
-constexpr size_t kWorthSending = size_t{48} << 10;
-
 }  // namespace
 
 Transfer::Transfer(Direction direction, std::vector<Extent> extents, const TransferOptions& options)
@@ -69,7 +66,7 @@ void Transfer::Plan() {
         if (open.pieces > 0) {
           const Extent& other = extents[pieces[open.first_piece].extent];
           if (other.key != extent.key || other.device != extent.device || open.pieces == kMaxPieces ||
-              open.size == part_bytes || (!large && open.pieces == kMaxSendPieces && open.size >= kWorthSending)) {
+              open.size == part_bytes) {
             close();
           }
         }

@@ -38,14 +38,14 @@ enum AmId : unsigned {
 
 inline constexpr size_t kOpBytes = size_t{1} << 20;         // the most that one put or get message carries
 inline constexpr size_t kMaxPieces = 4096;                  // and in how many pieces
-inline constexpr size_t kPackedBytes = size_t{256} << 10;   // the most that several runs share
-inline constexpr size_t kMaxSendPieces = 14;                // sent from where they lie; more are gathered first
+inline constexpr size_t kPackedBytes = size_t{112} << 10;   // the most that several runs share; measured
 inline constexpr size_t kSegmentBytes = size_t{384} << 10;  // UCX's, over tcp: both sides' have to be equal
 
 // Up to this many bytes a payload comes with its message, in one segment of UCX's; more waits for the receiver to say
 // where it belongs (rendezvous).
-inline constexpr size_t kEagerBytes = kPackedBytes + kMaxPieces * 16;
-static_assert(kEagerBytes + 4096 <= kSegmentBytes, "an eager payload has room in a segment, with its headers");
+inline constexpr size_t kEagerBytes = size_t{320} << 10;
+static_assert(kPackedBytes + kMaxPieces * 16 <= kEagerBytes, "what is packed is eager");
+static_assert(kEagerBytes + 4096 <= kSegmentBytes && kSegmentBytes / 2 <= kEagerBytes, "see Transfer::Plan");
 inline constexpr bool IsLong(size_t payload_bytes) { return payload_bytes > kEagerBytes; }
 
 struct PingHeader {

@@ -171,7 +171,8 @@ TEST_P(FailureTest, APeerKilledAtAnyMomentOfPutsGetsAndCallsHarmsNobody) {
       batches.push_back(*std::move(get));
     }
     const absl::Time end = absl::Now() + absl::Microseconds(random() % 20000);
-    while (absl::Now() < end && link.connection.Call(1, "", "", Soon()).status().code() == absl::StatusCode::kNotFound) {
+    while (absl::Now() < end &&
+           link.connection.Call(1, "", "", Soon()).status().code() == absl::StatusCode::kNotFound) {
     }
     victim.Kill();
     for (TransferBatch& batch : batches) {

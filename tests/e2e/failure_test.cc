@@ -310,6 +310,8 @@ TEST_F(FailureTest, AStoppedStoreIsADeadlineAndNotAHang) {
   Start();
   ASSERT_TRUE(Ask(Ids(300, 1)).ok());
   ::kill(cluster_->store_pid(), SIGSTOP);
+  siginfo_t stopped;  // a signal takes effect some time after kill returns
+  ASSERT_EQ(::waitid(P_PID, static_cast<id_t>(cluster_->store_pid()), &stopped, WSTOPPED | WNOWAIT), 0);
   const absl::Time start = absl::Now();
   const absl::Status status = Ask(Ids(300, 1), absl::Seconds(2)).status();
   EXPECT_TRUE(absl::IsDeadlineExceeded(status) || absl::IsUnavailable(status)) << status;

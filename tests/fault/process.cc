@@ -94,7 +94,11 @@ void Process::Kill() {
   pid_ = 0;
 }
 
-void Process::Pause() { ::kill(pid_, SIGSTOP); }
+void Process::Pause() {
+  ::kill(pid_, SIGSTOP);
+  siginfo_t stopped;  // a signal takes effect some time after kill returns
+  ::waitid(P_PID, static_cast<id_t>(pid_), &stopped, WSTOPPED | WEXITED | WNOWAIT);
+}
 void Process::Continue() { ::kill(pid_, SIGCONT); }
 
 bool Process::Alive() {

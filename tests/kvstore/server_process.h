@@ -57,7 +57,11 @@ class ServerProcess {
     ::waitpid(pid_, nullptr, 0);
     pid_ = 0;
   }
-  void Stop() { ::kill(pid_, SIGSTOP); }
+  void Stop() {
+    ::kill(pid_, SIGSTOP);
+    siginfo_t stopped;  // a signal takes effect some time after kill returns
+    ::waitid(P_PID, static_cast<id_t>(pid_), &stopped, WSTOPPED | WEXITED | WNOWAIT);
+  }
   const std::string& said() const { return said_; }  // Its address, or "error ...".
   int port() const { return std::atoi(said_.substr(said_.rfind(':') + 1).c_str()); }
 

@@ -407,7 +407,6 @@ void Core::Loop() {
 bool Core::Step() {
   const absl::Time start = absl::Now();
   if (start - std::max(last_step_, planned_wake_) > kStopped && (!serves_.empty() || !transfers_.empty())) {
-    PortGuard::EmptyResetConnections();
     for (auto& [raw, peer] : peers_) peer->served = start;  // the stall was not theirs
   }
   last_step_ = start;

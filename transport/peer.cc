@@ -169,9 +169,8 @@ void Core::CloseLink(const Link& link) {
   }
 }
 
-// A connection that this side gives up is closed when what is on the wire has landed, if that is soon: closed in the
-// middle of a rendezvous, it can end either process. UCX 1.13 asserts when a send fails (the connection was reset) and
-// the acknowledgement of the one before is read all the same.
+// A connection that this side gives up is closed when what is on the wire has landed, if that is soon: UCX 1.13 asserts
+// when the acknowledgement of a write comes while it closes.
 bool Core::Lingers(const Peer& peer) const {
   if (absl::Now() - peer.failed_at > kLinger) return false;
   for (const auto& rail : transfers_) {

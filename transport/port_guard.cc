@@ -6,7 +6,6 @@
 #include <linux/filter.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <sys/ioctl.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -125,24 +124,6 @@ void PortGuard::Harden(const std::string& peer_host, const std::vector<uint16_t>
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
     setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &kUserTimeoutMs, sizeof(kUserTimeoutMs));
     fcntl(fd, F_SETFD, FD_CLOEXEC);
-  });
-}
-
-void PortGuard::EmptyResetConnections() {
-  ForEachSocket([](int fd) {
-    linger reset{};
-    socklen_t length = sizeof(reset);
-    tcp_info info{};
-    socklen_t info_length = sizeof(info);
-    if (getsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, &length) != 0 || reset.l_onoff == 0 || reset.l_linger != 0 ||
-        getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &info_length) != 0 || info.tcpi_state != TCP_CLOSE) {
-      return;
-    }
-    // Not a byte more: the next read is UCX's, which learns from its error that the connection is gone.
-    int queued = 0;
-    while (ioctl(fd, FIONREAD, &queued) == 0 && queued > 0 &&
-           recv(fd, nullptr, static_cast<size_t>(queued), MSG_TRUNC | MSG_DONTWAIT) > 0) {
-    }
   });
 }
 

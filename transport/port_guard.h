@@ -47,11 +47,6 @@ class PortGuard {
   // get would take the store with it.
   void Harden(const std::string& peer_host, const std::vector<uint16_t>& peer_ports) const;
 
-  // For a process that was stopped for a while: throws away what hardened connections have received, where the peer has
-  // reset them since. UCX 1.13 asserts when its next send fails and the acknowledgement of the last one comes all the
-  // same.
-  static void EmptyResetConnections();
-
   // Nobody connects any more, admitted or not.
   void Close(const std::vector<int>& sockets);
 

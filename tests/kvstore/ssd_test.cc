@@ -10,7 +10,7 @@
 #include <fstream>
 
 #include "base/file.h"
-#include "kvstore/ssd_tier.h"
+#include "kvstore/ssd/ssd_tier.h"
 #include "planes.h"
 
 namespace perigee::kvstore {

@@ -23,9 +23,9 @@ class FaultyFiles : public FileLayer {
   enum class Call : uint8_t { kOpen, kRead, kWrite, kSync, kTruncate, kUnlink, kSyncFolder };
   struct Fault {
     Call call = Call::kRead;
-    int error = 0;              // errno
-    std::string path_contains;  // Empty: every path.
-    uint64_t skip = 0;          // Calls that still succeed.
+    int error = 0;                // errno
+    std::string path_contains{};  // Empty: every path.
+    uint64_t skip = 0;            // Calls that still succeed.
     uint64_t times = UINT64_MAX;
     uint64_t first_bytes = 0;  // kWrite: this much is written before the error.
   };

@@ -184,6 +184,15 @@ absl::StatusOr<std::vector<SsdRecord>> SsdTier::Append(std::span<const SsdWrite>
       failed.Update(records.status());
     }
   }
+  // A volume replaces what it has itself; on the others the planes are there twice now.
+  std::vector<SsdStored> replaced;
+  for (size_t v = 0; v < volumes_.size() && volumes_.size() > 1; ++v) {
+    for (const SsdStored& plane : stored) {
+      if (volumes_[v] == nullptr || plane.record.number >> 56 == v) continue;
+      if (const auto old = volumes_[v]->Find(plane.id)) replaced.push_back({plane.id, *old});
+    }
+  }
+  Remove(replaced).IgnoreError();  // Tried again in the background; the next start would see to it too.
   return out;
 }
 

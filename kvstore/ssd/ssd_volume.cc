@@ -25,6 +25,11 @@ constexpr absl::string_view kAbsenceKey = "perigee.absence";
 constexpr int kFailedReadsOfALostPath = 8;
 static_assert(kOwnKeys.size() < 33 && kAbsenceKey.size() != 33);
 
+// An errno may look like a refusal of ours (a read-only disk's does): this one is the disk's.
+absl::Status AsDiskError(const absl::Status& status) {
+  return status.ok() ? status : absl::UnavailableError(status.message());
+}
+
 absl::Status MakeFolder(const std::string& path) {
   std::error_code error;
   fs::create_directories(path, error);
@@ -37,9 +42,9 @@ absl::Status CheckFormat(const std::string& path) {
   const std::string file = path + "/FORMAT";
   const absl::StatusOr<std::string> text = ReadFile(file, 4096);
   if (absl::IsNotFound(text.status())) {  // A new folder, or one from before there was the file: version 1 too.
-    return WriteFileAtomically(file, absl::StrCat(kFormatName, kFormatVersion, "\n"));
+    return AsDiskError(WriteFileAtomically(file, absl::StrCat(kFormatName, kFormatVersion, "\n")));
   }
-  PERIGEE_RETURN_IF_ERROR(text.status());
+  PERIGEE_RETURN_IF_ERROR(AsDiskError(text.status()));
   int version = 0;
   if (!absl::StartsWith(*text, kFormatName) || !absl::SimpleAtoi(text->substr(kFormatName.size()), &version)) {
     return absl::FailedPreconditionError(absl::StrCat(file, " is not a store's: this folder holds something else"));
@@ -111,11 +116,11 @@ absl::StatusOr<std::unique_ptr<SsdVolume>> SsdVolume::Open(const SsdOptions& opt
     effective.segment_bytes = std::max(kPageBytes, std::min(options.segment_bytes, options.capacity_bytes / 4));
   }
   std::unique_ptr<SsdVolume> volume(new SsdVolume(effective, path, number));
-  PERIGEE_RETURN_IF_ERROR(MakeFolder(path + "/segments"));
+  PERIGEE_RETURN_IF_ERROR(AsDiskError(MakeFolder(path + "/segments")));
   PERIGEE_RETURN_IF_ERROR(CheckFormat(path));
   PERIGEE_RETURN_IF_ERROR(CheckIndexIsThere(path));
   PERIGEE_ASSIGN_OR_RETURN(volume->index_, SsdIndex::Open(path));
-  absl::Status loaded = volume->OpenSegments();
+  absl::Status loaded = AsDiskError(volume->OpenSegments());
   loaded.Update(volume->LoadStatistics());
   if (loaded.ok()) loaded = volume->LoadIndex(found);
   if (!loaded.ok()) {
@@ -295,6 +300,13 @@ absl::Status SsdVolume::Remove(std::span<const SsdStored> planes) {
   UnlinkAll(empty);
   if (!written.ok()) NoteWrite(written);
   return written;
+}
+
+std::optional<SsdRecord> SsdVolume::Find(const PlaneId& id) const {
+  absl::MutexLock lock(&mu_);
+  const auto it = current_.find(id);
+  if (it == current_.end()) return std::nullopt;
+  return SsdRecord{it->second.number, it->second.location.payload_bytes};
 }
 
 void SsdVolume::ForgetRecord(const SsdLocation& location, std::vector<SegmentPtr>* empty) {

@@ -41,6 +41,7 @@ class SsdVolume {
   absl::StatusOr<std::vector<SsdRecord>> Finish(std::unique_ptr<Pending> pending);
 
   absl::Status Remove(std::span<const SsdStored> planes);
+  std::optional<SsdRecord> Find(const PlaneId& id) const;
   // Adds the transfer that answers `read`, or answers it.
   void PrepareRead(SsdRead read, std::vector<FileTransfer>* transfers);
   void Touch(const PlaneId& id, const SsdRecord& record);

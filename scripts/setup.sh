@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian 12 packages that Perigee builds with, those that are missing, as root or through sudo. Says what it does; does
-# nothing, quietly, when all are there. With the word "bench" also what only some benchmark rows stand beside: redis-server, whose
-# Debian package starts a server on 127.0.0.1:6379, so nothing else asks for it.
+# nothing, quietly, when all are there. With the word "bench" also what only some benchmark rows stand beside: fio, and redis-server,
+# whose Debian package starts a server on 127.0.0.1:6379, so nothing else asks for it.
 set -euo pipefail
 
 packages=(
@@ -22,7 +22,7 @@ packages=(
 )
 case "${1:-}" in
   '') ;;
-  bench) packages+=(redis-server) ;;
+  bench) packages+=(redis-server fio) ;;
   *) echo "usage: setup.sh [bench]" >&2 && exit 2 ;;
 esac
 

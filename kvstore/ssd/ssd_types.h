@@ -40,7 +40,7 @@ struct SsdDropped {
 };
 
 struct SsdOptions {
-  std::string path;                              // One folder, or
+  std::string path{};                            // One folder, or
   std::vector<std::string> paths{};              // several, on a disk each: planes are striped over them.
   uint64_t segment_bytes = uint64_t{256} << 20;  // A new segment is begun when this would be passed.
   uint64_t capacity_bytes = 0;                   // Of all segment files; 0: whatever the file systems hold.

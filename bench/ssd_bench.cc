@@ -53,10 +53,14 @@ struct Options {
 
 double Seconds(absl::Time start) { return absl::ToDoubleSeconds(absl::Now() - start); }
 
-// Planes of random bytes with true headers; the payloads share a ring of memory.
+// Planes of random bytes with true headers; the payloads share a ring of memory, and memory to read as many into is
+// beside it.
 class Planes {
  public:
-  Planes(uint64_t bytes, uint64_t count) : bytes_(bytes), memory_(std::min(count, kDistinct) * bytes) {
+  Planes(uint64_t bytes, uint64_t count)
+      : bytes_(bytes),
+        ring_(std::min(count, std::max<uint64_t>((uint64_t{128} << 20) / bytes, 32))),
+        memory_(2 * ring_ * bytes) {
     std::mt19937_64 random(1);
     for (size_t i = 0; i < memory_.span().size(); i += 8) {
       const uint64_t value = random();
@@ -70,7 +74,7 @@ class Planes {
       h.shape = {.layers = 2, .kv_heads = 2, .head_dim = 64};
       h.block_tokens = h.tokens = 64;
       h.payload_bytes = bytes;
-      const std::span<std::byte> payload = memory_.span().subspan(i % kDistinct * bytes, bytes);
+      const std::span<std::byte> payload = memory_.span().subspan(i % ring_ * bytes, bytes);
       constexpr uint64_t kSection = 128 << 10;
       for (uint64_t at = 0; at < bytes; at += kSection) {
         const uint64_t length = std::min(kSection, bytes - at);
@@ -81,11 +85,12 @@ class Planes {
     }
   }
   uint64_t bytes() const { return bytes_; }
+  std::span<std::byte> memory() const { return memory_.span(); }
+  std::span<std::byte> scratch() const { return memory_.span().subspan(ring_ * bytes_); }
   std::vector<kvstore::SsdWrite> writes;
 
  private:
-  static constexpr uint64_t kDistinct = 32;
-  const uint64_t bytes_;
+  const uint64_t bytes_, ring_;
   const kvstore::AlignedBuffer memory_;
 };
 
@@ -99,6 +104,7 @@ absl::StatusOr<Sample> Ours(const Options& o, const Planes& planes) {
   options.engine = o.engine;
   options.io_depth = o.depth;
   options.scrub_bytes_per_s = 0;
+  options.memory = planes.memory();  // As a store registers its slab.
   const double total = 1e-9 * static_cast<double>(planes.bytes() * planes.writes.size());
   Sample sample;
   std::vector<SsdRecord> records(planes.writes.size());
@@ -134,13 +140,14 @@ absl::StatusOr<Sample> Ours(const Options& o, const Planes& planes) {
   if (found.size() != planes.writes.size()) return absl::InternalError("planes are missing");
   std::shuffle(found.begin(), found.end(), std::mt19937_64(7));
   // Read in waves: while one is verified, the next is read.
-  const size_t wave = std::max<size_t>((uint64_t{64} << 20) / planes.bytes(), 2 * o.depth);
-  const kvstore::AlignedBuffer memory(2 * wave * planes.bytes());
+  const size_t wave = planes.scratch().size() / planes.bytes() / 2;
   struct Wave {
     std::vector<absl::StatusOr<std::string>> heads;
     std::unique_ptr<absl::BlockingCounter> left;
   } waves[2];
-  const auto place = [&](size_t i) { return memory.span().subspan(i % (2 * wave) * planes.bytes(), planes.bytes()); };
+  const auto place = [&](size_t i) {
+    return planes.scratch().subspan(i % (2 * wave) * planes.bytes(), planes.bytes());
+  };
   const auto start_wave = [&](size_t first) {
     Wave& w = waves[first / wave % 2];
     const size_t n = std::min(wave, found.size() - first);

@@ -65,6 +65,7 @@ absl::StatusOr<std::unique_ptr<Store>> Store::Open(StoreOptions options, std::sp
   if (!options.now) options.now = SteadyNow;
   auto core = std::make_unique<Core>(std::move(options), slab);
   if (core->options.ssd) {
+    if (core->options.ssd->memory.empty()) core->options.ssd->memory = slab;
     core->options.ssd->dropped = [c = core.get()](std::span<const SsdDropped> dropped) { c->NoteSsdDrops(dropped); };
     const auto note = [&core](const IndexEntry& found, const SsdRecord& record) {
       absl::MutexLock lock(&core->mu);

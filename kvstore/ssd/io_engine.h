@@ -21,6 +21,7 @@ struct IoJob {
   int fd = -1;
   uint64_t offset_bytes = 0;
   iovec pieces[2] = {};
+  bool counts = true;  // Against the depth.
 
   IoJob(FileTransfer t, int descriptor);
   bool is_sync() const { return transfer.kind == FileTransfer::Kind::kSync; }

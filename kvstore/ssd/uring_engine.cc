@@ -33,7 +33,7 @@ class UringEngine : public IoEngine {
   }
 
   absl::Status Init(std::span<std::byte> memory) {
-    const int made = io_uring_queue_init(depth_ + 8, &ring_, 0);
+    const int made = io_uring_queue_init(2 * depth_ + 8, &ring_, 0);
     if (made < 0) {
       return absl::UnavailableError(absl::StrCat("io_uring is refused here: ", std::strerror(-made)));
     }
@@ -66,7 +66,14 @@ class UringEngine : public IoEngine {
 
   void Start(std::vector<std::unique_ptr<IoJob>> jobs) override {
     absl::MutexLock lock(&mu_);
-    for (auto& job : jobs) waiting_.push_back(std::move(job));
+    for (auto& job : jobs) {
+      // Writes stay whole: pinning their memory costs less than another operation does.
+      if (!job->is_write() && job->piece_count() == 2 && BufferOf(job->pieces[1]) >= 0) {
+        Split(std::move(job));
+      } else {
+        waiting_.push_back(std::move(job));
+      }
+    }
     Fill();
   }
   std::string Describe() const override {
@@ -90,15 +97,47 @@ class UringEngine : public IoEngine {
     return (at + piece.iov_len - 1) / kMaxBufferBytes == index ? static_cast<int>(index) : -1;
   }
 
+  // Registered memory takes operations of one piece only: two of them, whose ends are one.
+  void Split(std::unique_ptr<IoJob> job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    struct Both {
+      std::function<void(absl::Status)> done;
+      absl::Mutex mu;
+      int left ABSL_GUARDED_BY(mu) = 2;
+      absl::Status status ABSL_GUARDED_BY(mu);
+    };
+    auto both = std::make_shared<Both>();
+    both->done = std::move(job->transfer.done);
+    const auto one_done = [both](const absl::Status& status) {
+      absl::Status result;
+      {
+        absl::MutexLock lock(&both->mu);
+        both->status.Update(status);
+        if (--both->left > 0) return;
+        result = both->status;
+      }
+      both->done(std::move(result));
+    };
+    FileTransfer head = job->transfer, payload = job->transfer;
+    head.second = {};
+    payload.offset_bytes += payload.first.size();
+    payload.first = {};
+    head.done = payload.done = one_done;
+    auto rider = std::make_unique<IoJob>(std::move(head), job->fd);
+    rider->counts = false;  // One transfer is one operation, for whoever set the depth.
+    waiting_.push_back(std::move(rider));
+    waiting_.push_back(std::make_unique<IoJob>(std::move(payload), job->fd));
+  }
+
   void Fill() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     bool any = false;
-    while (!waiting_.empty() && in_flight_ < depth_) {
+    while (!waiting_.empty() && counted_ < depth_) {
       io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
       if (sqe == nullptr) break;
       IoJob* job = waiting_.front().release();  // The completion owns it.
       waiting_.pop_front();
       Prepare(sqe, job);
       ++in_flight_;
+      counted_ += job->counts ? 1 : 0;
       any = true;
     }
     // A refused submission leaves its entries in the ring; they go with the next one, at the latest the next
@@ -143,6 +182,7 @@ class UringEngine : public IoEngine {
           io_uring_cqe_seen(&ring_, cqe);
           if (job == nullptr) continue;
           --in_flight_;
+          counted_ -= job->counts ? 1 : 0;
           absl::Status status;
           if (job->Advance(result, &status)) {
             ended.emplace_back(std::move(job), std::move(status));
@@ -168,6 +208,7 @@ class UringEngine : public IoEngine {
   absl::Mutex mu_;  // The submission side of the ring; completions are taken by the thread, under it too.
   bool stop_ ABSL_GUARDED_BY(mu_) = false;
   unsigned in_flight_ ABSL_GUARDED_BY(mu_) = 0;
+  unsigned counted_ ABSL_GUARDED_BY(mu_) = 0;
   std::deque<std::unique_ptr<IoJob>> waiting_ ABSL_GUARDED_BY(mu_);
   std::thread thread_;
 };

@@ -10,7 +10,8 @@
 namespace perigee::kvstore {
 namespace {
 
-// How far ahead of the records a segment's file is allocated: writes inside a file do not wait for each other.
+// How far ahead of the records a segment's file is allocated, since writes inside a file do not wait for each other: all
+// of it, or this much on a disk that is nearly full. Allocating waits for the writes under way, so it is better early.
 constexpr uint64_t kPreallocateBytes = uint64_t{32} << 20;
 
 }  // namespace
@@ -101,7 +102,9 @@ void SsdVolume::PreallocateFor(const SegmentPtr& segment, uint64_t free_bytes) {
   {
     absl::MutexLock lock(&mu_);
     if (segment->end_bytes <= segment->allocated_bytes || segment->sealed) return;
-    target = std::max(segment->end_bytes, std::min(options_.segment_bytes, segment->end_bytes + kPreallocateBytes));
+    const bool plenty = free_bytes / 8 > options_.segment_bytes + options_.reserve_bytes;
+    target = plenty ? options_.segment_bytes : std::min(options_.segment_bytes, segment->end_bytes + kPreallocateBytes);
+    target = std::max(segment->end_bytes, target);
     if (free_bytes < target - segment->allocated_bytes + options_.reserve_bytes + kPreallocateBytes) return;
     segment->allocated_bytes = target;
   }

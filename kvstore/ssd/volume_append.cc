@@ -10,8 +10,9 @@
 namespace perigee::kvstore {
 namespace {
 
-// How far ahead of the records a segment's file is allocated, since writes inside a file do not wait for each other: all
-// of it, or this much on a disk that is nearly full. Allocating waits for the writes under way, so it is better early.
+// How far ahead of the records a segment's file is allocated, since writes inside a file do not wait for each other:
+// all of it, or this much on a disk that is nearly full. Allocating waits for the writes under way, so it is better
+// early.
 constexpr uint64_t kPreallocateBytes = uint64_t{32} << 20;
 
 }  // namespace

@@ -7,7 +7,7 @@
 //
 // Ours and fio's samples alternate, all in new files in FOLDER (which must be on the disk in question, with some GiB
 // free); a number is the median. Depth: operations at the disk at a time, for both. The tier's io_depth bounds ours;
-// two writers commit batches of planes, as a store's commits do, so that one's sync does not leave the disk idle.
+// three writers commit batches of planes, as a store's commits do, so that one's sync does not leave the disk idle.
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -50,6 +50,8 @@ struct Options {
   uint64_t mib = 1024;  // Of each sample.
   kvstore::IoEngineKind engine = kvstore::IoEngineKind::kAuto;
 };
+
+constexpr int kWriters = 3;
 
 double Seconds(absl::Time start) { return absl::ToDoubleSeconds(absl::Now() - start); }
 
@@ -127,9 +129,9 @@ absl::StatusOr<Sample> Ours(const Options& o, const Planes& planes) {
       }
     };
     const absl::Time start = absl::Now();
-    std::thread second(write);
-    write();
-    second.join();
+    std::vector<std::thread> writers;
+    for (int i = 0; i < kWriters; ++i) writers.emplace_back(write);
+    for (std::thread& writer : writers) writer.join();
     sample.write = total / Seconds(start);
     if (failed) return absl::InternalError("a write failed");
   }

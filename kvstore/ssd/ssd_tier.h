@@ -36,8 +36,9 @@ class SsdTier {
   using Found = std::function<void(const IndexEntry&, const SsdRecord&)>;
 
   // Creates the folders where they are missing and calls `found` for every stored plane. FAILED_PRECONDITION when
-  // another process (or another SsdTier) has a path open, or a path is of another version. A path that cannot be opened
-  // for another reason is lost; with all of them lost the tier refuses writes and holds nothing.
+  // another process (or another SsdTier) has a path open, or a path is of another version; INVALID_ARGUMENT for a path
+  // that cannot be made. One that cannot be opened for another reason is lost; with all of them lost the tier refuses
+  // writes and holds nothing.
   static absl::StatusOr<std::unique_ptr<SsdTier>> Open(const SsdOptions& options, const Found& found);
   ~SsdTier();  // Waits for reads under way.
 

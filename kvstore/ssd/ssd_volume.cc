@@ -33,8 +33,11 @@ absl::Status AsDiskError(const absl::Status& status) {
 absl::Status MakeFolder(const std::string& path) {
   std::error_code error;
   fs::create_directories(path, error);
-  if (error) return ErrnoStatus("create folder", path, error.value());
-  return absl::OkStatus();
+  if (!error) return absl::OkStatus();
+  const absl::Status status = ErrnoStatus("create folder", path, error.value());
+  // No disk breaks like this: the path is wrong.
+  if (absl::IsNotFound(status) || absl::IsPermissionDenied(status)) return absl::InvalidArgumentError(status.message());
+  return AsDiskError(status);
 }
 
 // Before anything is touched: another version's folder stays as it is.
@@ -116,8 +119,9 @@ absl::StatusOr<std::unique_ptr<SsdVolume>> SsdVolume::Open(const SsdOptions& opt
     effective.segment_bytes = std::max(kPageBytes, std::min(options.segment_bytes, options.capacity_bytes / 4));
   }
   std::unique_ptr<SsdVolume> volume(new SsdVolume(effective, path, number));
-  PERIGEE_RETURN_IF_ERROR(AsDiskError(MakeFolder(path + "/segments")));
+  PERIGEE_RETURN_IF_ERROR(MakeFolder(path));
   PERIGEE_RETURN_IF_ERROR(CheckFormat(path));
+  PERIGEE_RETURN_IF_ERROR(MakeFolder(path + "/segments"));
   PERIGEE_RETURN_IF_ERROR(CheckIndexIsThere(path));
   PERIGEE_ASSIGN_OR_RETURN(volume->index_, SsdIndex::Open(path));
   absl::Status loaded = AsDiskError(volume->OpenSegments());

@@ -218,7 +218,24 @@ absl::StatusOr<StoreClient::Stat> StoreClient::GetStat() {
   s.ssd = {.used_bytes = r.ssd_used_bytes(),
            .live_bytes = r.ssd_live_bytes(),
            .segments = r.ssd_segments(),
-           .lost_at_start = r.lost_at_start()};
+           .lost_at_start = r.lost_at_start(),
+           .counters = {.written_bytes = r.ssd_written_bytes(),
+                        .compacted_bytes = r.ssd_compacted_bytes(),
+                        .scrubbed_bytes = r.ssd_scrubbed_bytes(),
+                        .scrub_passes = r.ssd_scrub_passes(),
+                        .wrong_records = r.ssd_wrong_records(),
+                        .unreadable_records = r.ssd_unreadable_records()}};
+  for (const auto& path : r.ssd_paths()) {
+    const auto health =
+        static_cast<SsdHealth>(std::min<uint32_t>(path.health(), static_cast<uint32_t>(SsdHealth::kLost)));
+    s.ssd.health = std::max(s.ssd.health, health);
+    s.ssd.paths.push_back({.path = path.path(),
+                           .health = health,
+                           .message = path.message(),
+                           .used_bytes = path.used_bytes(),
+                           .live_bytes = path.live_bytes(),
+                           .segments = path.segments()});
+  }
   for (const auto& count : r.counts()) {
     if (count.tier() < 1 || count.tier() > 2 || count.kind() < 1 || count.kind() > 3) continue;
     s.counts[count.tier() - 1][count.kind() - 1] = {count.planes(), count.payload_bytes()};

@@ -19,6 +19,7 @@ enum class MissReason : uint8_t {
   kChecksum = 4,
   kOtherTenant = 5,
   kNoRoom = 6,
+  kDiskLost = 7,
 };
 const char* MissReasonName(MissReason reason);
 

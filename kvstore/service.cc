@@ -356,6 +356,22 @@ class Service final : public v1::KvStore::Service {
       response->set_grpc_message_bytes(message_bytes_.load());
       response->set_dram_bytes_per_s(s.dram_bytes_per_s);
       response->set_ssd_bytes_per_s(s.ssd_bytes_per_s);
+      for (const SsdPathStats& path : s.ssd.paths) {
+        auto* wire = response->add_ssd_paths();
+        wire->set_path(path.path);
+        wire->set_health(static_cast<uint32_t>(path.health));
+        wire->set_message(path.message);
+        wire->set_used_bytes(path.used_bytes);
+        wire->set_live_bytes(path.live_bytes);
+        wire->set_segments(path.segments);
+      }
+      const SsdCounters& ssd = s.ssd.counters;
+      response->set_ssd_written_bytes(ssd.written_bytes);
+      response->set_ssd_compacted_bytes(ssd.compacted_bytes);
+      response->set_ssd_scrubbed_bytes(ssd.scrubbed_bytes);
+      response->set_ssd_scrub_passes(ssd.scrub_passes);
+      response->set_ssd_wrong_records(ssd.wrong_records);
+      response->set_ssd_unreadable_records(ssd.unreadable_records);
       return absl::OkStatus();
     });
   }

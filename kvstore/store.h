@@ -25,7 +25,7 @@
 #include "absl/time/time.h"
 #include "kvstore/miss_history.h"
 #include "kvstore/plane_id.h"
-#include "kvstore/ssd_tier.h"
+#include "kvstore/ssd/ssd_tier.h"
 
 namespace perigee::kvstore {
 
@@ -46,7 +46,7 @@ struct StoreOptions {
 };
 
 enum class Tier : uint8_t { kDram = 1, kSsd = 2 };
-// kBest: kSynced where there is an SSD tier, else kDram.
+// kBest: kSynced where there is an SSD tier that takes writes, else kDram.
 enum class Durability : uint8_t { kBest = 0, kSynced = 1, kDram = 2 };
 
 struct PlaneRequest {

@@ -45,6 +45,8 @@ const char* MissReasonName(MissReason reason) {
       return "another tenant's";
     case MissReason::kNoRoom:
       return "on the SSD, but no room in memory";
+    case MissReason::kDiskLost:
+      return "lost with its disk";
   }
   return "unknown";
 }
@@ -63,16 +65,19 @@ absl::StatusOr<std::unique_ptr<Store>> Store::Open(StoreOptions options, std::sp
   if (!options.now) options.now = SteadyNow;
   auto core = std::make_unique<Core>(std::move(options), slab);
   if (core->options.ssd) {
-    PERIGEE_ASSIGN_OR_RETURN(core->ssd, SsdTier::Open(*core->options.ssd, [&core](const IndexEntry& found) {
-                               absl::MutexLock lock(&core->mu);
-                               auto entry = std::make_shared<Entry>();
-                               entry->id = found.id;
-                               entry->meta = found.meta;
-                               entry->number = ++core->next_entry;
-                               entry->ssd = found.location;
-                               entry->last_used_unix_us = found.meta.created_unix_us;
-                               core->index.emplace(found.id, std::move(entry));
-                             }));
+    if (core->options.ssd->memory.empty()) core->options.ssd->memory = slab;
+    core->options.ssd->dropped = [c = core.get()](std::span<const SsdDropped> dropped) { c->NoteSsdDrops(dropped); };
+    const auto note = [&core](const IndexEntry& found, const SsdRecord& record) {
+      absl::MutexLock lock(&core->mu);
+      auto entry = std::make_shared<Entry>();
+      entry->id = found.id;
+      entry->meta = found.meta;
+      entry->number = ++core->next_entry;
+      entry->ssd = record;
+      entry->last_used_unix_us = found.meta.created_unix_us;
+      core->index.emplace(found.id, std::move(entry));
+    };
+    PERIGEE_ASSIGN_OR_RETURN(core->ssd, SsdTier::Open(*core->options.ssd, note));
   }
   return std::unique_ptr<Store>(new Store(std::move(core)));
 }
@@ -207,7 +212,7 @@ void Store::Core::Touch(const EntryPtr& entry, uint64_t tick, size_t place) {
   LruErase(entry);
   entry->lru = {tick, EvictionRank(entry->id.kind), std::numeric_limits<uint64_t>::max() - place, entry->number};
   entry->last_used_unix_us = NowUnixUs();
-  if (entry->ssd) ssd->Touch(entry->ssd->segment);
+  if (entry->ssd) ssd->Touch(entry->id, *entry->ssd);
   if (listed) LruInsert(entry);
 }
 
@@ -255,17 +260,20 @@ void Store::Core::EndReservations(std::span<const uint64_t> ids) {
   }
 }
 
-void Store::Core::NoteSsdEvictions(const std::vector<SsdTier::Stored>& evicted) {
-  if (evicted.empty()) return;
+void Store::Core::NoteSsdDrops(std::span<const SsdDropped> dropped) {
+  if (dropped.empty()) return;
   absl::MutexLock lock(&mu);
-  for (const SsdTier::Stored& gone : evicted) {
-    ++stats.ssd_evictions;
+  for (const SsdDropped& gone : dropped) {
+    const bool evicted = gone.reason == SsdDropReason::kEvicted;
+    const bool wrong = gone.reason == SsdDropReason::kWrong;
+    if (evicted) ++stats.ssd_evictions;
     const EntryPtr entry = Find(gone.id);
-    if (entry == nullptr || entry->ssd != gone.location) continue;
+    if (entry == nullptr || entry->ssd != gone.record) continue;
     entry->ssd.reset();
+    if (wrong) ++stats.checksum_failures;
     if (entry->extent) continue;  // DRAM still has it (or is just getting it).
     Unlink(entry);
-    Remember(gone.id, MissReason::kEvicted);
+    Remember(gone.id, evicted ? MissReason::kEvicted : wrong ? MissReason::kChecksum : MissReason::kDiskLost);
   }
 }
 

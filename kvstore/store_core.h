@@ -30,7 +30,7 @@ struct Entry {
   uint64_t number = 0;
   std::optional<uint64_t> extent;  // Offset in the slab: in DRAM, or (loading) on its way there.
   std::string header;              // Encoded; while in DRAM.
-  std::optional<SsdLocation> ssd;
+  std::optional<SsdRecord> ssd;
   bool precious = false;  // Committed to DRAM only: no copy elsewhere.
   bool loading = false;   // One call is reading it from the SSD; others wait.
   bool dead = false;      // Out of the index; the extent is freed with the last pin.
@@ -101,15 +101,10 @@ class Store::Core {
   void EndReservations(std::span<const uint64_t> ids) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void EndLease(uint64_t id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void Reap() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
-  void NoteSsdEvictions(const std::vector<SsdTier::Stored>& evicted) ABSL_LOCKS_EXCLUDED(mu);
-  // Reads one plane from the SSD into its extent and checks it. No lock held.
-  absl::StatusOr<std::string> Load(const PlaneId& id, const SsdLocation& location, uint64_t extent);
+  void NoteSsdDrops(std::span<const SsdDropped> dropped) ABSL_LOCKS_EXCLUDED(mu);
 
-  const StoreOptions options;
+  StoreOptions options;  // Unchanged after Open.
   const std::span<std::byte> slab_memory;
-  std::unique_ptr<SsdTier>
-      ssd;  // Null without an SSD. Its blocking calls are never made with mu held; Touch and Stats may be.
-
   // Guards everything below. Held for memory operations only: never across disk I/O, checksums or waits (but absl's
   // Await, which lets go).
   absl::Mutex mu;
@@ -130,6 +125,10 @@ class Store::Core {
   StoreStats stats ABSL_GUARDED_BY(mu);     // The counters; the rest is filled in by Stats().
   Rate dram_rate ABSL_GUARDED_BY(mu){1e9};  // Until the first measurement: a 10 Gbit/s link.
   Rate ssd_rate ABSL_GUARDED_BY(mu){5e8};   // A SATA disk.
+
+  // Null without an SSD. Its blocking calls are never made with mu held; Touch and Stats may be. Last: it tells the
+  // rest what it dropped, until it is gone.
+  std::unique_ptr<SsdTier> ssd;
 };
 
 int64_t NowUnixUs();

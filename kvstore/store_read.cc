@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "absl/synchronization/blocking_counter.h"
 #include "absl/time/clock.h"
 #include "base/parallel.h"
 #include "base/status.h"
@@ -45,13 +46,6 @@ absl::StatusOr<std::vector<BlockInfo>> Store::Lookup(std::span<const pod::BlockK
   return out;
 }
 
-absl::StatusOr<std::string> Store::Core::Load(const PlaneId& id, const SsdLocation& location, uint64_t extent) {
-  const std::span<std::byte> memory = Memory(extent, RoundUpToPage(location.payload_bytes));
-  PERIGEE_ASSIGN_OR_RETURN(const std::string head, ssd->Read(location, memory));
-  PERIGEE_ASSIGN_OR_RETURN(RecordHead record, VerifyRecord(head, memory, id, location.payload_bytes));
-  return std::move(record.encoded_header);
-}
-
 absl::StatusOr<Lease> Store::Acquire(std::span<const PlaneId> planes, absl::Duration ttl, absl::string_view tenant) {
   Core& c = *core_;
   PERIGEE_RETURN_IF_ERROR(c.CheckBatch(planes.size()));
@@ -61,9 +55,9 @@ absl::StatusOr<Lease> Store::Acquire(std::span<const PlaneId> planes, absl::Dura
   std::vector<EntryPtr> entries(planes.size());  // Pinned; null for misses.
   struct Loading {
     size_t place;
-    SsdLocation location;
+    SsdRecord record;
     uint64_t extent;
-    absl::StatusOr<std::string> header;
+    absl::StatusOr<std::string> header;  // At first the record's head.
   };
   std::vector<Loading> loads;
   std::vector<size_t> waits;  // Planes that another call (or an earlier place of this one) is loading.
@@ -105,13 +99,30 @@ absl::StatusOr<Lease> Store::Acquire(std::span<const PlaneId> planes, absl::Dura
   }
 
   const absl::Time started = absl::Now();
-  ParallelFor(loads.size(), [&](size_t i) {
-    Loading& l = loads[i];
-    l.header = c.Load(planes[l.place], l.location, l.extent);
-  });
+  if (!loads.empty()) {
+    absl::BlockingCounter left(static_cast<int>(loads.size()));
+    std::vector<SsdRead> reads;
+    for (Loading& l : loads) {
+      reads.push_back({planes[l.place], l.record, c.Memory(l.extent, RoundUpToPage(l.record.payload_bytes)),
+                       [&left, &l](absl::StatusOr<std::string> head) {
+                         l.header = std::move(head);
+                         left.DecrementCount();
+                       }});
+    }
+    c.ssd->ReadAsync(std::move(reads));
+    left.Wait();
+    ParallelFor(loads.size(), [&](size_t i) {
+      Loading& l = loads[i];
+      if (!l.header.ok()) return;
+      absl::StatusOr<RecordHead> record =
+          VerifyRecord(*l.header, c.Memory(l.extent, RoundUpToPage(l.record.payload_bytes)), planes[l.place],
+                       l.record.payload_bytes);
+      l.header = record.ok() ? absl::StatusOr<std::string>(std::move(record->encoded_header)) : record.status();
+    });
+  }
   const double seconds = absl::ToDoubleSeconds(absl::Now() - started);
 
-  std::vector<SsdTier::Stored> wrong;
+  std::vector<SsdStored> wrong;
   {
     absl::MutexLock lock(&c.mu);
     uint64_t loaded_bytes = 0;
@@ -125,12 +136,17 @@ absl::StatusOr<Lease> Store::Acquire(std::span<const PlaneId> planes, absl::Dura
       }
       // Its bytes are wrong or unreadable: it must never be served. (NOT_FOUND: its segment was evicted meanwhile.)
       const bool evicted = absl::IsNotFound(l.header.status());
+      const bool unreadable = absl::IsUnavailable(l.header.status());
       if (!evicted) {
-        ++c.stats.checksum_failures;
-        wrong.push_back({entry->id, l.location});
+        if (!unreadable && entry->ssd == l.record) ++c.stats.checksum_failures;  // Else the scrubber was first.
+        wrong.push_back({entry->id, l.record});
         spdlog::error("quarantined: {}", std::string(l.header.status().message()));
       }
-      if (!entry->dead) c.Remember(entry->id, evicted ? MissReason::kEvicted : MissReason::kChecksum);
+      if (!entry->dead) {
+        c.Remember(entry->id, evicted      ? MissReason::kEvicted
+                              : unreadable ? MissReason::kDiskLost
+                                           : MissReason::kChecksum);
+      }
       c.Unlink(entry);
     }
     c.ssd_rate.Add(loaded_bytes, seconds);
@@ -207,7 +223,7 @@ CorruptReport Store::ReportCorrupt(const PlaneId& id) {
   CorruptReport report;
   EntryPtr entry;
   bool in_dram = false;
-  std::optional<SsdLocation> location;
+  std::optional<SsdRecord> record;
   {
     absl::MutexLock lock(&c.mu);
     c.Reap();
@@ -217,7 +233,7 @@ CorruptReport Store::ReportCorrupt(const PlaneId& id) {
     const auto ready = [e = entry.get()] { return !e->loading; };
     c.mu.Await(absl::Condition(&ready));
     in_dram = entry->extent && !entry->header.empty();
-    location = entry->ssd;
+    record = entry->ssd;
   }
 
   bool dram_good = false;
@@ -228,15 +244,15 @@ CorruptReport Store::ReportCorrupt(const PlaneId& id) {
   }
   bool ssd_good = false;
   bool ssd_wrong = false;
-  if (location) {
-    const size_t bytes = RoundUpToPage(location->payload_bytes);
+  if (record) {
+    const size_t bytes = RoundUpToPage(record->payload_bytes);
     const std::unique_ptr<std::byte, FreeDeleter> copy(static_cast<std::byte*>(std::aligned_alloc(kPageBytes, bytes)));
     if (copy == nullptr) {
       ssd_good = true;  // Not looked at; the next Acquire will.
     } else {
       const std::span<std::byte> memory(copy.get(), bytes);
-      const absl::StatusOr<std::string> head = c.ssd->Read(*location, memory);
-      ssd_good = head.ok() && VerifyRecord(*head, memory, id, location->payload_bytes).ok();
+      const absl::StatusOr<std::string> head = c.ssd->Read(id, *record, memory);
+      ssd_good = head.ok() && VerifyRecord(*head, memory, id, record->payload_bytes).ok();
       ssd_wrong = !ssd_good && !absl::IsNotFound(head.status());
     }
   }
@@ -248,7 +264,7 @@ CorruptReport Store::ReportCorrupt(const PlaneId& id) {
     if (report.dram_copy_dropped) ++c.stats.checksum_failures;
     if (report.ssd_copy_dropped) {
       ++c.stats.checksum_failures;
-      if (entry->ssd == location) entry->ssd.reset();
+      if (entry->ssd == record) entry->ssd.reset();
     }
     if (!entry->dead && (in_dram ? !dram_good : ssd_wrong)) {
       // Leases may still look at the wrong bytes, so this entry dies with them; a good SSD copy gets a new one.
@@ -274,7 +290,7 @@ CorruptReport Store::ReportCorrupt(const PlaneId& id) {
                   report.dram_copy_dropped ? "wrong" : "kept", report.ssd_copy_dropped ? "wrong" : "kept");
   }
   if (report.ssd_copy_dropped) {
-    const SsdTier::Stored wrong{id, *location};
+    const SsdStored wrong{id, *record};
     const absl::Status removed = c.ssd->Remove({&wrong, 1});
     if (!removed.ok()) spdlog::warn("quarantine: {}", std::string(removed.message()));
   }

@@ -23,7 +23,7 @@ struct Pending {
   bool present = false;    // Somebody else committed the plane meanwhile.
   bool own_fault = false;  // The store failed, not the writer: the reservation stays.
   absl::Status status;
-  std::optional<SsdLocation> location;
+  std::optional<SsdRecord> record;  // Stored on the SSD.
 };
 
 absl::Status CheckHeader(const Pending& p, absl::string_view encoded, pod::PlaneHeader* out) {
@@ -180,7 +180,7 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
   // 4. To the SSD: all of the batch under one sync.
   const int64_t created = NowUnixUs();
   if (to_ssd) {
-    std::vector<SsdTier::Write> writes;
+    std::vector<SsdWrite> writes;
     std::vector<Pending*> written;
     for (size_t i = 0; i < pending.size(); ++i) {
       Pending& p = pending[i];
@@ -192,19 +192,18 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
       written.push_back(&p);
     }
     if (!writes.empty()) {
-      std::vector<SsdTier::Stored> evicted;
-      const absl::StatusOr<std::vector<SsdLocation>> locations = c.ssd->Append(writes, &evicted);
-      c.NoteSsdEvictions(evicted);
+      const absl::StatusOr<std::vector<SsdRecord>> records = c.ssd->Append(writes);
       for (size_t i = 0; i < written.size(); ++i) {
-        if (locations.ok()) {
-          written[i]->location = (*locations)[i];
-        } else {
-          written[i]->status = locations.status();
+        if (records.ok()) {
+          written[i]->record = (*records)[i];
+        } else if (durability == Durability::kSynced) {
+          written[i]->status = records.status();
           written[i]->own_fault = true;
-        }
+        }  // Else a disk that takes no writes is no outage: memory takes the plane.
       }
-      if (!locations.ok())
-        spdlog::warn("commit of {} planes: {}", writes.size(), std::string(locations.status().message()));
+      if (!records.ok()) {
+        spdlog::warn("commit of {} planes: {}", writes.size(), std::string(records.status().message()));
+      }
     }
   }
 
@@ -241,8 +240,8 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
     entry->number = ++c.next_entry;
     entry->extent = p.extent;
     entry->header = items[i].header;
-    entry->ssd = p.location;
-    entry->precious = !to_ssd;
+    entry->ssd = p.record;
+    entry->precious = !p.record;
     c.Touch(entry, tick, i);
     c.index[p.id] = entry;
     c.LruInsert(entry);
@@ -272,7 +271,8 @@ uint32_t Store::Abort(std::span<const uint64_t> reservation_ids, bool writes_may
 absl::StatusOr<uint32_t> Store::Delete(std::span<const pod::BlockKey> keys) {
   Core& c = *core_;
   PERIGEE_RETURN_IF_ERROR(c.CheckBatch(keys.size()));
-  std::vector<SsdTier::Stored> stored;
+  if (c.ssd) PERIGEE_RETURN_IF_ERROR(Annotate(c.ssd->NoteDeletion(), "delete"));
+  std::vector<SsdStored> stored;
   uint32_t deleted = 0;
   {
     absl::MutexLock lock(&c.mu);

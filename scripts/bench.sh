@@ -8,7 +8,7 @@ mkdir -p "$out"
 rm -f "$out"/*.json
 
 # program -> the room its rows begin with
-programs=(crc32c_bench:base transfer_bench:transfer collective_bench:collective attention_bench:kernels streaming_bench:streaming remote_bench:kvstore)
+programs=(crc32c_bench:base transfer_bench:transfer collective_bench:collective attention_bench:kernels streaming_bench:streaming remote_bench:kvstore ssd_bench:ssd)
 
 wanted() {
   [ -z "$prefixes" ] && return 0
@@ -21,7 +21,11 @@ wanted() {
 for entry in "${programs[@]}"; do
   program=${entry%%:*} room=${entry##*:}
   wanted "$room" || continue
-  "$build/bench/$program" --json "$out/$program.json"
+  # Files on the disk that the build lies on.
+  folder=()
+  [ "$program" = ssd_bench ] && folder=(--folder "$out/ssd")
+  "$build/bench/$program" --json "$out/$program.json" "${folder[@]}"
+  rm -rf "$out/ssd"
 done
 if ! ls "$out"/*_bench.json >/dev/null 2>&1; then
   echo "bench: no benchmark has rows beginning with '$prefixes'; there are rows in: ${programs[*]##*:}" >&2

@@ -20,7 +20,7 @@ struct Options {
   std::string log_level = "info";
   int ready_fd = -1;
   // Store
-  std::string data_folder;
+  std::vector<std::string> data_folders;
   std::string advertise_host;
   std::string credentials;
   uint16_t data_port = 0;
@@ -64,8 +64,8 @@ absl::Status ServeStore(const Options& o) {
   } else {
     PERIGEE_ASSIGN_OR_RETURN(options.credentials, kvstore::ReadCredentials(o.credentials));
   }
-  if (!o.data_folder.empty()) {
-    options.store.ssd = kvstore::SsdOptions{.path = o.data_folder, .capacity_bytes = o.ssd_mib << 20};
+  if (!o.data_folders.empty()) {
+    options.store.ssd = kvstore::SsdOptions{.paths = o.data_folders, .capacity_bytes = o.ssd_mib << 20};
   }
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<kvstore::StoreServer> server, kvstore::StoreServer::Start(options));
   PERIGEE_RETURN_IF_ERROR(WaitAndReport("store", server->address(), o.ready_fd));
@@ -130,7 +130,11 @@ void AddServe(CLI::App& app, Action& action) {
 
   CLI::App* store = serve->add_subcommand("store", "The KV store");
   AddCommon(store, *o);
-  store->add_option("--data-dir", o->data_folder, "The disk tier's folder (default: memory only)");
+  store
+      ->add_option(
+          "--data-dir", o->data_folders,
+          "The disk tier's folder; given several times, on a disk each, they are striped (default: memory only)")
+      ->allow_extra_args(false);
   store->add_option("--data-port", o->data_port, "Port of the data plane; 0 takes a free one")->capture_default_str();
   store->add_option("--advertise-host", o->advertise_host,
                     "Host under which clients reach the data plane (default: the control plane's)");

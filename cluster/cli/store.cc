@@ -112,7 +112,23 @@ absl::Status Stat(const Options& o) {
                  {"used_bytes", s.ssd.used_bytes},
                  {"live_bytes", s.ssd.live_bytes},
                  {"segments", s.ssd.segments},
-                 {"lost_at_start", s.ssd.lost_at_start}}}};
+                 {"lost_at_start", s.ssd.lost_at_start},
+                 {"health", kvstore::SsdHealthName(s.ssd.health)},
+                 {"written_bytes", s.ssd.counters.written_bytes},
+                 {"compacted_bytes", s.ssd.counters.compacted_bytes},
+                 {"scrubbed_bytes", s.ssd.counters.scrubbed_bytes},
+                 {"scrub_passes", s.ssd.counters.scrub_passes},
+                 {"wrong_records", s.ssd.counters.wrong_records},
+                 {"unreadable_records", s.ssd.counters.unreadable_records}}}};
+  json["ssd"]["paths"] = Json::array();
+  for (const kvstore::SsdPathStats& path : s.ssd.paths) {
+    json["ssd"]["paths"].push_back({{"path", path.path},
+                                    {"health", kvstore::SsdHealthName(path.health)},
+                                    {"message", path.message},
+                                    {"used_bytes", path.used_bytes},
+                                    {"live_bytes", path.live_bytes},
+                                    {"segments", path.segments}});
+  }
   Json planes;
   for (Tier tier : {Tier::kDram, Tier::kSsd}) {
     for (pod::PlaneKind kind : pod::kPlaneKinds) {
@@ -142,6 +158,10 @@ absl::Status Stat(const Options& o) {
               mib(s.slab_bytes), mib(s.leased_bytes), mib(s.reserved_bytes));
   std::printf("  disk     %.1f of %.1f MiB used in %llu segments\n", mib(s.ssd.used_bytes), mib(s.ssd_capacity_bytes),
               static_cast<unsigned long long>(s.ssd.segments));
+  for (const kvstore::SsdPathStats& path : s.ssd.paths) {
+    if (path.health == kvstore::SsdHealth::kOk) continue;
+    std::printf("  DISK %s IS %s: %s\n", path.path.c_str(), kvstore::SsdHealthName(path.health), path.message.c_str());
+  }
   for (Tier tier : {Tier::kDram, Tier::kSsd}) {
     for (pod::PlaneKind kind : pod::kPlaneKinds) {
       const kvstore::TierCount& c = s.counts[static_cast<int>(tier) - 1][static_cast<int>(kind) - 1];

@@ -1,4 +1,4 @@
-#include "kvstore/segment_record.h"
+#include "kvstore/ssd/segment_record.h"
 
 #include <gtest/gtest.h>
 

@@ -10,7 +10,8 @@
 #include <fstream>
 
 #include "base/file.h"
-#include "kvstore/ssd_tier.h"
+#include "kvstore/ssd/faulty_files.h"
+#include "kvstore/ssd/ssd_tier.h"
 #include "planes.h"
 
 namespace perigee::kvstore {
@@ -305,6 +306,26 @@ TEST_F(SsdTest, SegmentsWhoseIndexIsGoneAreKeptAndTheStoreSaysSo) {
   fs::rename(folder_.path() + "/elsewhere", folder_.path() + "/index");
   auto store = OpenStore(slab_, folder_.path());
   EXPECT_TRUE(ReadAndCompare(*store, plane).ok());
+}
+
+TEST_F(SsdTest, ADiskThatTakesNoWritesIsNoOutageExceptForSyncedCommits) {
+  auto real = OpenRealFiles({});
+  ASSERT_TRUE(real.ok());
+  auto faults = std::make_shared<FaultyFiles>(std::shared_ptr<FileLayer>(*std::move(real)), 1);
+  StoreOptions options;
+  options.ssd = SsdOptions{.path = folder_.path(), .reserve_bytes = 0, .files = faults};
+  auto store = Store::Open(options, slab_.span());
+  ASSERT_TRUE(store.ok()) << store.status();
+  const TestPlane before = MakePlane(1, 5000), after = MakePlane(2, 5000);
+  ASSERT_TRUE(Write(**store, before, Durability::kSynced).ok());
+  faults->Inject({.call = FaultyFiles::Call::kWrite, .error = EIO});
+  EXPECT_FALSE(Write(**store, after, Durability::kSynced).ok());
+  EXPECT_TRUE(Write(**store, after, Durability::kBest).ok());
+  EXPECT_TRUE(ReadAndCompare(**store, before).ok());
+  EXPECT_TRUE(ReadAndCompare(**store, after).ok());
+  const StoreStats stats = (*store)->Stats();
+  EXPECT_EQ(stats.ssd.health, SsdHealth::kFailing);
+  EXPECT_THAT(stats.ssd.message, HasSubstr(folder_.path()));
 }
 
 TEST_F(SsdTest, AFullDiskRefusesCommitsLosesNothingAndServesOn) {

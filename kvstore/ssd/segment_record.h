@@ -29,10 +29,11 @@
 //   u8 version, 1 | u64 segment | u64 offset | u32 head bytes (= payload offset) | u64 P | i64 created, Unix us | i64
 //   base position | u32 tokens | u32 length, tenant | u32 CRC32C over the database key followed by the value before
 //   this field
-#ifndef PERIGEE_KVSTORE_SEGMENT_RECORD_H_
-#define PERIGEE_KVSTORE_SEGMENT_RECORD_H_
+#ifndef PERIGEE_KVSTORE_SSD_SEGMENT_RECORD_H_
+#define PERIGEE_KVSTORE_SSD_SEGMENT_RECORD_H_
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -83,6 +84,10 @@ absl::StatusOr<RecordHead> DecodeRecordHead(absl::string_view head, const PlaneI
 absl::StatusOr<RecordHead> VerifyRecord(absl::string_view head, std::span<const std::byte> padded_payload,
                                         const PlaneId& id, uint64_t payload_bytes);
 
+// "00000007.seg" and back; nullopt for any other name.
+std::string SegmentFileName(uint64_t segment);
+std::optional<uint64_t> ParseSegmentFileName(absl::string_view name);
+
 std::string EncodeIndexKey(const PlaneId& id);
 std::string EncodeIndexValue(const PlaneId& id, const SsdLocation& location, const PlaneMeta& meta);
 struct IndexEntry {
@@ -95,4 +100,4 @@ absl::StatusOr<IndexEntry> DecodeIndexEntry(absl::string_view key, absl::string_
 
 }  // namespace perigee::kvstore
 
-#endif  // PERIGEE_KVSTORE_SEGMENT_RECORD_H_
+#endif  // PERIGEE_KVSTORE_SSD_SEGMENT_RECORD_H_

@@ -1,8 +1,10 @@
-#include "kvstore/segment_record.h"
+#include "kvstore/ssd/segment_record.h"
 
 #include <algorithm>
 #include <limits>
 
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_format.h"
 #include "base/bytes.h"
 #include "base/crc32c.h"
 #include "base/status.h"
@@ -122,6 +124,17 @@ absl::StatusOr<RecordHead> VerifyRecord(absl::string_view head, std::span<const 
     return Wrong(id, "the padding after the payload is not zero");
   }
   return record;
+}
+
+std::string SegmentFileName(uint64_t segment) { return absl::StrFormat("%08d.seg", segment); }
+
+std::optional<uint64_t> ParseSegmentFileName(absl::string_view name) {
+  uint64_t segment = 0;
+  if (name.size() < 12 || name.substr(name.size() - 4) != ".seg") return std::nullopt;
+  if (!absl::SimpleAtoi(name.substr(0, name.size() - 4), &segment) || SegmentFileName(segment) != name) {
+    return std::nullopt;
+  }
+  return segment;
 }
 
 std::string EncodeIndexKey(const PlaneId& id) {

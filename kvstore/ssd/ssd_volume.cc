@@ -4,12 +4,12 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <chrono>
 #include <filesystem>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "base/file.h"
 #include "base/status.h"
 
@@ -75,11 +75,6 @@ absl::Status CheckIndexIsThere(const std::string& path) {
 }
 
 }  // namespace
-
-// Not the wall clock: that jumps.
-absl::Time SsdVolume::SteadyNow() {
-  return absl::UnixEpoch() + absl::FromChrono(std::chrono::steady_clock::now().time_since_epoch());
-}
 
 SsdVolume::SsdVolume(const SsdOptions& options, std::string path, uint64_t number)
     : options_(options), path_(std::move(path)), number_(number), last_busy_(SteadyNow()) {}

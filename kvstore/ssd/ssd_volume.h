@@ -122,7 +122,6 @@ class SsdVolume {
   void Lose(const absl::Status& why);
 
   // Health.
-  static absl::Time SteadyNow();
   void NoteWrite(const absl::Status& status) ABSL_LOCKS_EXCLUDED(health_mu_);
   void NoteRead(const absl::Status& status) ABSL_LOCKS_EXCLUDED(health_mu_);
   class Busy;  // A caller's operation under way, for slowness and idleness.

@@ -5,6 +5,7 @@
 
 #include "absl/time/clock.h"
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "base/crc32c.h"
 #include "base/status.h"
 #include "kvstore/ssd/ssd_volume.h"

@@ -108,8 +108,8 @@ class Client {
     Expect(store_->Delete(keys).ok());
     const StoreStats stats = store_->Stats();
     Expect(stats.slab_used_bytes == 0 && stats.reserved_bytes == 0 && stats.leased_bytes == 0);
-      std::fprintf(stderr, "committed %lu hits %lu refused %lu\n", stats.committed_bytes, stats.hits_dram,
-                   stats.refused_commits);
+    std::fprintf(stderr, "committed %lu hits %lu refused %lu\n", stats.committed_bytes, stats.hits_dram,
+                 stats.refused_commits);
     Expect(stats.reservations == 0 && stats.leases == 0);
   }
 
@@ -271,8 +271,8 @@ class Client {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static const auto* const quiet = google::protobuf::SetLogHandler(nullptr);  // Every string that is not UTF-8.
-  (void)quiet;
+  // It would complain of every string that is not UTF-8.
+  [[maybe_unused]] static const bool quiet = (google::protobuf::SetLogHandler(nullptr), true);
   Client client;
   client.Run({reinterpret_cast<const char*>(data), size});
   client.GiveBack();

@@ -23,7 +23,7 @@ namespace {
 constexpr int kRounds = 200;
 constexpr size_t kSlabBytes = 1 << 20;         // Less than what is stored: reads come from the SSD too.
 constexpr uint64_t kSegmentBytes = 128 << 10;  // Few records each: segments are made, compacted and unlinked all along.
-constexpr size_t kLivePlanes = 150;            // Beyond these, deletes keep pace with writes.
+constexpr size_t kLivePlanes = 80;             // Beyond these, deletes keep pace with writes.
 constexpr size_t kDeletedLookedAt = 400;
 
 TestPlane PlaneOf(uint64_t n) { return MakePlane(n, 2500 + n % 5 * 2700, pod::kPlaneKinds[n % 3]); }
@@ -186,7 +186,7 @@ void Verify(StoreClient& client, Ledger& ledger, Tally& tally) {
   for (size_t i = 0; i < deleted.size(); ++i) {
     EXPECT_TRUE(found->blocks[i].planes.empty()) << "plane " << deleted[i] << " was deleted and is back";
   }
-  constexpr size_t kAtATime = 40;  // They fit the slab.
+  constexpr size_t kAtATime = 60;  // They fit the slab.
   for (size_t at = 0; at < others.size(); at += kAtATime) {
     const std::vector<uint64_t> some(
         others.begin() + static_cast<std::ptrdiff_t>(at),

@@ -108,8 +108,6 @@ class Client {
     Expect(store_->Delete(keys).ok());
     const StoreStats stats = store_->Stats();
     Expect(stats.slab_used_bytes == 0 && stats.reserved_bytes == 0 && stats.leased_bytes == 0);
-    std::fprintf(stderr, "committed %lu hits %lu refused %lu\n", stats.committed_bytes, stats.hits_dram,
-                 stats.refused_commits);
     Expect(stats.reservations == 0 && stats.leases == 0);
   }
 

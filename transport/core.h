@@ -194,7 +194,6 @@ struct Message {
   bool sent = false;         // given to UCX
   bool outstanding = false;  // UCX has not called back
   size_t queued_bytes = 0;   // its part of the peer's
-  bool flushing = false, flushed = false;
   bool answered = false;
   // Before done:
   absl::Status result;

@@ -18,7 +18,7 @@
 namespace perigee::kvstore {
 
 // Longer than anything here should take, restarts of a backend apart.
-inline constexpr absl::Duration kLong = absl::Seconds(30);
+inline constexpr absl::Duration kLong = absl::Seconds(90);
 
 // How late a deadline may be on a busy machine.
 inline constexpr absl::Duration kGrace = absl::Seconds(2);

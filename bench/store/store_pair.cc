@@ -89,8 +89,8 @@ StorePair::StorePair(const std::string& self, const std::string& transport)
   options.secret = kSecret;
   client_ = Check(kvstore::StoreClient::Connect(address, engine_.get(), options), "connect");
   pool_ = Check(kvstore::RegisteredPool::Create(engine_.get(), 2 * kMaxBatchBytes), "pool");
-  source_ = Check(pool_->Allocate(kMaxBatchBytes), "pool");
-  buffers_ = Check(pool_->Allocate(kMaxBatchBytes), "pool");
+  source_ = Check(pool_->Allocate(kMaxBatchBytes, kvstore::RegisteredPool::Contents::kUnspecified), "pool");
+  buffers_ = Check(pool_->Allocate(kMaxBatchBytes, kvstore::RegisteredPool::Contents::kUnspecified), "pool");
 }
 
 void StorePair::SetPayload(std::span<const std::byte> payload) {

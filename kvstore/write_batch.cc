@@ -110,17 +110,23 @@ absl::StatusOr<std::vector<absl::Status>> WriteBatch::Commit(std::span<const pod
   v1::CommitRequest request;
   request.set_durability(static_cast<v1::Durability>(durability));
   std::vector<size_t> sent;
+  uint64_t sent_bytes = 0;
   for (size_t i = 0; i < size(); ++i) {
     if (s.reservations[i].already_committed) continue;
     auto* wire = request.add_planes();
     wire->set_reservation_id(s.reservations[i].id);
     wire->set_header(pod::EncodePlaneHeader(headers[i]));
     sent.push_back(i);
+    sent_bytes += s.planes[i].payload_bytes;
   }
   std::vector<absl::Status> out(size());
   if (sent.empty()) return out;
   v1::CommitResponse response;
-  PERIGEE_RETURN_IF_ERROR(s.core->Call(*s.session, &internal::Stub::Commit, request, &response));
+  const absl::Duration deadline = s.core->options.call_deadline;
+  const bool quick = s.session->trusted && !s.session->has_ssd && sent_bytes <= kMaxQuickCommitBytes;
+  PERIGEE_RETURN_IF_ERROR(
+      quick ? s.core->CallQuickly(*s.session, QuickCall::kCommit, &internal::Stub::Commit, request, &response, deadline)
+            : s.core->CallWithin(*s.session, &internal::Stub::Commit, request, &response, deadline));
   if (static_cast<size_t>(response.planes_size()) != sent.size())
     return absl::InternalError(absl::StrCat("the store at ", s.core->address, " answered for ", response.planes_size(),
                                             " of ", sent.size(), " planes"));

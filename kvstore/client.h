@@ -96,7 +96,7 @@ class WriteBatch {
   absl::Status WaitForPuts();
 
   // Waits until all puts are in the store's memory, then makes the planes visible: one status per plane. headers: one
-  // per plane.
+  // per plane. An error of the whole call leaves open which of them are visible.
   absl::StatusOr<std::vector<absl::Status>> Commit(std::span<const pod::PlaneHeader> headers,
                                                    Durability durability = Durability::kBest);
 

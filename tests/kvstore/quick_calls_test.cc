@@ -102,6 +102,29 @@ TEST_F(QuickCallsTest, MuchPayloadIsCommittedOverGrpc) {
   EXPECT_EQ(QuickCalls(), 1u);
 }
 
+TEST_F(QuickCallsTest, ABatchIsCommittedInPartsThatTheStoreChecksAtOnce) {
+  Start(/*trusted=*/true);
+  std::vector<TestPlane> planes;
+  std::vector<PlaneRequest> requests;
+  std::vector<pod::PlaneHeader> headers;
+  for (uint64_t i = 0; i < 7; ++i) {
+    planes.push_back(MakePlane(i, 1 << 20));
+    requests.push_back(planes.back().request());
+    headers.push_back(planes.back().header);
+  }
+  auto batch = client_->Reserve(requests);
+  ASSERT_TRUE(batch.ok()) << batch.status();
+  planes[4].payload[5] ^= std::byte{1};
+  for (size_t i = 0; i < planes.size(); ++i) ASSERT_TRUE(batch->Put(i, 0, planes[i].payload).ok());
+  const auto statuses = batch->Commit(headers);
+  ASSERT_TRUE(statuses.ok()) << statuses.status();
+  EXPECT_EQ(QuickCalls(), 3u) << "Reserve, and Commit of four planes and of three";
+  for (size_t i = 0; i < planes.size(); ++i) {
+    EXPECT_EQ((*statuses)[i].code(), i == 4 ? absl::StatusCode::kDataLoss : absl::StatusCode::kOk) << i;
+    if (i != 4) Get(planes[i]);
+  }
+}
+
 TEST_F(QuickCallsTest, WhatTheSsdIsNeededForGoesOverGrpc) {
   TempFolder folder;
   Start(/*trusted=*/true, folder.path());

@@ -21,6 +21,7 @@
 
 #include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "command_line.h"
 #include "peers/fail.h"
 #include "peers/redis.h"
@@ -94,11 +95,16 @@ void AddRows(Report& report, const std::string& transport, const std::string& wh
               .command = absl::StrCat("user and system of both sides; ", how)});
 }
 
-int RunAll(const std::string& json, int repetitions, const std::string& only) {
+// Of the last minute; what a row measured while others used the machine says is not much.
+double Load() {
   double load = 0;
-  if (getloadavg(&load, 1) == 1 && load > 0.5) {
+  return getloadavg(&load, 1) == 1 ? load : 0;
+}
+
+int RunAll(const std::string& json, int repetitions, const std::string& only) {
+  if (Load() > 0.5) {
     std::fprintf(stderr, "store_bench: the machine is busy (load %.1f on %ld processors); the ratios mean little\n",
-                 load, sysconf(_SC_NPROCESSORS_ONLN));
+                 Load(), sysconf(_SC_NPROCESSORS_ONLN));
   }
   PinnedProcessors();  // before anything is pinned
   const absl::StatusOr<std::unique_ptr<Redis>> redis = Redis::Start();
@@ -124,10 +130,11 @@ int RunAll(const std::string& json, int repetitions, const std::string& only) {
           RunOurs(*pair, *planes, depth, i >= 0, &ours);
           if (redis.ok()) RunRedis(**redis, *planes, depth, i >= 0, &peer);
         }
-        const std::string how =
+        const std::string how = absl::StrCat(
             redis.ok() ? absl::StrCat("beside Redis, ", depth == 1 ? "one command at a time" : "8 commands pipelined",
                                       " over one connection: ", Redis::ServerCommand())
-                       : absl::StrCat("no peer: ", redis.status().message());
+                       : absl::StrCat("no peer: ", redis.status().message()),
+            absl::StrFormat("; load %.1f", Load()));
         AddRows(report, transport, what, "put", ours.put, peer.put, how);
         AddRows(report, transport, what, "get", ours.get, peer.get, how);
       }

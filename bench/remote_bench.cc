@@ -24,9 +24,9 @@
 #include "base/crc32c.h"
 #include "command_line.h"
 #include "kvstore/remote/rados_tier.h"
+#include "peers/children.h"
+#include "peers/fail.h"
 #include "report.h"
-#include "transfer/children.h"
-#include "transfer/fail.h"
 
 namespace perigee::bench {
 namespace {

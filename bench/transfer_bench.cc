@@ -12,8 +12,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "command_line.h"
+#include "peers/fail.h"
 #include "report.h"
-#include "transfer/fail.h"
 #include "transfer/pair.h"
 #include "transfer/rows.h"
 

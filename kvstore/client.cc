@@ -77,7 +77,8 @@ absl::StatusOr<WriteBatch> StoreClient::Reserve(std::span<const PlaneRequest> pl
     }
     state->expiry = absl::Now() + ttl;  // From before the call: never later than the store's own.
     v1::ReserveResponse response;
-    PERIGEE_RETURN_IF_ERROR(core_->Call(*session, &Stub::Reserve, request, &response));
+    PERIGEE_RETURN_IF_ERROR(core_->CallQuickly(*session, QuickCall::kReserve, &Stub::Reserve, request, &response,
+                                               core_->options.call_deadline));
     PERIGEE_RETURN_IF_ERROR(core_->CheckEpoch(*session, response.epoch()));
     if (static_cast<size_t>(response.planes_size()) != planes.size())
       return WrongAnswer(*core_, "Reserve's number of planes");
@@ -103,7 +104,8 @@ absl::StatusOr<ReadLease> StoreClient::Acquire(std::span<const PlaneId> planes) 
     request.set_ttl_ms(internal::TtlToWire(ttl));
     state->session = session;
     state->expiry_unix_us = absl::ToUnixMicros(absl::Now() + ttl);
-    PERIGEE_RETURN_IF_ERROR(core_->Call(*session, &Stub::Acquire, request, &response));
+    PERIGEE_RETURN_IF_ERROR(core_->CallQuickly(*session, QuickCall::kAcquire, &Stub::Acquire, request, &response,
+                                               core_->options.call_deadline));
     return core_->CheckEpoch(*session, response.epoch());
   }));
   state->id = response.lease_id();
@@ -277,6 +279,7 @@ ClientStats StoreClient::stats() const {
   return {.put_bytes = core_->put_bytes,
           .fetched_bytes = core_->fetched_bytes,
           .grpc_bytes = core_->grpc_bytes,
+          .quick_calls = core_->quick_calls,
           .connects = core_->connects,
           .checksum_failures = core_->checksum_failures};
 }

@@ -50,7 +50,8 @@ struct ClientOptions {
 struct ClientStats {
   uint64_t put_bytes = 0;
   uint64_t fetched_bytes = 0;
-  uint64_t grpc_bytes = 0;  // Messages sent and received.
+  uint64_t grpc_bytes = 0;   // Control messages sent and received, whichever way.
+  uint64_t quick_calls = 0;  // Control calls that were answered by message, without gRPC (kvstore/quick_calls.h).
   uint64_t connects = 0;
   uint64_t checksum_failures = 0;
 };
@@ -95,7 +96,7 @@ class WriteBatch {
   absl::Status WaitForPuts();
 
   // Waits until all puts are in the store's memory, then makes the planes visible: one status per plane. headers: one
-  // per plane.
+  // per plane. An error of the whole call leaves open which of them are visible.
   absl::StatusOr<std::vector<absl::Status>> Commit(std::span<const pod::PlaneHeader> headers,
                                                    Durability durability = Durability::kBest);
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "kvstore/client.h"
@@ -50,6 +51,10 @@ struct WriteState : Puts {
   std::vector<PlaneRequest> planes;
   std::vector<Reservation> reservations;
   bool described = false;  // Others may put too, and this client cannot see when they have ended.
+
+  // One call for these planes of the batch.
+  absl::Status Commit(std::span<const size_t> some, std::span<const pod::PlaneHeader> headers, Durability durability,
+                      bool quick, std::vector<absl::Status>* statuses);
 };
 
 // Shared by the ReadLease and the LayeredFetches made from it; the last one to go releases the lease.

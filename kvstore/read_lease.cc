@@ -15,7 +15,11 @@ LeaseState::~LeaseState() {
   request.set_fetch_us(fetch_us);
   v1::ReleaseResponse response;
   const absl::Duration deadline = std::min(absl::Seconds(1), core->options.call_deadline);
-  core->CallWithin(*session, &Stub::Release, request, &response, deadline).IgnoreError();
+  if (session->trusted) {
+    core->CallQuickly(*session, QuickCall::kRelease, &Stub::Release, request, &response, deadline).IgnoreError();
+  } else {
+    core->CallWithin(*session, &Stub::Release, request, &response, deadline).IgnoreError();
+  }
 }
 
 absl::Status LeaseState::Locate(const FetchRequest& r, std::vector<transport::GetTransfer>* pieces) const {

@@ -9,6 +9,7 @@
 #include "absl/random/random.h"
 #include "absl/synchronization/notification.h"
 #include "base/status.h"
+#include "kvstore/quick_calls.h"
 #include "kvstore/service.h"
 #include "proto/grpc_server.h"
 #include "spdlog/spdlog.h"
@@ -25,7 +26,7 @@ struct StoreServer::Parts {
   std::unique_ptr<Store> store;
   std::unique_ptr<SessionTable> sessions;
   transport::Listener listener;
-  std::unique_ptr<grpc::Service> service;
+  StoreService service;
   std::unique_ptr<GrpcServer> server;
   absl::Notification stop;
   std::thread reaper;
@@ -78,8 +79,10 @@ absl::StatusOr<std::unique_ptr<StoreServer>> StoreServer::Start(const ServerOpti
                  .slab_address = p.slab.address(),
                  .slab_bytes = p.slab.size_bytes()};
   p.service = MakeStoreService(p.store.get(), p.sessions.get(), data);
+  p.engine->SetHandler(kQuickCallId, p.service.quick);
 
-  PERIGEE_ASSIGN_OR_RETURN(p.server, GrpcServer::Start(absl::StrCat(options.host, ":", options.port), p.service.get()));
+  PERIGEE_ASSIGN_OR_RETURN(p.server,
+                           GrpcServer::Start(absl::StrCat(options.host, ":", options.port), p.service.grpc.get()));
   p.reaper = std::thread([&p] {
     while (!p.stop.WaitForNotificationWithTimeout(absl::Milliseconds(200))) {
       p.store->ReapExpired();
@@ -103,7 +106,7 @@ void StoreServer::Shutdown() {
   p.reaper.join();
   p.listener = transport::Listener();
   p.engine.reset();  // Ends the peers' one-sided access before the memory goes.
-  p.service.reset();
+  p.service = {};
   p.store.reset();
 }
 

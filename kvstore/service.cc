@@ -11,6 +11,7 @@
 #include "absl/strings/str_replace.h"
 #include "base/clock.h"
 #include "base/status.h"
+#include "kvstore/quick_calls.h"
 #include "kvstore/wire.h"
 #include "perigee/v1/kvstore.grpc.pb.h"
 #include "proto/grpc_status.h"
@@ -98,73 +99,14 @@ class Service final : public v1::KvStore::Service {
 
   grpc::Status Reserve(grpc::ServerContext* context, const v1::ReserveRequest* request,
                        v1::ReserveResponse* response) override {
-    return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
-      std::vector<PlaneRequest> planes;
-      for (const auto& wire : request->planes()) {
-        PERIGEE_ASSIGN_OR_RETURN(const PlaneId id, PlaneIdFromWire(wire.id()));
-        planes.push_back({id, wire.payload_bytes()});
-      }
-      const absl::Time expiry = Expiry(request->ttl_ms());  // before the store's own, which starts now
-      PERIGEE_ASSIGN_OR_RETURN(const std::vector<Reservation> reserved,
-                               store_->Reserve(planes, TtlFromWire(request->ttl_ms())));
-      response->set_epoch(data_.epoch);
-      for (size_t i = 0; i < reserved.size(); ++i) {
-        const Reservation& r = reserved[i];
-        if (!r.already_committed) {
-          sessions_->GrantReservation(session, r.id, r.address, planes[i].payload_bytes, expiry);
-        }
-        auto* wire = response->add_planes();
-        wire->set_already_committed(r.already_committed);
-        wire->set_reservation_id(r.id);
-        wire->set_remote_address(r.address);
-      }
-      return absl::OkStatus();
-    });
+    return InSession(*context, *request, *response,
+                     [&](const StoreSession& session) { return Reserve(session, *request, response); });
   }
 
   grpc::Status Commit(grpc::ServerContext* context, const v1::CommitRequest* request,
                       v1::CommitResponse* response) override {
-    return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
-      std::vector<CommitItem> items;
-      for (const auto& wire : request->planes()) items.push_back({wire.reservation_id(), wire.header()});
-      Durability durability;
-      switch (request->durability()) {
-        case v1::DURABILITY_UNSPECIFIED:
-          durability = Durability::kBest;
-          break;
-        case v1::DURABILITY_SYNCED:
-          durability = Durability::kSynced;
-          break;
-        case v1::DURABILITY_DRAM:
-          durability = Durability::kDram;
-          break;
-        default:
-          return absl::InvalidArgumentError(
-              absl::StrCat("durability ", static_cast<int>(request->durability()), " is not known"));
-      }
-      // Planes of other sessions' reservations are refused one by one, as unknown ones are.
-      std::vector<absl::Status> statuses(items.size());
-      std::vector<CommitItem> own;
-      std::vector<uint64_t> ids;
-      for (size_t i = 0; i < items.size(); ++i) {
-        statuses[i] = CheckOwner(session, items[i].reservation_id, "reservation");
-        if (statuses[i].ok()) statuses[i] = CheckTenant(session, items[i].header);
-        if (!statuses[i].ok()) continue;
-        ids.push_back(items[i].reservation_id);
-        own.push_back(std::move(items[i]));
-      }
-      // Before the payload is checked: what was checked must not change any more.
-      Revoke(session, ids);
-      PERIGEE_ASSIGN_OR_RETURN(const std::vector<absl::Status> committed, store_->Commit(own, durability));
-      auto next = committed.begin();
-      for (absl::Status& status : statuses) {
-        if (status.ok()) status = *next++;
-        auto* wire = response->add_planes();
-        wire->set_code(status.raw_code());
-        wire->set_message(std::string(status.message()));
-      }
-      return absl::OkStatus();
-    });
+    return InSession(*context, *request, *response,
+                     [&](const StoreSession& session) { return Commit(session, *request, response); });
   }
 
   grpc::Status Abort(grpc::ServerContext* context, const v1::AbortRequest* request,
@@ -206,40 +148,8 @@ class Service final : public v1::KvStore::Service {
 
   grpc::Status Acquire(grpc::ServerContext* context, const v1::AcquireRequest* request,
                        v1::AcquireResponse* response) override {
-    return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
-      std::vector<PlaneId> ids;
-      for (const auto& wire : request->planes()) {
-        PERIGEE_ASSIGN_OR_RETURN(const PlaneId id, PlaneIdFromWire(wire));
-        ids.push_back(id);
-      }
-      const absl::Time expiry = Expiry(request->ttl_ms());  // before the store's own, which starts now
-      PERIGEE_ASSIGN_OR_RETURN(
-          Lease lease, store_->Acquire(ids, TtlFromWire(request->ttl_ms()), TenantOf(session, request->tenant())));
-      response->set_epoch(data_.epoch);
-      response->set_lease_id(lease.id);
-      if (lease.id != 0 && !session.trusted) {
-        std::vector<SessionTable::Range> ranges;
-        for (const LeasedPlane& plane : lease.planes) {
-          if (plane.found) ranges.push_back({plane.address, plane.payload_bytes});
-        }
-        sessions_->GrantLease(session, lease.id, ranges, expiry);
-      }
-      for (size_t i = 0; i < ids.size(); ++i) {
-        LeasedPlane& plane = lease.planes[i];
-        auto* wire = response->add_planes();
-        wire->set_found(plane.found);
-        if (!plane.found) {
-          MissToWire(ids[i].kind, plane.miss, wire->mutable_miss());
-          continue;
-        }
-        wire->set_remote_address(plane.address);
-        wire->set_payload_bytes(plane.payload_bytes);
-        wire->set_header(std::move(plane.header));
-        wire->set_tier(static_cast<v1::Tier>(plane.tier));
-        wire->set_estimated_fetch_us(plane.estimated_fetch_us);
-      }
-      return absl::OkStatus();
-    });
+    return InSession(*context, *request, *response,
+                     [&](const StoreSession& session) { return Acquire(session, *request, response); });
   }
 
   grpc::Status Renew(grpc::ServerContext* context, const v1::RenewRequest* request,
@@ -255,11 +165,8 @@ class Service final : public v1::KvStore::Service {
 
   grpc::Status Release(grpc::ServerContext* context, const v1::ReleaseRequest* request,
                        v1::ReleaseResponse* response) override {
-    return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
-      PERIGEE_RETURN_IF_ERROR(CheckOwner(session, request->lease_id(), "lease"));
-      if (!session.trusted) Revoke(session, std::array{request->lease_id()});
-      return store_->Release(request->lease_id(), request->fetched_bytes(), request->fetch_us());
-    });
+    return InSession(*context, *request, *response,
+                     [&](const StoreSession& session) { return Release(session, *request, response); });
   }
 
   grpc::Status ReportCorrupt(grpc::ServerContext* context, const v1::ReportCorruptRequest* request,
@@ -376,7 +283,183 @@ class Service final : public v1::KvStore::Service {
     });
   }
 
+  // ---- The same by messages, see quick_calls.h ----
+
+  absl::StatusOr<std::string> Quick(absl::string_view header, absl::string_view payload) {
+    if (header.empty() || payload.size() > kMaxQuickBytes) return absl::InvalidArgumentError("not a quick call");
+    const absl::string_view token = header.substr(1);
+    switch (static_cast<QuickCall>(header[0])) {
+      case QuickCall::kReserve:
+        return Quickly<v1::ReserveRequest, v1::ReserveResponse>(
+            token, payload, [this](const StoreSession& session, const v1::ReserveRequest& request, auto* response) {
+              PERIGEE_RETURN_IF_ERROR(CheckQuick(request.planes_size() <= static_cast<int>(kMaxQuickPlanes)));
+              return Reserve(session, request, response);
+            });
+      case QuickCall::kCommit:
+        return Quickly<v1::CommitRequest, v1::CommitResponse>(
+            token, payload, [this](const StoreSession& session, const v1::CommitRequest& request, auto* response) {
+              // A trusted client is believed that it is not much payload.
+              PERIGEE_RETURN_IF_ERROR(CheckQuick(session.trusted && !store_->has_ssd() &&
+                                                 request.planes_size() <= static_cast<int>(kMaxQuickPlanes)));
+              return Commit(session, request, response);
+            });
+      case QuickCall::kAcquire:
+        return Quickly<v1::AcquireRequest, v1::AcquireResponse>(
+            token, payload,
+            [this](const StoreSession& session, const v1::AcquireRequest& request,
+                   v1::AcquireResponse* response) -> absl::Status {
+              PERIGEE_RETURN_IF_ERROR(CheckQuick(request.planes_size() <= static_cast<int>(kMaxQuickPlanes)));
+              PERIGEE_RETURN_IF_ERROR(Acquire(session, request, response, /*resident_only=*/true));
+              if (response->ByteSizeLong() <= kMaxQuickBytes) return absl::OkStatus();
+              if (response->lease_id() != 0) {
+                sessions_->Revoke(response->lease_id());
+                store_->Release(response->lease_id(), 0, 0).IgnoreError();
+              }
+              return CheckQuick(false);
+            });
+      case QuickCall::kRelease:
+        return Quickly<v1::ReleaseRequest, v1::ReleaseResponse>(
+            token, payload, [this](const StoreSession& session, const v1::ReleaseRequest& request, auto* response) {
+              PERIGEE_RETURN_IF_ERROR(CheckQuick(session.trusted));
+              return Release(session, request, response);
+            });
+    }
+    return EncodeAnswer(absl::UnimplementedError("not a quick call"), "");
+  }
+
  private:
+  absl::Status Reserve(const StoreSession& session, const v1::ReserveRequest& request, v1::ReserveResponse* response) {
+    std::vector<PlaneRequest> planes;
+    for (const auto& wire : request.planes()) {
+      PERIGEE_ASSIGN_OR_RETURN(const PlaneId id, PlaneIdFromWire(wire.id()));
+      planes.push_back({id, wire.payload_bytes()});
+    }
+    const absl::Time expiry = Expiry(request.ttl_ms());  // before the store's own, which starts now
+    PERIGEE_ASSIGN_OR_RETURN(const std::vector<Reservation> reserved,
+                             store_->Reserve(planes, TtlFromWire(request.ttl_ms())));
+    response->set_epoch(data_.epoch);
+    for (size_t i = 0; i < reserved.size(); ++i) {
+      const Reservation& r = reserved[i];
+      if (!r.already_committed) {
+        sessions_->GrantReservation(session, r.id, r.address, planes[i].payload_bytes, expiry);
+      }
+      auto* wire = response->add_planes();
+      wire->set_already_committed(r.already_committed);
+      wire->set_reservation_id(r.id);
+      wire->set_remote_address(r.address);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Commit(const StoreSession& session, const v1::CommitRequest& request, v1::CommitResponse* response) {
+    std::vector<CommitItem> items;
+    for (const auto& wire : request.planes()) items.push_back({wire.reservation_id(), wire.header()});
+    Durability durability;
+    switch (request.durability()) {
+      case v1::DURABILITY_UNSPECIFIED:
+        durability = Durability::kBest;
+        break;
+      case v1::DURABILITY_SYNCED:
+        durability = Durability::kSynced;
+        break;
+      case v1::DURABILITY_DRAM:
+        durability = Durability::kDram;
+        break;
+      default:
+        return absl::InvalidArgumentError(
+            absl::StrCat("durability ", static_cast<int>(request.durability()), " is not known"));
+    }
+    // Planes of other sessions' reservations are refused one by one, as unknown ones are.
+    std::vector<absl::Status> statuses(items.size());
+    std::vector<CommitItem> own;
+    std::vector<uint64_t> ids;
+    for (size_t i = 0; i < items.size(); ++i) {
+      statuses[i] = CheckOwner(session, items[i].reservation_id, "reservation");
+      if (statuses[i].ok()) statuses[i] = CheckTenant(session, items[i].header);
+      if (!statuses[i].ok()) continue;
+      ids.push_back(items[i].reservation_id);
+      own.push_back(std::move(items[i]));
+    }
+    // Before the payload is checked: what was checked must not change any more.
+    Revoke(session, ids);
+    PERIGEE_ASSIGN_OR_RETURN(const std::vector<absl::Status> committed, store_->Commit(own, durability));
+    auto next = committed.begin();
+    for (absl::Status& status : statuses) {
+      if (status.ok()) status = *next++;
+      auto* wire = response->add_planes();
+      wire->set_code(status.raw_code());
+      wire->set_message(std::string(status.message()));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Acquire(const StoreSession& session, const v1::AcquireRequest& request, v1::AcquireResponse* response,
+                       bool resident_only = false) {
+    std::vector<PlaneId> ids;
+    for (const auto& wire : request.planes()) {
+      PERIGEE_ASSIGN_OR_RETURN(const PlaneId id, PlaneIdFromWire(wire));
+      ids.push_back(id);
+    }
+    const absl::Time expiry = Expiry(request.ttl_ms());  // before the store's own, which starts now
+    PERIGEE_ASSIGN_OR_RETURN(Lease lease, store_->Acquire(ids, TtlFromWire(request.ttl_ms()),
+                                                          TenantOf(session, request.tenant()), resident_only));
+    response->set_epoch(data_.epoch);
+    response->set_lease_id(lease.id);
+    if (lease.id != 0 && !session.trusted) {
+      std::vector<SessionTable::Range> ranges;
+      for (const LeasedPlane& plane : lease.planes) {
+        if (plane.found) ranges.push_back({plane.address, plane.payload_bytes});
+      }
+      sessions_->GrantLease(session, lease.id, ranges, expiry);
+    }
+    for (size_t i = 0; i < ids.size(); ++i) {
+      LeasedPlane& plane = lease.planes[i];
+      auto* wire = response->add_planes();
+      wire->set_found(plane.found);
+      if (!plane.found) {
+        MissToWire(ids[i].kind, plane.miss, wire->mutable_miss());
+        continue;
+      }
+      wire->set_remote_address(plane.address);
+      wire->set_payload_bytes(plane.payload_bytes);
+      wire->set_header(std::move(plane.header));
+      wire->set_tier(static_cast<v1::Tier>(plane.tier));
+      wire->set_estimated_fetch_us(plane.estimated_fetch_us);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Release(const StoreSession& session, const v1::ReleaseRequest& request, v1::ReleaseResponse* response) {
+    PERIGEE_RETURN_IF_ERROR(CheckOwner(session, request.lease_id(), "lease"));
+    if (!session.trusted) Revoke(session, std::array{request.lease_id()});
+    return store_->Release(request.lease_id(), request.fetched_bytes(), request.fetch_us());
+  }
+
+  static absl::Status CheckQuick(bool quick) {
+    return quick ? absl::OkStatus() : absl::UnimplementedError("not answered at once: ask over gRPC");
+  }
+
+  static std::string EncodeAnswer(const absl::Status& status, absl::string_view response) {
+    std::string answer(1, static_cast<char>(status.raw_code()));
+    absl::StrAppend(&answer, status.ok() ? response : status.message());
+    return answer;
+  }
+
+  template <typename Request, typename Response, typename Body>
+  std::string Quickly(absl::string_view token, absl::string_view payload, Body body) {
+    Request request;
+    if (!request.ParseFromArray(payload.data(), static_cast<int>(payload.size()))) {
+      return EncodeAnswer(absl::InvalidArgumentError("the request is not a protobuf message of its call"), "");
+    }
+    const absl::StatusOr<StoreSession> session = sessions_->Find(token);
+    if (!session.ok()) return EncodeAnswer(session.status(), "");
+    Response response;
+    const absl::Status status = body(*session, request, &response);
+    const std::string answer = EncodeAnswer(status, status.ok() ? response.SerializeAsString() : "");
+    message_bytes_ += payload.size() + answer.size();
+    return answer;
+  }
+
   template <typename Request, typename Response, typename Body>
   grpc::Status Counted(const Request& request, Response& response, Body body) {
     message_bytes_ += request.ByteSizeLong();
@@ -445,8 +528,12 @@ class Service final : public v1::KvStore::Service {
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeStoreService(Store* store, SessionTable* sessions, const DataPlane& data_plane) {
-  return std::make_unique<Service>(store, sessions, data_plane);
+StoreService MakeStoreService(Store* store, SessionTable* sessions, const DataPlane& data_plane) {
+  auto service = std::make_unique<Service>(store, sessions, data_plane);
+  transport::MessageHandler quick = [service = service.get()](absl::string_view header, absl::string_view payload) {
+    return service->Quick(header, payload);
+  };
+  return {std::move(service), std::move(quick)};
 }
 
 }  // namespace perigee::kvstore

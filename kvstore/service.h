@@ -9,6 +9,7 @@
 
 #include "kvstore/sessions.h"
 #include "kvstore/store.h"
+#include "transport/context.h"
 
 namespace grpc {
 class Service;
@@ -38,8 +39,14 @@ struct DataPlane {
   uint64_t slab_bytes = 0;
 };
 
+struct StoreService {
+  std::unique_ptr<grpc::Service> grpc;
+  // For messages with kQuickCallId (kvstore/quick_calls.h). Not after `grpc` is gone.
+  transport::MessageHandler quick;
+};
+
 // store and sessions must outlive the service.
-std::unique_ptr<grpc::Service> MakeStoreService(Store* store, SessionTable* sessions, const DataPlane& data_plane);
+StoreService MakeStoreService(Store* store, SessionTable* sessions, const DataPlane& data_plane);
 
 }  // namespace perigee::kvstore
 

@@ -63,8 +63,33 @@ absl::StatusOr<std::shared_ptr<Session>> ClientCore::Connect() {
   PERIGEE_ASSIGN_OR_RETURN(s->slab, s->connection.UnpackRemoteKey(response.remote_key()));
   s->token = response.session_token();
   s->epoch = response.epoch();
+  s->trusted = response.trusted();
+  s->has_ssd = response.has_ssd();
   s->max_ttl = absl::Milliseconds(static_cast<int64_t>(response.max_ttl_ms()));
   return s;
+}
+
+absl::StatusOr<std::string> ClientCore::Quick(Session& s, QuickCall call, const std::string& request,
+                                              absl::Duration deadline) {
+  const std::string header = absl::StrCat(std::string(1, static_cast<char>(call)), s.token);
+  absl::StatusOr<std::string> answer = s.connection.Call(kQuickCallId, header, request, absl::Now() + deadline);
+  if (absl::IsNotFound(answer.status())) {  // no handler: an older store
+    s.quick = false;
+    return absl::UnimplementedError("no quick calls");
+  }
+  if (answer.ok() && answer->empty()) answer = absl::InternalError("an empty answer");
+  const std::string at = absl::StrCat("store at ", address);
+  if (!answer.ok()) {
+    if (absl::IsUnavailable(answer.status())) s.lost = true;
+    return Annotate(answer.status(), at);
+  }
+  grpc_bytes += request.size() + answer->size();
+  const auto code = static_cast<absl::StatusCode>(answer->front());
+  answer->erase(0, 1);
+  if (code != absl::StatusCode::kUnimplemented) ++quick_calls;
+  if (code == absl::StatusCode::kOk) return answer;
+  if (code == absl::StatusCode::kUnauthenticated) s.lost = true;  // The store has forgotten the session.
+  return Annotate(absl::Status(code, *answer), at);
 }
 
 }  // namespace perigee::kvstore::internal

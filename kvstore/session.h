@@ -15,6 +15,7 @@
 #include "absl/time/clock.h"
 #include "base/status.h"
 #include "kvstore/client.h"
+#include "kvstore/quick_calls.h"
 #include "kvstore/service.h"
 #include "perigee/v1/kvstore.grpc.pb.h"
 #include "proto/grpc_status.h"
@@ -42,6 +43,9 @@ struct Session {
   absl::Duration max_ttl;
   transport::Endpoint connection;
   transport::RemoteRegion slab;
+  bool trusted = false;
+  bool has_ssd = false;
+  std::atomic<bool> quick{true};  // The store answers quick calls, as far as we know.
   std::atomic<bool> lost{false};  // Noticed to be dead: the next call makes another.
 
  private:
@@ -55,7 +59,8 @@ struct ClientCore {
   transport::Context* engine = nullptr;
   ClientOptions options;
 
-  std::atomic<uint64_t> put_bytes{0}, fetched_bytes{0}, grpc_bytes{0}, connects{0}, checksum_failures{0}, last_epoch{0};
+  std::atomic<uint64_t> put_bytes{0}, fetched_bytes{0}, grpc_bytes{0}, quick_calls{0}, connects{0},
+      checksum_failures{0}, last_epoch{0};
 
   absl::Mutex
       mu;  // Held while connecting, so that one thread connects and the others wait (no longer than connect_deadline).
@@ -88,6 +93,21 @@ struct ClientCore {
     return Annotate(FromGrpc(status), absl::StrCat("store at ", address));
   }
 
+  // By message, where the store answers this one at once; else over gRPC.
+  template <typename Method, typename Request, typename Response>
+  absl::Status CallQuickly(Session& s, QuickCall call, Method method, const Request& request, Response* response,
+                           absl::Duration deadline) {
+    const std::string bytes = s.quick ? request.SerializeAsString() : "";
+    if (s.quick && bytes.size() <= kMaxQuickBytes) {
+      const absl::StatusOr<std::string> answer = Quick(s, call, bytes, deadline);
+      if (answer.ok() && !response->ParseFromString(*answer)) {
+        return absl::InternalError(absl::StrCat("the store at ", address, " gave an answer that is no message"));
+      }
+      if (!absl::IsUnimplemented(answer.status())) return answer.status();
+    }
+    return CallWithin(s, method, request, response, deadline);
+  }
+
   // Runs body(session), and once more on a new session if the one at hand turns out to be lost.
   template <typename Body>
   absl::Status WithSession(Body body) {
@@ -108,6 +128,8 @@ struct ClientCore {
 
  private:
   absl::StatusOr<std::shared_ptr<Session>> Connect();
+  // UNIMPLEMENTED: gRPC has to be asked.
+  absl::StatusOr<std::string> Quick(Session& s, QuickCall call, const std::string& request, absl::Duration deadline);
 };
 
 }  // namespace perigee::kvstore::internal

@@ -155,7 +155,10 @@ class Store {
 
   // tenant: a plane of another tenant is a miss; empty: not checked.
   absl::StatusOr<std::vector<BlockInfo>> Lookup(std::span<const pod::BlockKey> keys, absl::string_view tenant);
-  absl::StatusOr<Lease> Acquire(std::span<const PlaneId> planes, absl::Duration ttl, absl::string_view tenant);
+  // resident_only: for callers that cannot wait; UNIMPLEMENTED, and nothing is leased, when one of the planes would
+  // have to come from the SSD.
+  absl::StatusOr<Lease> Acquire(std::span<const PlaneId> planes, absl::Duration ttl, absl::string_view tenant,
+                                bool resident_only = false);
   absl::Status Renew(uint64_t lease_id, absl::Duration ttl);
   // fetched_bytes, fetch_us: what the reader measured, 0 where nothing. NOT_FOUND for an unknown or expired lease.
   absl::Status Release(uint64_t lease_id, uint64_t fetched_bytes, uint64_t fetch_us);

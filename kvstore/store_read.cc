@@ -46,7 +46,8 @@ absl::StatusOr<std::vector<BlockInfo>> Store::Lookup(std::span<const pod::BlockK
   return out;
 }
 
-absl::StatusOr<Lease> Store::Acquire(std::span<const PlaneId> planes, absl::Duration ttl, absl::string_view tenant) {
+absl::StatusOr<Lease> Store::Acquire(std::span<const PlaneId> planes, absl::Duration ttl, absl::string_view tenant,
+                                     bool resident_only) {
   Core& c = *core_;
   PERIGEE_RETURN_IF_ERROR(c.CheckBatch(planes.size()));
   PERIGEE_ASSIGN_OR_RETURN(ttl, c.CheckTtl(ttl));
@@ -65,6 +66,12 @@ absl::StatusOr<Lease> Store::Acquire(std::span<const PlaneId> planes, absl::Dura
   {
     absl::MutexLock lock(&c.mu);
     c.Reap();
+    for (size_t i = 0; resident_only && i < planes.size(); ++i) {
+      const EntryPtr entry = c.Find(planes[i]);
+      if (entry != nullptr && (!entry->extent || entry->loading)) {
+        return absl::UnimplementedError(absl::StrCat(planes[i].ToString(), " has to come from the SSD first"));
+      }
+    }
     const uint64_t tick = ++c.ticks;
     for (size_t i = 0; i < planes.size(); ++i) {
       LeasedPlane& plane = out.planes[i];

@@ -49,6 +49,31 @@ absl::Status Puts::Wait() {
   return Annotate(status, absl::StrCat("writing to the store at ", core->address));
 }
 
+absl::Status WriteState::Commit(std::span<const size_t> some, std::span<const pod::PlaneHeader> headers,
+                                Durability durability, bool quick, std::vector<absl::Status>* statuses) {
+  v1::CommitRequest request;
+  request.set_durability(static_cast<v1::Durability>(durability));
+  for (const size_t plane : some) {
+    auto* wire = request.add_planes();
+    wire->set_reservation_id(reservations[plane].id);
+    wire->set_header(pod::EncodePlaneHeader(headers[plane]));
+  }
+  v1::CommitResponse response;
+  const absl::Duration deadline = core->options.call_deadline;
+  PERIGEE_RETURN_IF_ERROR(
+      quick ? core->CallQuickly(*session, QuickCall::kCommit, &Stub::Commit, request, &response, deadline)
+            : core->CallWithin(*session, &Stub::Commit, request, &response, deadline));
+  if (static_cast<size_t>(response.planes_size()) != some.size())
+    return absl::InternalError(absl::StrCat("the store at ", core->address, " answered for ", response.planes_size(),
+                                            " of ", some.size(), " planes"));
+  for (size_t i = 0; i < some.size(); ++i) {
+    const v1::PlaneStatus& wire = response.planes(static_cast<int>(i));
+    (*statuses)[some[i]] = absl::Status(static_cast<absl::StatusCode>(wire.code()), wire.message());
+    if (wire.code() == 0) reservations[some[i]].already_committed = true;
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace internal
 
 WriteBatch::WriteBatch(std::unique_ptr<internal::WriteState> state) : state_(std::move(state)) {}
@@ -107,27 +132,23 @@ absl::StatusOr<std::vector<absl::Status>> WriteBatch::Commit(std::span<const pod
     return absl::InvalidArgumentError(absl::StrCat(headers.size(), " headers for a batch of ", size(), " planes"));
   }
   PERIGEE_RETURN_IF_ERROR(WaitForPuts());
-  v1::CommitRequest request;
-  request.set_durability(static_cast<v1::Durability>(durability));
-  std::vector<size_t> sent;
+  std::vector<size_t> open;
   for (size_t i = 0; i < size(); ++i) {
-    if (s.reservations[i].already_committed) continue;
-    auto* wire = request.add_planes();
-    wire->set_reservation_id(s.reservations[i].id);
-    wire->set_header(pod::EncodePlaneHeader(headers[i]));
-    sent.push_back(i);
+    if (!s.reservations[i].already_committed) open.push_back(i);
   }
   std::vector<absl::Status> out(size());
-  if (sent.empty()) return out;
-  v1::CommitResponse response;
-  PERIGEE_RETURN_IF_ERROR(s.core->Call(*s.session, &internal::Stub::Commit, request, &response));
-  if (static_cast<size_t>(response.planes_size()) != sent.size())
-    return absl::InternalError(absl::StrCat("the store at ", s.core->address, " answered for ", response.planes_size(),
-                                            " of ", sent.size(), " planes"));
-  for (size_t i = 0; i < sent.size(); ++i) {
-    const v1::PlaneStatus& wire = response.planes(static_cast<int>(i));
-    out[sent[i]] = absl::Status(static_cast<absl::StatusCode>(wire.code()), wire.message());
-    if (wire.code() == 0) s.reservations[sent[i]].already_committed = true;
+  // By message as many as the store checks at once; one that is too large goes over gRPC, with all after it.
+  const bool quick = s.session->trusted && !s.session->has_ssd;
+  for (size_t begin = 0, end = 0; begin < open.size(); begin = end) {
+    uint64_t bytes = 0;
+    while (quick && end < open.size() && end - begin < kMaxQuickPlanes &&
+           bytes + s.planes[open[end]].payload_bytes <= kMaxQuickCommitBytes) {
+      bytes += s.planes[open[end++]].payload_bytes;
+    }
+    const bool over_grpc = end == begin;
+    if (over_grpc) end = open.size();
+    PERIGEE_RETURN_IF_ERROR(
+        s.Commit(std::span(open).subspan(begin, end - begin), headers, durability, !over_grpc, &out));
   }
   return out;
 }

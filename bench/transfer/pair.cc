@@ -12,7 +12,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "base/bytes.h"
-#include "transfer/fail.h"
+#include "peers/fail.h"
 
 namespace perigee::bench {
 namespace {

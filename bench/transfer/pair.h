@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "transfer/children.h"
+#include "peers/children.h"
 #include "transport/context.h"
 
 namespace perigee::bench {

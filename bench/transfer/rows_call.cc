@@ -7,7 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "transfer/fail.h"
+#include "peers/fail.h"
 #include "transfer/rows.h"
 #include "transfer/ucx_perftest.h"
 

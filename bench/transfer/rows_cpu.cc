@@ -3,8 +3,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "transfer/fail.h"
-#include "transfer/redis.h"
+#include "peers/fail.h"
+#include "peers/redis.h"
 #include "transfer/rows.h"
 
 namespace perigee::bench {
@@ -22,7 +22,8 @@ void AddCpuRows(const Run& run, const Pair& pair) {
     const double gibibytes = static_cast<double>(bytes * count) / kGibibyte;
     const std::vector<Extent> extents(count, Extent{0, 0, bytes});
     const absl::StatusOr<std::unique_ptr<Redis>> redis = Redis::Start();
-    if (redis.ok()) Check((*redis)->Set(bytes), "redis");
+    const std::vector<std::string> keys(count, "k");
+    if (redis.ok()) Check((*redis)->Set({keys.data(), 1}, std::string(bytes, 'v'), 1), "redis");
     std::vector<double> ours, peers;
     for (int i = 0; i < run.repetitions; ++i) {
       const double before = pair.CpuSeconds();
@@ -30,7 +31,7 @@ void AddCpuRows(const Run& run, const Pair& pair) {
       ours.push_back((pair.CpuSeconds() - before) / gibibytes);
       if (!redis.ok()) continue;
       const double redis_before = (*redis)->CpuSeconds();
-      Check((*redis)->Get(bytes, count), "redis");
+      Check((*redis)->Get(keys, bytes, 1), "redis");
       peers.push_back(((*redis)->CpuSeconds() - redis_before) / gibibytes);
     }
     Row row;

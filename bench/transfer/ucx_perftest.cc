@@ -9,7 +9,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
-#include "transfer/children.h"
+#include "peers/children.h"
 
 namespace perigee::bench {
 namespace {

@@ -7,6 +7,7 @@
 
 #include <random>
 
+#include "kvstore/quick_calls.h"
 #include "perigee/v1/kvstore.grpc.pb.h"
 #include "planes.h"
 #include "proto/grpc_server.h"
@@ -26,7 +27,7 @@ class ServiceTest : public testing::Test {
     data.epoch = 7;
     data.port = 1;
     service_ = MakeStoreService(store_.get(), &sessions_, data);
-    auto server = GrpcServer::Start("127.0.0.1:0", service_.get());
+    auto server = GrpcServer::Start("127.0.0.1:0", service_.grpc.get());
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
     grpc::ChannelArguments arguments;
@@ -50,7 +51,7 @@ class ServiceTest : public testing::Test {
   transport::GrantTable grants_;
   SessionTable sessions_{{}, &grants_};
   std::unique_ptr<Store> store_;
-  std::unique_ptr<grpc::Service> service_;
+  StoreService service_;
   std::unique_ptr<GrpcServer> server_;
   std::unique_ptr<v1::KvStore::Stub> stub_;
   std::string token_;
@@ -103,6 +104,43 @@ TEST_F(ServiceTest, WrongKeysKindsAndSizesAreRefused) {
     EXPECT_FALSE(Call(&Stub::Reserve, request, &response).ok());
   }
   EXPECT_EQ(store_->Stats().slab_used_bytes, 0u);
+}
+
+TEST_F(ServiceTest, HostileQuickCallsGetErrorsAndLeaveNothing) {
+  const auto code = [&](const std::string& header, const std::string& payload) -> int {
+    const absl::StatusOr<std::string> answer = service_.quick(header, payload);
+    return answer.ok() ? answer->at(0) : answer.status().raw_code();
+  };
+  const auto header = [&](QuickCall call) { return static_cast<char>(call) + token_; };
+  constexpr int kInvalid = 3, kUnimplemented = 12, kUnauthenticated = 16;
+  EXPECT_EQ(code("", ""), kInvalid);
+  EXPECT_EQ(code(std::string(1, '\0') + token_, ""), kUnimplemented);
+  EXPECT_EQ(code(std::string(1, '\x7f') + token_, ""), kUnimplemented);
+  EXPECT_EQ(code(header(QuickCall::kReserve), std::string(kMaxQuickBytes + 1, 'x')), kInvalid);
+  v1::ReserveRequest reserve;
+  reserve.set_ttl_ms(1000);
+  for (size_t i = 0; i <= kMaxQuickPlanes; ++i) {
+    reserve.add_planes()->mutable_id()->set_key(TestKey(i).digest.data(), TestKey(i).digest.size());
+    reserve.mutable_planes(static_cast<int>(i))->mutable_id()->set_kind(v1::PLANE_KIND_DISTANT);
+    reserve.mutable_planes(static_cast<int>(i))->set_payload_bytes(1);
+  }
+  EXPECT_EQ(code(header(QuickCall::kReserve), reserve.SerializeAsString()), kUnimplemented) << "too many for a handler";
+  reserve.mutable_planes()->DeleteSubrange(1, static_cast<int>(kMaxQuickPlanes));
+  EXPECT_EQ(code(header(QuickCall::kReserve).substr(0, 1), reserve.SerializeAsString()), kUnauthenticated);
+  EXPECT_EQ(code(header(QuickCall::kReserve).substr(0, 20), reserve.SerializeAsString()), kUnauthenticated);
+  reserve.mutable_planes(0)->mutable_id()->set_key("short");
+  EXPECT_EQ(code(header(QuickCall::kReserve), reserve.SerializeAsString()), kInvalid);
+  // This session is nobody's whom the store trusts.
+  EXPECT_EQ(code(header(QuickCall::kCommit), v1::CommitRequest().SerializeAsString()), kUnimplemented);
+  EXPECT_EQ(code(header(QuickCall::kRelease), v1::ReleaseRequest().SerializeAsString()), kUnimplemented);
+  std::mt19937 random(1);
+  for (int i = 0; i < 2000; ++i) {
+    std::string junk(random() % 200, ' ');
+    for (char& c : junk) c = static_cast<char>(random());
+    EXPECT_NE(code(header(static_cast<QuickCall>(1 + i % 4)), junk + "\x07"), 0) << i;
+  }
+  EXPECT_EQ(store_->Stats().slab_used_bytes, 0u);
+  EXPECT_EQ(store_->Stats().leases, 0u);
 }
 
 TEST_F(ServiceTest, UnknownIdsAreNotFoundAndEmptyBatchesAreFine) {

@@ -2,8 +2,8 @@
 //
 // Left alone, the scheduler moves two busy processes onto one processor for some of the runs, which halves the figure.
 // So every serving process, ours or a peer's, is pinned to one processor and every initiating one to another.
-#ifndef PERIGEE_BENCH_TRANSFER_CHILDREN_H_
-#define PERIGEE_BENCH_TRANSFER_CHILDREN_H_
+#ifndef PERIGEE_BENCH_PEERS_CHILDREN_H_
+#define PERIGEE_BENCH_PEERS_CHILDREN_H_
 
 #include <sys/types.h>
 
@@ -51,4 +51,4 @@ class Child {
 
 }  // namespace perigee::bench
 
-#endif  // PERIGEE_BENCH_TRANSFER_CHILDREN_H_
+#endif  // PERIGEE_BENCH_PEERS_CHILDREN_H_

@@ -1,6 +1,8 @@
 // A benchmark that cannot run has nothing to report: it says why and ends.
-#ifndef PERIGEE_BENCH_TRANSFER_FAIL_H_
-#define PERIGEE_BENCH_TRANSFER_FAIL_H_
+#ifndef PERIGEE_BENCH_PEERS_FAIL_H_
+#define PERIGEE_BENCH_PEERS_FAIL_H_
+
+#include <errno.h>
 
 #include <cstdio>
 #include <cstdlib>
@@ -14,7 +16,7 @@
 namespace perigee::bench {
 
 [[noreturn]] inline void Die(const std::string& message) {
-  std::fprintf(stderr, "transfer_bench: %s\n", message.c_str());
+  std::fprintf(stderr, "%s: %s\n", program_invocation_short_name, message.c_str());
   std::exit(1);
 }
 
@@ -30,4 +32,4 @@ T Check(absl::StatusOr<T> value, const char* what) {
 
 }  // namespace perigee::bench
 
-#endif  // PERIGEE_BENCH_TRANSFER_FAIL_H_
+#endif  // PERIGEE_BENCH_PEERS_FAIL_H_

@@ -1,4 +1,4 @@
-#include "transfer/children.h"
+#include "peers/children.h"
 
 #include <fcntl.h>
 #include <sched.h>
@@ -12,7 +12,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/string_view.h"
-#include "transfer/fail.h"
+#include "peers/fail.h"
 
 extern char** environ;
 

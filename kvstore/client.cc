@@ -17,7 +17,9 @@ namespace {
 
 Miss MissFromWire(const v1::Miss& wire) {
   Miss miss;
-  if (wire.reason() >= 1 && wire.reason() <= 6) miss.reason = static_cast<MissReason>(wire.reason());
+  if (v1::MissReason_IsValid(wire.reason()) && wire.reason() != v1::MISS_REASON_UNSPECIFIED) {
+    miss.reason = static_cast<MissReason>(wire.reason());
+  }
   miss.when_unix_us = wire.when_unix_us();
   return miss;
 }

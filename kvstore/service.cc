@@ -9,7 +9,7 @@
 #include <span>
 
 #include "absl/strings/str_replace.h"
-#include "absl/time/clock.h"
+#include "base/clock.h"
 #include "base/status.h"
 #include "kvstore/wire.h"
 #include "perigee/v1/kvstore.grpc.pb.h"
@@ -442,7 +442,7 @@ class Service final : public v1::KvStore::Service {
   }
 
   // As the store will cut it.
-  absl::Time Expiry(uint64_t ttl_ms) const { return absl::Now() + std::min(TtlFromWire(ttl_ms), store_->max_ttl()); }
+  absl::Time Expiry(uint64_t ttl_ms) const { return SteadyNow() + std::min(TtlFromWire(ttl_ms), store_->max_ttl()); }
 
   absl::Status CheckOwner(const StoreSession& session, uint64_t id, absl::string_view what) const {
     if (sessions_->Owns(session, id)) return absl::OkStatus();

@@ -9,7 +9,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "base/clock.h"
 #include "base/file.h"
 #include "base/status.h"
 #include "toml++/toml.h"
@@ -131,7 +131,7 @@ absl::StatusOr<StoreSession> SessionTable::Open(absl::string_view secret, absl::
     return absl::ResourceExhaustedError(absl::StrCat("the store has ", by_token_.size(), " sessions; try again later"));
   }
   session.id = next_++;
-  by_token_[session.token] = {session, absl::Now(), {}};
+  by_token_[session.token] = {session, SteadyNow(), {}};
   return session;
 }
 
@@ -170,7 +170,7 @@ absl::StatusOr<StoreSession> SessionTable::Find(absl::string_view token) {
   if (found == by_token_.end()) {
     return absl::UnauthenticatedError("no such session at this store: say Hello first, or again");
   }
-  found->second.last_used = absl::Now();
+  found->second.last_used = SteadyNow();
   return found->second.session;
 }
 
@@ -228,7 +228,7 @@ void SessionTable::Revoke(uint64_t id) {
 }
 
 void SessionTable::Reap(absl::Duration limit) {
-  const absl::Time now = absl::Now();
+  const absl::Time now = SteadyNow();
   std::vector<std::string> hosts;
   absl::ReleasableMutexLock lock(&mu_);
   for (auto it = granted_.begin(); it != granted_.end();) {

@@ -2,7 +2,7 @@
 //
 // A token is bound to one transport context (its 16-byte id) and to what its secret allows: a tenant, or all; and
 // whether the peer is trusted with the whole slab. What a session that is not trusted has reserved or leased is granted
-// to it byte range by byte range, and nothing else. Any thread.
+// to it byte range by byte range, and nothing else. Times are SteadyNow's (base/clock.h). Any thread.
 #ifndef PERIGEE_KVSTORE_SESSIONS_H_
 #define PERIGEE_KVSTORE_SESSIONS_H_
 

@@ -51,8 +51,9 @@ absl::StatusOr<PeerIdentity> TrustEveryone(absl::string_view token, absl::string
 
 enum class Access : uint8_t { kRead = 1, kWrite = 2 };
 
-// Which sessions may read or write which bytes of this process's leased regions, until when. Shared by the control
-// plane, which grants and revokes, and the transport, which asks. Any thread.
+// Which sessions may read or write which bytes of this process's leased regions, until when (SteadyNow of base/clock.h:
+// the memory of what has ended may be another's). Shared by the control plane, which grants and revokes, and the
+// transport, which asks. Any thread.
 class GrantTable {
  public:
   // Grants may overlap. A transfer is allowed when grants of its session together cover every byte of it.

@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/clock.h"
 #include "base/status.h"
 #include "spdlog/spdlog.h"
 #include "transport/core.h"
@@ -95,7 +96,7 @@ absl::Status Core::Check(Serve* serve) {
   // The peers that this side connected to serve us; they have no business in our memory but what is open to all.
   const bool leased = region->sharing == Sharing::kLeased && (serve->put || !identity.trusted);
   const uint64_t session = identity.trusted ? kTrustedSession : identity.session;
-  const absl::Time now = leased ? absl::Now() : absl::InfinitePast();
+  const absl::Time now = leased ? SteadyNow() : absl::InfinitePast();
   for (const WirePiece& piece : serve->pieces) {
     if (!region->Contains(piece.address, piece.size)) return absl::OutOfRangeError("outside of the region");
     if (leased &&

@@ -71,7 +71,7 @@ absl::StatusOr<RecordHead> DecodeRecordHead(absl::string_view head, const PlaneI
   ByteReader r(head);
   if (r.Raw(kMagic.size()) != kMagic) return Wrong(id, "wrong magic");
   const uint16_t version = r.U16();
-  r.U16();
+  uint32_t reserved = r.U16();
   const uint32_t header_bytes = r.U32();
   const uint64_t payload = r.U64();
   const uint64_t payload_offset = r.U64();
@@ -79,14 +79,15 @@ absl::StatusOr<RecordHead> DecodeRecordHead(absl::string_view head, const PlaneI
   const int64_t created = static_cast<int64_t>(r.U64());
   const absl::string_view key = r.Raw(id.key.digest.size());
   const uint8_t kind = r.U8();
-  r.U8();
-  r.U16();
+  reserved |= r.U8();
+  reserved |= r.U16();
   const uint32_t crc = r.U32();
   if (crc != HeadCrc(head)) return Wrong(id, "the head's checksum does not match");
   if (version != kVersion) {
     return absl::FailedPreconditionError(absl::StrCat("record of ", id.ToString(), ": version ", version,
                                                       " is not known; this build reads version ", kVersion));
   }
+  if (reserved != 0) return Wrong(id, "its reserved bytes are not zero");
   if (key != AsView(id.key.digest) || kind != static_cast<uint8_t>(id.kind)) {
     return Wrong(id, "it holds another plane");
   }

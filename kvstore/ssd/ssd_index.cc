@@ -37,6 +37,7 @@ class RocksIndex : public SsdIndex {
     options.sync = synced;
     const rocksdb::Status s = db_->Write(options, &batch);
     failed_ = !s.ok();
+    if (!s.ok()) ever_failed_ = true;
     return FromRocks(s, "the store's index cannot be written");
   }
 
@@ -58,9 +59,14 @@ class RocksIndex : public SsdIndex {
     return value;
   }
 
+  std::optional<uint64_t> sequence() const override {
+    if (ever_failed_) return std::nullopt;
+    return db_->GetLatestSequenceNumber();
+  }
+
  private:
   const std::unique_ptr<rocksdb::DB> db_;
-  std::atomic<bool> failed_{false};
+  std::atomic<bool> failed_{false}, ever_failed_{false};
 };
 
 }  // namespace

@@ -4,6 +4,7 @@
 #ifndef PERIGEE_KVSTORE_SSD_SSD_INDEX_H_
 #define PERIGEE_KVSTORE_SSD_SSD_INDEX_H_
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -33,6 +34,9 @@ class SsdIndex {
       const std::function<absl::Status(absl::string_view key, absl::string_view value)>& visit) = 0;
   // NOT_FOUND without one.
   virtual absl::StatusOr<std::string> Get(absl::string_view key) = 0;
+  // Counts changes over all starts; never goes back but by losing some. nullopt after a failed Write: open is then what
+  // the next start finds.
+  virtual std::optional<uint64_t> sequence() const = 0;
 };
 
 }  // namespace perigee::kvstore

@@ -4,12 +4,12 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <chrono>
 #include <filesystem>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "base/file.h"
 #include "base/status.h"
 
@@ -76,11 +76,6 @@ absl::Status CheckIndexIsThere(const std::string& path) {
 
 }  // namespace
 
-// Not the wall clock: that jumps.
-absl::Time SsdVolume::SteadyNow() {
-  return absl::UnixEpoch() + absl::FromChrono(std::chrono::steady_clock::now().time_since_epoch());
-}
-
 SsdVolume::SsdVolume(const SsdOptions& options, std::string path, uint64_t number)
     : options_(options), path_(std::move(path)), number_(number), last_busy_(SteadyNow()) {}
 
@@ -104,7 +99,17 @@ SsdVolume::~SsdVolume() {
   }
   TrimSealed();
   RetryRemoves();
-  SaveStatistics();
+  const absl::Status saved = SaveStatistics(/*synced=*/true);
+  const std::optional<uint64_t> sequence = index_->sequence();
+  ClosedNote note;
+  {
+    absl::MutexLock lock(&mu_);
+    // Of a path that is lost, or could not be told everything, nothing can be said.
+    if (!saved.ok() || !sequence || lost_ || !stale_.empty()) return;
+    note = {.sequence = *sequence, .planes = current_.size()};
+  }
+  const absl::Status noted = WriteClosedNote(path_, note);
+  if (!noted.ok()) spdlog::warn("{}", std::string(noted.message()));
 }
 
 absl::StatusOr<std::unique_ptr<SsdVolume>> SsdVolume::Open(const SsdOptions& options, const std::string& path,
@@ -123,14 +128,17 @@ absl::StatusOr<std::unique_ptr<SsdVolume>> SsdVolume::Open(const SsdOptions& opt
   PERIGEE_RETURN_IF_ERROR(CheckFormat(path));
   PERIGEE_RETURN_IF_ERROR(MakeFolder(path + "/segments"));
   PERIGEE_RETURN_IF_ERROR(CheckIndexIsThere(path));
+  std::error_code error;
+  const bool has_index = fs::exists(path + "/index/CURRENT", error);
   PERIGEE_ASSIGN_OR_RETURN(volume->index_, SsdIndex::Open(path));
   absl::Status loaded = AsDiskError(volume->OpenSegments());
   loaded.Update(volume->LoadStatistics());
-  if (loaded.ok()) loaded = volume->LoadIndex(found);
+  if (loaded.ok()) loaded = volume->LoadIndex(has_index ? ReadClosedNote(path) : std::nullopt, found);
   if (!loaded.ok()) {
     volume->index_ = nullptr;  // Nothing is written back.
     return loaded;
   }
+  RemoveClosedNote(path);
   return volume;
 }
 
@@ -157,7 +165,7 @@ absl::Status SsdVolume::OpenSegments() {
   return absl::OkStatus();
 }
 
-absl::Status SsdVolume::LoadIndex(const Found& found) {
+absl::Status SsdVolume::LoadIndex(const std::optional<ClosedNote>& closed, const Found& found) {
   std::vector<SsdIndex::Change> drop;
   std::vector<SegmentPtr> unused;
   std::vector<std::pair<IndexEntry, SsdRecord>>
@@ -188,6 +196,10 @@ absl::Status SsdVolume::LoadIndex(const Found& found) {
           entries.emplace_back(*std::move(entry), record);
           return absl::OkStatus();
         }));
+    if (closed) {
+      PERIGEE_RETURN_IF_ERROR(CheckClosedNote(
+          path_, *closed, {.sequence = index_->sequence().value_or(0), .planes = current_.size() + lost_at_start_}));
+    }
     if (lost_at_start_ > 0) {
       spdlog::error("{}: {} stored planes are lost: their segment is missing or too short", path_, lost_at_start_);
     }

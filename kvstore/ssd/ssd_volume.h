@@ -19,6 +19,7 @@
 #include "absl/synchronization/blocking_counter.h"
 #include "absl/synchronization/mutex.h"
 #include "kvstore/ssd/aligned_buffer.h"
+#include "kvstore/ssd/closed_note.h"
 #include "kvstore/ssd/ssd_index.h"
 #include "kvstore/ssd/ssd_types.h"
 
@@ -94,7 +95,7 @@ class SsdVolume {
 
   // Open.
   absl::Status OpenSegments();
-  absl::Status LoadIndex(const Found& found);
+  absl::Status LoadIndex(const std::optional<ClosedNote>& closed, const Found& found);
   absl::Status LoadStatistics();
 
   // Appending.
@@ -122,7 +123,6 @@ class SsdVolume {
   void Lose(const absl::Status& why);
 
   // Health.
-  static absl::Time SteadyNow();
   void NoteWrite(const absl::Status& status) ABSL_LOCKS_EXCLUDED(health_mu_);
   void NoteRead(const absl::Status& status) ABSL_LOCKS_EXCLUDED(health_mu_);
   class Busy;  // A caller's operation under way, for slowness and idleness.
@@ -138,7 +138,7 @@ class SsdVolume {
   bool Idle() const;
   void TrimSealed();
   void RetryRemoves();
-  void SaveStatistics();
+  absl::Status SaveStatistics(bool synced);
 
   const SsdOptions options_;
   const std::string path_;

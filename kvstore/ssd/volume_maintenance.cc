@@ -5,6 +5,7 @@
 
 #include "absl/time/clock.h"
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "base/crc32c.h"
 #include "base/status.h"
 #include "kvstore/ssd/ssd_volume.h"
@@ -59,7 +60,7 @@ void SsdVolume::Maintain() {
       if (CheckWritable().ok()) wait = CompactStep();
       if (!wait && Idle()) wait = ScrubStep();
       if (SteadyNow() > next_save_) {
-        SaveStatistics();
+        SaveStatistics(/*synced=*/false).IgnoreError();
         next_save_ = SteadyNow() + kSaveEvery;
       }
     }
@@ -263,7 +264,7 @@ std::optional<absl::Duration> SsdVolume::ScrubStep() {
 
 // --- statistics: version | 6 counters | CRC32C of what is before it
 
-void SsdVolume::SaveStatistics() {
+absl::Status SsdVolume::SaveStatistics(bool synced) {
   ByteWriter w;
   w.U8(kStatisticsVersion);
   {
@@ -276,8 +277,9 @@ void SsdVolume::SaveStatistics() {
   w.U32(Crc32c(AsBytes(w.bytes())));
   absl::MutexLock journal(&journal_mu_);
   const SsdIndex::Change change{std::string(kStatisticsKey), w.Take()};
-  const absl::Status saved = index_->Write({&change, 1}, /*synced=*/false);
+  const absl::Status saved = index_->Write({&change, 1}, synced);
   if (!saved.ok()) spdlog::warn("{}: statistics: {}", path_, std::string(saved.message()));
+  return saved;
 }
 
 absl::Status SsdVolume::LoadStatistics() {

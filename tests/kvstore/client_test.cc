@@ -10,6 +10,7 @@
 
 #include "absl/time/clock.h"
 #include "kvstore/server.h"
+#include "kvstore/ssd/faulty_files.h"
 #include "planes.h"
 #include "server_process.h"
 
@@ -168,6 +169,30 @@ TEST(Client, FollowsTheStoresEventsAndIsToldWhenItCannot) {
   (*server)->Shutdown();
   EXPECT_LT(absl::Now() - start, absl::Seconds(8));
   waiting.join();
+}
+
+TEST(Client, LearnsThatAPlaneIsLostWithItsDisk) {
+  TempFolder folder;
+  const TestPlane plane = MakePlane(1, 9000);
+  {
+    FakeSlab slab(1 << 20);
+    ASSERT_TRUE(Write(*OpenStore(slab, folder.path()), plane, Durability::kSynced).ok());
+  }
+  auto real = OpenRealFiles({});
+  ASSERT_TRUE(real.ok());
+  const auto faults = std::make_shared<FaultyFiles>(std::shared_ptr<FileLayer>(*std::move(real)), 1);
+  ServerOptions options = LocalOptions(folder.path());
+  options.store.ssd->files = faults;
+  auto server = StoreServer::Start(options);
+  ASSERT_TRUE(server.ok()) << server.status();
+  auto engine = MakeEngine();
+  auto client = StoreClient::Connect((*server)->address(), engine.get(), {});
+  ASSERT_TRUE(client.ok()) << client.status();
+  faults->Inject({.call = FaultyFiles::Call::kRead, .error = EIO});
+  const auto lease = (*client)->Acquire({&plane.id, 1});
+  ASSERT_TRUE(lease.ok()) << lease.status();
+  EXPECT_FALSE(lease->planes()[0].found);
+  EXPECT_EQ(lease->planes()[0].miss.reason, MissReason::kDiskLost);
 }
 
 TEST(Client, FetchesSingleSectionsAndRefusesWrongSizes) {

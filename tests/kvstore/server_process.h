@@ -1,4 +1,4 @@
-// A store in a process of its own, for tests that kill or stall it.
+// Stores and clients in processes of their own, for tests that kill or stall them.
 #ifndef PERIGEE_TESTS_KVSTORE_SERVER_PROCESS_H_
 #define PERIGEE_TESTS_KVSTORE_SERVER_PROCESS_H_
 
@@ -20,10 +20,11 @@ extern char** environ;
 
 namespace perigee::kvstore {
 
-// kvstore_test_server in a process of its own; killed with the object.
-class ServerProcess {
+// A program in a process of its own; killed with the object.
+class ChildProcess {
  public:
-  ServerProcess(int port, size_t slab_bytes, const std::string& folder) {
+  // wait: until it has said its first line or has ended; else see Await.
+  explicit ChildProcess(std::vector<std::string> words, bool wait = true) {
     int in[2], out[2];
     EXPECT_EQ(::pipe2(in, O_CLOEXEC), 0);
     EXPECT_EQ(::pipe2(out, O_CLOEXEC), 0);
@@ -31,22 +32,23 @@ class ServerProcess {
     ::posix_spawn_file_actions_init(&actions);
     ::posix_spawn_file_actions_adddup2(&actions, in[0], 0);
     ::posix_spawn_file_actions_adddup2(&actions, out[1], 1);
-    std::vector<std::string> words = {TEST_SERVER, absl::StrCat(port), absl::StrCat(slab_bytes)};
-    if (!folder.empty()) words.push_back(folder);
     std::vector<char*> argv;
     for (std::string& word : words) argv.push_back(word.data());
     argv.push_back(nullptr);
-    EXPECT_EQ(::posix_spawn(&pid_, TEST_SERVER, &actions, nullptr, argv.data(), environ), 0);
+    EXPECT_EQ(::posix_spawn(&pid_, argv[0], &actions, nullptr, argv.data(), environ), 0);
     ::posix_spawn_file_actions_destroy(&actions);
     ::close(in[0]);
     ::close(out[1]);
     input_ = in[1];
     output_ = out[0];
+    if (wait) Await();
+  }
+  void Await() {
     pollfd ready{output_, POLLIN, 0};
     char byte;
     while (::poll(&ready, 1, 20000) == 1 && ::read(output_, &byte, 1) == 1 && byte != '\n') said_ += byte;
   }
-  ~ServerProcess() {
+  ~ChildProcess() {
     Kill();
     ::close(input_);
     ::close(output_);
@@ -62,14 +64,33 @@ class ServerProcess {
     siginfo_t stopped;  // a signal takes effect some time after kill returns
     ::waitid(P_PID, static_cast<id_t>(pid_), &stopped, WSTOPPED | WEXITED | WNOWAIT);
   }
-  const std::string& said() const { return said_; }  // Its address, or "error ...".
-  int port() const { return std::atoi(said_.substr(said_.rfind(':') + 1).c_str()); }
+  const std::string& said() const { return said_; }
 
  private:
   pid_t pid_ = 0;
   int input_ = -1, output_ = -1;
   std::string said_;
 };
+
+#ifdef TEST_SERVER
+// kvstore_test_server: said() is its address, or "error ...".
+class ServerProcess : public ChildProcess {
+ public:
+  // segment_bytes: of its SSD tier, 0 for the usual.
+  ServerProcess(int port, size_t slab_bytes, const std::string& folder, uint64_t segment_bytes = 0, bool wait = true)
+      : ChildProcess(Words(port, slab_bytes, folder, segment_bytes), wait) {}
+  int port() const { return std::atoi(said().substr(said().rfind(':') + 1).c_str()); }
+
+ private:
+  static std::vector<std::string> Words(int port, size_t slab_bytes, const std::string& folder,
+                                        uint64_t segment_bytes) {
+    std::vector<std::string> words = {TEST_SERVER, absl::StrCat(port), absl::StrCat(slab_bytes)};
+    if (!folder.empty()) words.push_back(folder);
+    if (segment_bytes > 0) words.push_back(absl::StrCat(segment_bytes));
+    return words;
+  }
+};
+#endif
 
 }  // namespace perigee::kvstore
 

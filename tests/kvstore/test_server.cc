@@ -1,5 +1,5 @@
-// kvstore_test_server PORT SLAB_BYTES [DATA_FOLDER]: a store in a process of its own. Prints its address and lives
-// until standard input closes (a clean shutdown) or somebody kills it.
+// kvstore_test_server PORT SLAB_BYTES [DATA_FOLDER [SEGMENT_BYTES]]: a store in a process of its own. Prints its
+// address and lives until standard input closes (a clean shutdown) or somebody kills it.
 #include <unistd.h>
 
 #include <cstdio>
@@ -15,7 +15,9 @@ int main(int argc, char** argv) {
   options.slab_bytes = std::strtoull(argv[2], nullptr, 10);
   options.transport.transports = "tcp";
   if (argc > 3) {
-    options.store.ssd = perigee::kvstore::SsdOptions{.path = argv[3], .segment_bytes = 4 << 20, .reserve_bytes = 0};
+    const uint64_t segment_bytes = argc > 4 ? std::strtoull(argv[4], nullptr, 10) : 4 << 20;
+    options.store.ssd =
+        perigee::kvstore::SsdOptions{.path = argv[3], .segment_bytes = segment_bytes, .reserve_bytes = 0};
   }
   auto server = perigee::kvstore::StoreServer::Start(options);
   if (!server.ok()) {

@@ -46,5 +46,13 @@ function(perigee_test room name)
   target_compile_definitions(${target} PRIVATE
     PERIGEE_SOURCE_DIR="${CMAKE_SOURCE_DIR}" PERIGEE_BINARY_DIR="${CMAKE_BINARY_DIR}")
   add_test(NAME ${room}/${name} COMMAND ${target})
+  if(PERIGEE_SANITIZE)
+    math(EXPR TEST_TIMEOUT "${TEST_TIMEOUT} * 5")
+  endif()
   set_tests_properties(${room}/${name} PROPERTIES TIMEOUT ${TEST_TIMEOUT})
+  if(PERIGEE_SANITIZE STREQUAL "thread")
+    # UCX patches the memory-mapping functions at run time (for its registration cache), which ThreadSanitizer does not survive.
+    set_tests_properties(${room}/${name} PROPERTIES ENVIRONMENT
+      "UCX_MEM_EVENTS=n;TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp")
+  endif()
 endfunction()

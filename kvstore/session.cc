@@ -24,8 +24,9 @@ absl::StatusOr<std::shared_ptr<Session>> ClientCore::Connect() {
   // Every session tries at once, instead of inheriting the back-off of the one before; and never through a web proxy.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  auto s = std::make_shared<Session>();
-  s->stub = v1::KvStore::NewStub(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
+  auto s = std::make_shared<Session>([address = address, arguments]() -> SharedStub {
+    return v1::KvStore::NewStub(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
+  });
 
   v1::HelloRequest request;
   request.set_protocol_version(kProtocolVersion);

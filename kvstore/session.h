@@ -6,6 +6,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -20,14 +21,33 @@
 
 namespace perigee::kvstore::internal {
 
+using SharedStub = std::shared_ptr<v1::KvStore::Stub>;
+
 struct Session {
-  std::unique_ptr<v1::KvStore::Stub> stub;
+  explicit Session(std::function<SharedStub()> connect) : connect_(std::move(connect)), stub_(connect_()) {}
+
+  SharedStub stub() const {
+    absl::MutexLock lock(&mu_);
+    return stub_;
+  }
+  // After a call that missed its deadline: an HTTP/2 connection whose bytes were damaged or lost may swallow calls for
+  // ever without an error, so the next ones get a new one. The session goes on.
+  void Replace(const SharedStub& suspect) {
+    absl::MutexLock lock(&mu_);
+    if (stub_ == suspect) stub_ = connect_();
+  }
+
   std::string token;
   uint64_t epoch = 0;
   absl::Duration max_ttl;
   transport::Endpoint connection;
   transport::RemoteRegion slab;
   std::atomic<bool> lost{false};  // Noticed to be dead: the next call makes another.
+
+ private:
+  const std::function<SharedStub()> connect_;
+  mutable absl::Mutex mu_;
+  SharedStub stub_ ABSL_GUARDED_BY(mu_);
 };
 
 struct ClientCore {
@@ -55,12 +75,15 @@ struct ClientCore {
     context.set_deadline(absl::ToChronoTime(absl::Now() + deadline));
     if (!s.token.empty()) context.AddMetadata(kSessionMetadata, s.token);
     grpc_bytes += request.ByteSizeLong();
-    const grpc::Status status = (s.stub.get()->*method)(&context, request, response);
+    const SharedStub stub = s.stub();
+    const grpc::Status status = (stub.get()->*method)(&context, request, response);
     grpc_bytes += response->ByteSizeLong();
     // Unauthenticated: the store has forgotten the session.
     if (status.error_code() == grpc::StatusCode::UNAVAILABLE ||
         status.error_code() == grpc::StatusCode::UNAUTHENTICATED) {
       s.lost = true;
+    } else if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) {
+      s.Replace(stub);
     }
     return Annotate(FromGrpc(status), absl::StrCat("store at ", address));
   }

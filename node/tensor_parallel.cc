@@ -61,7 +61,7 @@ absl::Status Agree(transport::Collective& group, const absl::Status& mine, absl:
   constexpr size_t kBytes = 512;  // The code, then as much of the message as fits.
   std::vector<std::byte> sent(kBytes), all(kBytes * static_cast<size_t>(group.size()));
   sent[0] = static_cast<std::byte>(mine.code());
-  std::memcpy(&sent[1], mine.message().data(), std::min(mine.message().size(), kBytes - 2));
+  mine.message().copy(reinterpret_cast<char*>(&sent[1]), kBytes - 2);
   PERIGEE_RETURN_IF_ERROR(group.AllGather(sent, all, deadline));
   for (int rank = 0; rank < group.size(); ++rank) {
     const std::byte* from = &all[kBytes * static_cast<size_t>(rank)];

@@ -201,7 +201,7 @@ absl::Status Core::Init(const std::string& device) {
   }
   // UCX 1.13 completes an eager message that was sent in part, from where it lies, twice when its connection is reset
   // before the rest has gone, and ends the process (uct_iface.h:884). A copy has no such end.
-  if (status == UCS_OK) status = ucp_config_modify(config, "ZCOPY_THRESH", "inf");
+  if (status == UCS_OK && !shared_->options.one_sided) status = ucp_config_modify(config, "ZCOPY_THRESH", "inf");
   if (status == UCS_OK) {
     ucp_params_t params{};
     params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_NAME;

@@ -194,7 +194,6 @@ struct Message {
   bool sent = false;         // given to UCX
   bool outstanding = false;  // UCX has not called back
   size_t queued_bytes = 0;   // its part of the peer's
-  bool flushing = false, flushed = false;
   bool answered = false;
   // Before done:
   absl::Status result;
@@ -358,8 +357,8 @@ class Core : public std::enable_shared_from_this<Core> {
   void Send(std::function<void()> send);
   void QueueReceive(const std::shared_ptr<Peer>& peer, LongReceive receive);
   void NextReceive(Peer* peer);
-  ucs_status_ptr_t Receive(Peer* peer, void** descriptor, std::byte* to, size_t size,
-                           ucp_am_recv_data_nbx_callback_t callback, void* arg);
+  absl::Status Receive(Peer* peer, void** descriptor, std::byte* to, size_t size,
+                       ucp_am_recv_data_nbx_callback_t callback, void* arg);
   void ReceiveEnded(const std::shared_ptr<Peer>& peer);
   void DropReceive(Peer* peer, void** descriptor, const void* owner);
   // serve.cc
@@ -372,6 +371,7 @@ class Core : public std::enable_shared_from_this<Core> {
   void Scatter(Serve* serve, const std::byte* data);
   void SendGet(Serve* serve);
   void SendData(Serve* serve);
+  void SendDataNow(Serve* serve);
   void EndServe(Serve* serve, const absl::Status& status);
   void DropServe(Serve* serve);
   void PollServes(absl::Time now);

@@ -66,7 +66,7 @@ class Endpoint {
   absl::Status Put(std::span<const PutTransfer> transfers, absl::Time deadline) const;
   absl::Status Get(std::span<const GetTransfer> transfers, absl::Time deadline) const;
 
-  // Runs the peer's handler `id` on a copy of the bytes. Send returns when the peer's transport has the message, Call
+  // Runs the peer's handler `id` on a copy of the bytes. Send returns when it has run, whatever it said, Call
   // with the handler's answer or error (NOT_FOUND: no such handler). Header and payload together: at most
   // kMaxMessageBytes. While a stalled peer has more than kMaxQueuedBytes of messages to take, further ones wait here.
   absl::Status Send(uint16_t id, absl::string_view header, absl::string_view payload, absl::Time deadline) const;

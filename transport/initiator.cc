@@ -365,8 +365,13 @@ void Core::ReceiveGet(WireOp* op) {
   Transfer* transfer = op->owner->transfer.get();
   const Operation& operation = transfer->operations[op->op];
   std::byte* to = operation.direct ? transfer->Local(transfer->PiecesOf(operation)[0]) : op->slot->memory;
-  Requested(op->owner, Receive(op->owner->peer.get(), &op->descriptor, to, operation.size, &Core::OnOpReceived, op),
-            "receive");
+  RailTransfer* rail = op->owner;
+  rail->outstanding++;
+  const absl::Status status = Receive(rail->peer.get(), &op->descriptor, to, operation.size, &Core::OnOpReceived, op);
+  if (status.ok()) return;
+  rail->outstanding--;
+  op->receiving = false;
+  FailPeer(rail->peer.get(), status);
 }
 
 void Core::OnOpReceived(void* request, ucs_status_t status, size_t, void* arg) {

@@ -12,6 +12,7 @@
 // Everything here runs as driver.
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "transport/core.h"
 
 namespace perigee::transport::internal {
@@ -49,19 +50,23 @@ void Core::NextReceive(Peer* peer) {
   }
 }
 
-ucs_status_ptr_t Core::Receive(Peer* peer, void** descriptor, std::byte* to, size_t size,
-                               ucp_am_recv_data_nbx_callback_t callback, void* arg) {
+// The callback may come before this returns (the peer has died), and end what it was called for.
+absl::Status Core::Receive(Peer* peer, void** descriptor, std::byte* to, size_t size,
+                           ucp_am_recv_data_nbx_callback_t callback, void* arg) {
   ucp_request_param_t param{};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
   param.cb.recv_am = callback;
   param.user_data = arg;
+  peer->receiving = true;
   const ucs_status_ptr_t request = ucp_am_recv_data_nbx(worker_, std::exchange(*descriptor, nullptr), to, size, &param);
-  peer->receiving = UCS_PTR_IS_PTR(request);
-  return request;
+  if (!UCS_PTR_IS_ERR(request)) return absl::OkStatus();
+  peer->receiving = false;
+  return UcxError(absl::StrCat("receive from ", peer->name), UCS_PTR_STATUS(request));
 }
 
 void Core::ReceiveEnded(const std::shared_ptr<Peer>& peer) {
   peer->receiving = false;
+  peer->served = last_check_;  // slow is not stalled
   if (!peer->long_receives.empty()) AfterProgress([this, peer] { NextReceive(peer.get()); });
 }
 

@@ -9,7 +9,7 @@
 namespace perigee::transport::internal {
 
 void Core::AddMessage(std::shared_ptr<Message> message) {
-  if (message->kind == MessageKind::kRequest) {
+  if (message->kind != MessageKind::kReply) {
     message->header.call = NewId();
     calls_[message->header.call] = message.get();
   }
@@ -22,8 +22,7 @@ bool Core::AdvanceMessage(Message* message) {
   Peer* peer = message->peer.get();
   const bool waiting = message->kind != MessageKind::kReply && !message->done.Happened();
   if (waiting) {
-    const bool over = message->kind == MessageKind::kRequest ? message->answered : message->flushed;
-    if (over) {
+    if (message->answered) {
       EndMessage(message, message->result);
     } else if (peer->failed) {
       EndMessage(message, peer->failure);
@@ -77,7 +76,6 @@ void Core::OnMessageSent(void* request, ucs_status_t status, void* arg) {
   Peer* peer = message->peer.get();
   Core* core = peer->core.get();
   core->dirty_ = true;
-  const bool was_flush = message->flushing;
   if (request != nullptr) {
     ucp_request_free(request);
     message->outstanding = false;
@@ -86,27 +84,6 @@ void Core::OnMessageSent(void* request, ucs_status_t status, void* arg) {
   if (status != UCS_OK) {
     core->FailPeer(peer, absl::UnavailableError(absl::StrCat("connection to ", peer->name, " was lost: ",
                                                              ucs_status_string(status), "; connect again")));
-    return;
-  }
-  if (message->kind != MessageKind::kOneWay) return;
-  if (was_flush) {
-    message->flushed = true;
-    return;
-  }
-  // Send's promise is that the peer's transport has it.
-  message->flushing = true;
-  ucp_request_param_t param{};
-  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
-  param.cb.send = &Core::OnMessageSent;
-  param.user_data = message;
-  const ucs_status_ptr_t flush = ucp_ep_flush_nbx(peer->handle, &param);
-  if (UCS_PTR_IS_ERR(flush)) {
-    core->FailPeer(peer, UcxError(absl::StrCat("flush to ", peer->name), UCS_PTR_STATUS(flush)));
-  } else if (flush == nullptr) {
-    message->flushed = true;
-  } else {
-    message->outstanding = true;
-    Queue(message, kMessageOverheadBytes);
   }
 }
 
@@ -117,7 +94,7 @@ void Core::Queue(Message* message, size_t bytes) {
 }
 
 void Core::EndMessage(Message* message, absl::Status result) {
-  if (message->kind == MessageKind::kRequest) calls_.erase(message->header.call);
+  if (message->kind != MessageKind::kReply) calls_.erase(message->header.call);
   if (message->done.Happened()) return;
   // An error that the peer's handler answered is not the transport's.
   if (!result.ok() && !message->answered) shared_->counters.failed_batches++;
@@ -164,7 +141,9 @@ void Core::ReceiveMessage(const MessageHeader& message, absl::string_view bytes)
       answer = handler->second(bytes.substr(0, message.header_bytes), bytes.substr(message.header_bytes));
     }
   }
-  if (message.kind == MessageKind::kOneWay) return;
+  // Its sender only asks whether it has come. (UCX's own flush would be a write whose acknowledgement is outstanding, see
+  // long_payloads.cc.)
+  if (message.kind == MessageKind::kOneWay) answer = "";
   if (answer.ok() && answer->size() > kMaxMessageBytes) {
     answer = absl::ResourceExhaustedError(absl::StrCat("the handler's answer has ", answer->size(), " bytes; at most ",
                                                        kMaxMessageBytes, " can be sent"));

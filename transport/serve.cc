@@ -2,10 +2,10 @@
 // program is not involved, only whoever drives the rail. Everything here runs as driver.
 //
 // The ways of the bytes: what a peer puts comes with its message (up to kEagerBytes) or, a large single piece of host
-// memory, straight into the region by UCX's rendezvous. What it gets is sent from where it lies, if that is host memory
-// in few pieces. All else goes through a slot. So does everything that a peer that is not trusted gets, or puts by
-// rendezvous: UCX waits for the peer, and by the time it moves the bytes, the lease that allowed them may have ended
-// and the memory may be another's.
+// memory, straight into the region by UCX's rendezvous. What it gets is sent from where it lies, if that is host
+// memory. All else goes through a slot. So does everything that a peer that is not trusted gets, or puts by rendezvous:
+// UCX waits for the peer, and by the time it moves the bytes, the lease that allowed them may have ended and the memory
+// may be another's.
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -71,8 +71,8 @@ std::unique_ptr<Serve> Core::NewServe(const void* header, size_t header_length, 
   Peer* peer = PeerOf(serve->request.channel);
   if (peer == nullptr) return nullptr;
   const OpHeader& request = serve->request;
-  if (request.size == 0 || request.size > kOpBytes || request.pieces == 0 || request.pieces > kMaxPieces ||
-      peer->serving == kMaxServes) {
+  if (request.size == 0 || request.size > (request.pieces == 1 ? kOpBytes : kPackedBytes) || request.pieces == 0 ||
+      request.pieces > kMaxPieces || peer->serving == kMaxServes) {
     FailPeer(peer, absl::InvalidArgumentError(absl::StrCat(peer->name, " asks for what this protocol does not have")));
     return nullptr;
   }
@@ -153,9 +153,12 @@ void Core::ReceivePut(Serve* serve) {
     if (!status.ok()) return EndServe(serve, status);
   }
   std::byte* to = serve->straight ? reinterpret_cast<std::byte*>(serve->request.address) : serve->slot->memory;
-  serve->outstanding = UCS_PTR_IS_PTR(
-      Receive(serve->peer.get(), &serve->descriptor, to, serve->descriptor_bytes, &Core::OnServeReceived, serve));
-  if (!serve->outstanding) EndServe(serve, absl::UnavailableError("receive"));
+  serve->outstanding = true;
+  const absl::Status status =
+      Receive(serve->peer.get(), &serve->descriptor, to, serve->descriptor_bytes, &Core::OnServeReceived, serve);
+  if (status.ok()) return;
+  serve->outstanding = false;
+  EndServe(serve, status);
 }
 
 void Core::OnServeReceived(void* request, ucs_status_t status, size_t, void* arg) {
@@ -218,8 +221,7 @@ void Core::OnGet(const void* header, size_t header_length, void* data, size_t le
     for (const WirePiece& piece : serve->pieces) {
       AddPart(serve->parts, reinterpret_cast<const std::byte*>(piece.address), piece.size);
     }
-    serve->outstanding = true;
-    return Send([this, serve] { SendData(serve); });
+    return SendData(serve);
   }
   serve->region = nullptr;  // checked again when there is a slot
   RunServe(serve);
@@ -259,6 +261,13 @@ void Core::SendGet(Serve* serve) {
 }
 
 void Core::SendData(Serve* serve) {
+  serve->outstanding = true;  // nobody ends it before
+  Send([this, serve] { SendDataNow(serve); });
+}
+
+void Core::SendDataNow(Serve* serve) {
+  serve->outstanding = false;
+  if (serve->peer->failed) return EndServe(serve, absl::UnavailableError("send"));
   serve->header = {serve->peer->remote_channel, serve->request.op};
   ucp_request_param_t send{};
   send.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS;
@@ -287,6 +296,7 @@ void Core::OnServeSent(void* request, ucs_status_t status, void* arg) {
   ucp_request_free(request);
   serve->outstanding = false;
   if (IsLong(serve->request.size)) serve->peer->core->long_sends_--;
+  if (status != UCS_OK) OnPeerError(serve->peer.get(), nullptr, status);  // no answer goes there any more
   serve->peer->core->EndServe(serve, status == UCS_OK ? absl::OkStatus() : absl::UnavailableError("send"));
 }
 
@@ -355,13 +365,16 @@ void Core::PollServes(absl::Time now) {
     if (serve->peer->failed) continue;  // dropped below
     serve->put || !serve->failure.ok() ? EndServe(serve, serve->failure) : SendData(serve);
   }
-  for (auto it = serves_.begin(); it != serves_.end();) {
-    Serve* serve = (it++)->first;
+  std::vector<Serve*> over;
+  for (const auto& [serve, owned] : serves_) {
     if (now - std::max(serve->since, serve->peer->served) > kServeLimit && !serve->peer->failed) {
       FailPeer(serve->peer.get(),
                absl::DeadlineExceededError(absl::StrCat(serve->peer->name, " stalls its transfers")));
     }
-    if (serve->peer->failed && !serve->outstanding && serve->copies.empty()) DropServe(serve);
+    if (serve->peer->failed && !serve->outstanding && serve->copies.empty()) over.push_back(serve);
+  }
+  for (Serve* serve : over) {
+    if (serves_.contains(serve)) DropServe(serve);  // what one lets go of may end others
   }
   if (!slot_freed_) return;
   slot_freed_ = false;

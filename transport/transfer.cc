@@ -55,18 +55,25 @@ void Transfer::Plan() {
     }
     const Extent& first = extents[order[begin]];
     const bool large = run_bytes >= kDirectBytes;
-    // Equal operations rather than full ones and a rest.
+    // Equal operations rather than full ones and a rest, which might be what must not be, see long_payloads.cc.
     size_t parts = (run_bytes + kOpBytes - 1) / kOpBytes;
-    if (IsLong(run_bytes) && run_bytes <= kSegmentBytes) parts = 2;  // see long_payloads.cc
-    const size_t part_bytes = large ? ((run_bytes + parts - 1) / parts + 4095) / 4096 * 4096 : kPackedBytes;
+    if (IsLong(run_bytes) && run_bytes <= kSegmentBytes) parts = 2;
+    size_t left = run_bytes;
+    const auto part = [&] { return large ? ((left + parts - 1) / parts + 4095) / 4096 * 4096 : kPackedBytes; };
+    size_t part_bytes = part();
     if (large) close();
     for (size_t i = begin; i < end; ++i) {
       const Extent& extent = extents[order[i]];
       for (size_t offset = 0; offset < extent.size;) {
         if (open.pieces > 0) {
           const Extent& other = extents[pieces[open.first_piece].extent];
-          if (other.key != extent.key || other.device != extent.device || open.pieces == kMaxPieces ||
-              open.size == part_bytes) {
+          if (large && open.size == part_bytes) {
+            left -= open.size;
+            parts--;
+            part_bytes = part();
+            close();
+          } else if (!large && (other.key != extent.key || other.device != extent.device || open.pieces == kMaxPieces ||
+                                open.size == part_bytes)) {
             close();
           }
         }

@@ -370,7 +370,7 @@ TEST_F(FailureTest, AFullDiskIsSaidAndNoOutageAndTakesPlanesAgainWhenThereIsRoom
   const auto full = Ask(Ids(1000, 2));  // Memory takes what the disk does not.
   ASSERT_TRUE(full.ok()) << full.status();
   EXPECT_EQ(StoreStats().ssd.health, kvstore::SsdHealth::kFull);
-  EXPECT_THAT(StoreStats().ssd.message, HasSubstr("the disk of " + disk));
+  EXPECT_THAT(StoreStats().ssd.paths.at(0).message, HasSubstr("the disk of " + disk));
   const auto during = Ask(prompt);
   ASSERT_TRUE(during.ok()) << during.status();
   EXPECT_EQ(during->token_ids, before->token_ids);

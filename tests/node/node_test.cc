@@ -24,9 +24,15 @@ struct Bench {
   std::unique_ptr<node::Node> prefill_side, decode_side;
 };
 
+class Benches : public ::testing::Environment {
+ public:
+  std::map<std::string, Bench> of_plan;
+  void TearDown() override { of_plan.clear(); }
+};
+Benches* const benches = static_cast<Benches*>(::testing::AddGlobalTestEnvironment(new Benches));
+
 Bench& BenchFor(const std::string& plan) {
-  static auto* const benches = new std::map<std::string, Bench>;
-  Bench& bench = (*benches)[plan];
+  Bench& bench = benches->of_plan[plan];
   if (bench.store == nullptr) {
     bench.store = StartStore(uint64_t{192} << 20);
     bench.prefill_side = StartNode(plan, bench.store->address());

@@ -191,7 +191,7 @@ TEST_P(FailureTest, AStalledPeerIsDeadlineExceededAndOthersGoOn) {
   const absl::Status call = to_victim.connection.Call(1, "", "", start + absl::Milliseconds(200)).status();
   EXPECT_TRUE(absl::IsDeadlineExceeded(call)) << call;
   EXPECT_TRUE(to_victim.connection.connected());
-  const absl::Status put = to_victim.connection.Put(Puts(to_victim, 1024), start + absl::Milliseconds(500));
+  const absl::Status put = to_victim.connection.Put(Puts(to_victim, 256), start + absl::Milliseconds(500));
   EXPECT_TRUE(absl::IsDeadlineExceeded(put)) << put;
   EXPECT_LT(absl::Now() - start, absl::Seconds(5));
   // Copies into shared memory need nobody else, so there was nothing to cut off.
@@ -221,7 +221,7 @@ TEST_P(FailureTest, AHandleDroppedInMidTransferEndsByItsDeadline) {
   const Link link = LinkTo(victim);
   victim.Stall();
   const absl::Time start = absl::Now();
-  { auto handle = link.connection.StartPut(Puts(link, 1024), {.deadline = start + absl::Milliseconds(300)}); }
+  { auto handle = link.connection.StartPut(Puts(link, 256), {.deadline = start + absl::Milliseconds(300)}); }
   EXPECT_LT(absl::Now() - start, absl::Seconds(5));
   EXPECT_EQ(link.connection.connected(), link.remote.path() == "shared memory");
 }

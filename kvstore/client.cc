@@ -142,15 +142,17 @@ absl::StatusOr<ReadLease> StoreClient::Acquire(std::span<const PlaneId> planes) 
   return lease;
 }
 
-absl::StatusOr<LookupResult> StoreClient::Lookup(std::span<const pod::BlockKey> keys) {
+absl::StatusOr<LookupResult> StoreClient::Lookup(std::span<const pod::BlockKey> keys, LookupMode mode) {
   v1::LookupRequest request;
+  request.set_prefix(mode == LookupMode::kPrefix);
   for (const pod::BlockKey& key : keys) request.add_keys(key.digest.data(), key.digest.size());
   request.set_tenant(core_->options.tenant);
   v1::LookupResponse response;
   PERIGEE_RETURN_IF_ERROR(core_->WithSession([&](const std::shared_ptr<Session>& session) {
     return core_->Call(*session, &Stub::Lookup, request, &response);
   }));
-  if (static_cast<size_t>(response.blocks_size()) != keys.size())
+  const auto answered = static_cast<size_t>(response.blocks_size());
+  if (answered > keys.size() || (mode == LookupMode::kAll && answered < keys.size()))
     return WrongAnswer(*core_, "Lookup's number of blocks");
   LookupResult out;
   out.estimated_fetch_us = response.estimated_fetch_us();
@@ -164,6 +166,34 @@ absl::StatusOr<LookupResult> StoreClient::Lookup(std::span<const pod::BlockKey> 
       PERIGEE_ASSIGN_OR_RETURN(const pod::PlaneKind kind, KindFromWire(miss.kind()));
       block.misses.push_back({kind, MissFromWire(miss)});
     }
+  }
+  return out;
+}
+
+absl::StatusOr<StoreClient::Events> StoreClient::ReadEvents(uint64_t epoch, uint64_t after, absl::Duration wait) {
+  v1::EventsRequest request;
+  request.set_epoch(epoch);
+  request.set_after(after);
+  request.set_tenant(core_->options.tenant);
+  request.set_wait_ms(static_cast<uint32_t>(std::clamp<int64_t>(absl::ToInt64Milliseconds(wait), 0, 10000)));
+  v1::EventsResponse response;
+  PERIGEE_RETURN_IF_ERROR(core_->WithSession([&](const std::shared_ptr<Session>& session) {
+    return core_->CallWithin(*session, &Stub::Events, request, &response, core_->options.call_deadline + wait);
+  }));
+  Events out{.epoch = response.epoch(), .page = {.gap = response.gap(), .up_to = response.up_to()}};
+  for (const auto& wire : response.events()) {
+    Event event;
+    if (wire.kind() != v1::EVENT_KIND_STORED && wire.kind() != v1::EVENT_KIND_REMOVED) {
+      return WrongAnswer(*core_, "kind of event");
+    }
+    PERIGEE_ASSIGN_OR_RETURN(event.id, PlaneIdFromWire(wire.id()));
+    event.sequence = wire.sequence();
+    event.kind = static_cast<EventKind>(wire.kind());
+    event.reason = static_cast<MissReason>(wire.reason());
+    event.when_unix_us = wire.when_unix_us();
+    event.payload_bytes = wire.payload_bytes();
+    event.tenant = wire.tenant();
+    out.page.events.push_back(std::move(event));
   }
   return out;
 }

@@ -208,7 +208,15 @@ class StoreClient {
   // OUT_OF_RANGE for addresses that are not the store's.
   absl::StatusOr<JoinedBatch> Join(absl::string_view description, absl::Time described_after);
   absl::StatusOr<ReadLease> Acquire(std::span<const PlaneId> planes);
-  absl::StatusOr<LookupResult> Lookup(std::span<const pod::BlockKey> keys);
+  absl::StatusOr<LookupResult> Lookup(std::span<const pod::BlockKey> keys, LookupMode mode = LookupMode::kAll);
+  // What was stored and removed after event number `after` of the store's start `epoch` (0 for both at first: the page
+  // says gap then, and the planes that are there are List's to tell). Waits for something, at most so long; the next
+  // call goes on from page.up_to and this epoch.
+  struct Events {
+    uint64_t epoch = 0;
+    EventPage page;
+  };
+  absl::StatusOr<Events> ReadEvents(uint64_t epoch, uint64_t after, absl::Duration wait);
   absl::StatusOr<uint32_t> Delete(std::span<const pod::BlockKey> keys);
   absl::StatusOr<ListPage> List(const std::string& page_token, uint32_t limit, const std::string& tenant);
   // Also the store's epoch and the bytes of its control messages, which the core does not know.

@@ -100,6 +100,7 @@ StoreServer::~StoreServer() { Shutdown(); }
 void StoreServer::Shutdown() {
   Parts& p = *parts_;
   if (p.server == nullptr) return;
+  p.store->events().Close();  // nobody waits any more
   p.server->Stop(absl::Seconds(1));
   p.server.reset();
   p.stop.Notify();

@@ -42,6 +42,8 @@ void MissToWire(pod::PlaneKind kind, const Miss& miss, v1::Miss* wire) {
   wire->set_when_unix_us(miss.when_unix_us);
 }
 
+constexpr absl::Duration kLongestEventWait = absl::Seconds(10);
+constexpr size_t kMaxEvents = 4096;  // in one answer
 constexpr int kMaxDataHosts = 32;
 constexpr size_t kMaxUntrustedDataHosts = 8;  // the others of its addresses are not let in
 
@@ -127,7 +129,8 @@ class Service final : public v1::KvStore::Service {
     return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
       PERIGEE_ASSIGN_OR_RETURN(const std::vector<pod::BlockKey> keys, KeysFromWire(request->keys()));
       PERIGEE_ASSIGN_OR_RETURN(const std::vector<BlockInfo> blocks,
-                               store_->Lookup(keys, TenantOf(session, request->tenant())));
+                               store_->Lookup(keys, TenantOf(session, request->tenant()),
+                                              request->prefix() ? LookupMode::kPrefix : LookupMode::kAll));
       uint64_t total_us = 0;
       for (const BlockInfo& block : blocks) {
         auto* wire = response->add_blocks();
@@ -216,6 +219,33 @@ class Service final : public v1::KvStore::Service {
         wire->set_last_used_unix_us(plane.last_used_unix_us);
       }
       response->set_next_page_token(page.next_page_token);
+      return absl::OkStatus();
+    });
+  }
+
+  grpc::Status Events(grpc::ServerContext* context, const v1::EventsRequest* request,
+                      v1::EventsResponse* response) override {
+    return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
+      const bool known = request->epoch() == data_.epoch;
+      const absl::Duration wait = std::min(absl::Milliseconds(request->wait_ms()), kLongestEventWait);
+      const size_t limit = request->limit() == 0 ? kMaxEvents : std::min<size_t>(request->limit(), kMaxEvents);
+      // Of another start: nothing to wait for.
+      const EventPage page =
+          store_->events().Read(known ? request->after() : 0, limit, TenantOf(session, request->tenant()),
+                                known ? absl::Now() + wait : absl::InfinitePast());
+      response->set_epoch(data_.epoch);
+      response->set_gap(page.gap || !known);
+      response->set_up_to(page.up_to);
+      for (const Event& event : page.events) {
+        auto* wire = response->add_events();
+        wire->set_sequence(event.sequence);
+        wire->set_kind(static_cast<v1::EventKind>(event.kind));
+        PlaneIdToWire(event.id, wire->mutable_id());
+        wire->set_payload_bytes(event.payload_bytes);
+        wire->set_reason(static_cast<v1::MissReason>(event.reason));
+        wire->set_when_unix_us(event.when_unix_us);
+        wire->set_tenant(event.tenant);
+      }
       return absl::OkStatus();
     });
   }

@@ -23,6 +23,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "kvstore/event_log.h"
 #include "kvstore/miss_history.h"
 #include "kvstore/plane_id.h"
 #include "kvstore/ssd/ssd_tier.h"
@@ -43,9 +44,13 @@ struct StoreOptions {
   std::function<bool(std::span<const Reclaimed>)> before_reclaim;
   size_t max_batch_planes = 65536;
   size_t history_planes = 65536;
+  size_t event_log_events = 65536;
 };
 
 enum class Tier : uint8_t { kDram = 1, kSsd = 2 };
+// kPrefix: the keys are a chain in its order, and the answer ends with the first block without a distant plane, whose
+// misses say why; all blocks before it are the longest stored prefix.
+enum class LookupMode : uint8_t { kAll = 0, kPrefix = 1 };
 // kBest: kSynced where there is an SSD tier that takes writes, else kDram.
 enum class Durability : uint8_t { kBest = 0, kSynced = 1, kDram = 2 };
 
@@ -154,7 +159,8 @@ class Store {
   uint32_t Abort(std::span<const uint64_t> reservation_ids, bool writes_may_arrive);
 
   // tenant: a plane of another tenant is a miss; empty: not checked.
-  absl::StatusOr<std::vector<BlockInfo>> Lookup(std::span<const pod::BlockKey> keys, absl::string_view tenant);
+  absl::StatusOr<std::vector<BlockInfo>> Lookup(std::span<const pod::BlockKey> keys, absl::string_view tenant,
+                                                LookupMode mode = LookupMode::kAll);
   // resident_only: for callers that cannot wait; UNIMPLEMENTED, and nothing is leased, when one of the planes would
   // have to come from the SSD.
   absl::StatusOr<Lease> Acquire(std::span<const PlaneId> planes, absl::Duration ttl, absl::string_view tenant,
@@ -172,6 +178,8 @@ class Store {
   // Ends what has outlived its ttl. Every call above does it too, so it only has to be called now and then; where there
   // is a before_reclaim, only this one ends reservations.
   void ReapExpired();
+  // What was stored and removed since Open. Planes that Open found on the SSD are no events: list them first.
+  EventLog& events();
   bool has_ssd() const;
   absl::Duration max_ttl() const;
 

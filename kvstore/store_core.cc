@@ -78,6 +78,7 @@ absl::StatusOr<std::unique_ptr<Store>> Store::Open(StoreOptions options, std::sp
   return std::unique_ptr<Store>(new Store(std::move(core)));
 }
 
+EventLog& Store::events() { return core_->events; }
 bool Store::has_ssd() const { return core_->ssd != nullptr; }
 absl::Duration Store::max_ttl() const { return core_->options.max_ttl; }
 
@@ -155,7 +156,7 @@ void Store::Core::EvictFromDram(const EntryPtr& entry) {
   if (entry->ssd) return;
   if (entry->precious) ++stats.dram_only_evictions;
   Unlink(entry);
-  Remember(entry->id, MissReason::kEvicted);
+  Gone(*entry, MissReason::kEvicted);
 }
 
 void Store::Core::Unlink(const EntryPtr& entry) {
@@ -169,7 +170,11 @@ void Store::Core::Unlink(const EntryPtr& entry) {
   }
 }
 
-void Store::Core::Remember(const PlaneId& id, MissReason reason) { history.Record(id, reason, NowUnixUs()); }
+void Store::Core::Gone(const Entry& entry, MissReason reason) {
+  const int64_t now = NowUnixUs();
+  history.Record(entry.id, reason, now);
+  events.Removed(entry.id, reason, entry.meta.tenant, now);
+}
 
 void Store::Core::LruInsert(const EntryPtr& entry) {
   if (entry->in_lru || entry->dead || entry->pins > 0 || !entry->extent) return;
@@ -269,7 +274,7 @@ void Store::Core::NoteSsdDrops(std::span<const SsdDropped> dropped) {
     if (wrong) ++stats.checksum_failures;
     if (entry->extent) continue;  // DRAM still has it (or is just getting it).
     Unlink(entry);
-    Remember(gone.id, evicted ? MissReason::kEvicted : wrong ? MissReason::kChecksum : MissReason::kDiskLost);
+    Gone(*entry, evicted ? MissReason::kEvicted : wrong ? MissReason::kChecksum : MissReason::kDiskLost);
   }
 }
 

@@ -15,6 +15,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/random/random.h"
 #include "absl/synchronization/mutex.h"
+#include "kvstore/event_log.h"
 #include "kvstore/slab.h"
 #include "kvstore/store.h"
 
@@ -75,7 +76,11 @@ class Rate {
 class Store::Core {
  public:
   Core(StoreOptions o, std::span<std::byte> memory)
-      : options(std::move(o)), slab_memory(memory), slab(memory.size()), history(options.history_planes) {}
+      : options(std::move(o)),
+        slab_memory(memory),
+        events(options.event_log_events),
+        slab(memory.size()),
+        history(options.history_planes) {}
 
   absl::Status CheckBatch(size_t n) const;
   absl::StatusOr<absl::Duration> CheckTtl(absl::Duration ttl) const;
@@ -89,7 +94,8 @@ class Store::Core {
   void EvictFromDram(const EntryPtr& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   // Takes it out of the index; its DRAM bytes are freed now or with the last pin.
   void Unlink(const EntryPtr& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
-  void Remember(const PlaneId& id, MissReason reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // The plane is no longer stored: history and events say so.
+  void Gone(const Entry& entry, MissReason reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void Pin(const EntryPtr& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void Unpin(const EntryPtr& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void Touch(const EntryPtr& entry, uint64_t tick, size_t place) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
@@ -105,6 +111,7 @@ class Store::Core {
 
   StoreOptions options;  // Unchanged after Open.
   const std::span<std::byte> slab_memory;
+  EventLog events;
   // Guards everything below. Held for memory operations only: never across disk I/O, checksums or waits (but absl's
   // Await, which lets go).
   absl::Mutex mu;

@@ -19,7 +19,8 @@ struct FreeDeleter {
 
 }  // namespace
 
-absl::StatusOr<std::vector<BlockInfo>> Store::Lookup(std::span<const pod::BlockKey> keys, absl::string_view tenant) {
+absl::StatusOr<std::vector<BlockInfo>> Store::Lookup(std::span<const pod::BlockKey> keys, absl::string_view tenant,
+                                                     LookupMode mode) {
   Core& c = *core_;
   PERIGEE_RETURN_IF_ERROR(c.CheckBatch(keys.size()));
   std::vector<BlockInfo> out(keys.size());
@@ -41,6 +42,11 @@ absl::StatusOr<std::vector<BlockInfo>> Store::Lookup(std::span<const pod::BlockK
              .payload_bytes = bytes,
              .estimated_fetch_us = c.dram_rate.EstimateUs(bytes) + (in_dram ? 0 : c.ssd_rate.EstimateUs(bytes))});
       }
+    }
+    const auto distant = [](const FoundPlane& plane) { return plane.kind == pod::PlaneKind::kDistant; };
+    if (mode == LookupMode::kPrefix && std::none_of(out[i].planes.begin(), out[i].planes.end(), distant)) {
+      out.resize(i + 1);
+      break;
     }
   }
   return out;
@@ -150,9 +156,7 @@ absl::StatusOr<Lease> Store::Acquire(std::span<const PlaneId> planes, absl::Dura
         spdlog::error("quarantined: {}", std::string(l.header.status().message()));
       }
       if (!entry->dead) {
-        c.Remember(entry->id, evicted      ? MissReason::kEvicted
-                              : unreadable ? MissReason::kDiskLost
-                                           : MissReason::kChecksum);
+        c.Gone(*entry, evicted ? MissReason::kEvicted : unreadable ? MissReason::kDiskLost : MissReason::kChecksum);
       }
       c.Unlink(entry);
     }
@@ -286,7 +290,7 @@ CorruptReport Store::ReportCorrupt(const PlaneId& id) {
         fresh->last_used_unix_us = entry->last_used_unix_us;
         c.index[id] = std::move(fresh);
       } else {
-        c.Remember(id, MissReason::kChecksum);
+        c.Gone(*entry, MissReason::kChecksum);
       }
     }
     report.still_stored = c.Find(id) != nullptr;

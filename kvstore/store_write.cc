@@ -246,6 +246,7 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
     c.index[p.id] = entry;
     c.LruInsert(entry);
     c.stats.committed_bytes += p.payload_bytes;
+    c.events.Stored(p.id, p.payload_bytes, entry->meta.tenant, created);
   }
   return out;
 }
@@ -283,7 +284,7 @@ absl::StatusOr<uint32_t> Store::Delete(std::span<const pod::BlockKey> keys) {
         if (entry == nullptr) continue;
         if (entry->ssd) stored.push_back({entry->id, *entry->ssd});
         c.Unlink(entry);
-        c.Remember(entry->id, MissReason::kDeleted);
+        c.Gone(*entry, MissReason::kDeleted);
         ++deleted;
       }
     }

@@ -129,6 +129,48 @@ TEST(Client, WritesAndReadsBackAndPayloadDoesNotCrossGrpc) {
   EXPECT_EQ(ReadAll(**client, std::span(planes).first(1)).code(), absl::StatusCode::kNotFound);
 }
 
+TEST(Client, FollowsTheStoresEventsAndIsToldWhenItCannot) {
+  const auto engine = MakeEngine();
+  auto server = StoreServer::Start(LocalOptions());
+  ASSERT_TRUE(server.ok()) << server.status();
+  auto client = StoreClient::Connect((*server)->address(), engine.get(), {});
+  ASSERT_TRUE(client.ok()) << client.status();
+  auto first = (*client)->ReadEvents(0, 0, absl::Seconds(5));
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_TRUE(first->page.gap) << "who knows nothing lists";
+  EXPECT_EQ(first->epoch, (*server)->epoch());
+
+  const std::vector<TestPlane> planes = {MakePlane(1, 5000), MakePlane(2, 100)};
+  std::thread writer([&] { EXPECT_TRUE(WriteAll(**client, planes).ok()); });
+  uint64_t after = first->page.up_to;
+  std::vector<Event> seen;
+  const absl::Time limit = absl::Now() + absl::Seconds(20);
+  while (seen.size() < 2 && absl::Now() < limit) {
+    const auto events = (*client)->ReadEvents(first->epoch, after, absl::Seconds(5));
+    ASSERT_TRUE(events.ok()) << events.status();
+    EXPECT_FALSE(events->page.gap);
+    after = events->page.up_to;
+    seen.insert(seen.end(), events->page.events.begin(), events->page.events.end());
+  }
+  writer.join();
+  ASSERT_EQ(seen.size(), 2u);
+  EXPECT_EQ(seen[0].id, planes[0].id);
+  EXPECT_EQ(seen[1].payload_bytes, 100u);
+  EXPECT_TRUE((*client)->ReadEvents(first->epoch + 1, after, absl::Seconds(5))->page.gap) << "another start's number";
+
+  const auto prefix =
+      (*client)->Lookup(std::vector{planes[0].id.key, MakePlane(9, 1).id.key, planes[1].id.key}, LookupMode::kPrefix);
+  ASSERT_TRUE(prefix.ok()) << prefix.status();
+  EXPECT_EQ(prefix->blocks.size(), 2u);
+
+  // A reader that waits does not hold up the store's end.
+  std::thread waiting([&] { (*client)->ReadEvents(first->epoch, after, absl::Seconds(10)).IgnoreError(); });
+  const absl::Time start = absl::Now();
+  (*server)->Shutdown();
+  EXPECT_LT(absl::Now() - start, absl::Seconds(8));
+  waiting.join();
+}
+
 TEST(Client, LearnsThatAPlaneIsLostWithItsDisk) {
   TempFolder folder;
   const TestPlane plane = MakePlane(1, 9000);

@@ -52,6 +52,46 @@ TEST_F(StoreTest, APlaneExistsOnlyAfterCommit) {
       << "committed twice";
 }
 
+TEST_F(StoreTest, EventsTellWhatComesAndGoesAndWhy) {
+  EXPECT_TRUE(store_->events().Read(0, 10, "", absl::InfinitePast()).events.empty());
+  for (uint64_t i = 0; i < 17; ++i) ASSERT_TRUE(Write(*store_, MakePlane(i, 4096)).ok());  // one more than fit
+  ASSERT_EQ(*store_->Delete({&MakePlane(5, 1).id.key, 1}), 1u);
+  const EventPage page = store_->events().Read(0, 100, "", absl::InfinitePast());
+  ASSERT_EQ(page.events.size(), 19u);
+  for (uint64_t i = 0; i < 16; ++i) {
+    EXPECT_EQ(page.events[i].kind, EventKind::kStored);
+    EXPECT_EQ(page.events[i].id, MakePlane(i, 4096).id);
+    EXPECT_EQ(page.events[i].payload_bytes, 4096u);
+  }
+  EXPECT_EQ(page.events[16].kind, EventKind::kRemoved);
+  EXPECT_EQ(page.events[16].id, MakePlane(0, 4096).id);
+  EXPECT_EQ(page.events[16].reason, MissReason::kEvicted);
+  EXPECT_EQ(page.events[17].id, MakePlane(16, 4096).id);
+  EXPECT_EQ(page.events[18].id, MakePlane(5, 4096).id);
+  EXPECT_EQ(page.events[18].reason, MissReason::kDeleted);
+}
+
+TEST_F(StoreTest, APrefixLookupEndsWithTheFirstBlockThatIsNotThereAndSaysWhy) {
+  std::vector<pod::BlockKey> chain;
+  for (uint64_t i = 0; i < 6; ++i) {
+    const TestPlane p = MakePlane(i, 4096);
+    chain.push_back(p.id.key);
+    if (i != 4) ASSERT_TRUE(Write(*store_, p).ok());
+  }
+  ASSERT_EQ(*store_->Delete({&chain[2], 1}), 1u);
+  const auto prefix = store_->Lookup(chain, "", LookupMode::kPrefix);
+  ASSERT_TRUE(prefix.ok());
+  ASSERT_EQ(prefix->size(), 3u);
+  EXPECT_EQ((*prefix)[0].planes.size(), 1u);
+  EXPECT_EQ((*prefix)[1].planes.size(), 1u);
+  EXPECT_TRUE((*prefix)[2].planes.empty());
+  ASSERT_FALSE((*prefix)[2].misses.empty());
+  EXPECT_EQ((*prefix)[2].misses[0].miss.reason, MissReason::kDeleted);
+  EXPECT_EQ(store_->Lookup(chain, "")->size(), 6u);
+  EXPECT_EQ(store_->Lookup({}, "", LookupMode::kPrefix)->size(), 0u);
+  EXPECT_EQ(store_->Lookup(std::span(chain).first(2), "", LookupMode::kPrefix)->size(), 2u);
+}
+
 TEST_F(StoreTest, ReserveIsAllOrNothing) {
   std::vector<PlaneRequest> many;
   for (uint64_t i = 0; i < 17; ++i) many.push_back(MakePlane(i, 4096).request());

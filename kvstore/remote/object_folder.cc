@@ -19,7 +19,6 @@
 #include "base/file.h"
 #include "base/status.h"
 #include "kvstore/remote/remote_object.h"
-#include "kvstore/segment_file.h"
 
 namespace perigee::kvstore {
 namespace {
@@ -33,6 +32,14 @@ constexpr uint64_t kFullBytes = uint64_t{64} << 20;
 absl::Status MakeFolder(const std::string& path) {
   if (::mkdir(path.c_str(), 0777) == 0 || errno == EEXIST) return absl::OkStatus();
   return ErrnoStatus("create folder", path, errno);
+}
+
+// Makes creations, renames and unlinks in a folder durable.
+absl::Status SyncFolder(const std::string& path) {
+  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd) return ErrnoStatus("open", path, errno);
+  if (::fsync(fd.get()) != 0) return ErrnoStatus("fsync", path, errno);
+  return absl::OkStatus();
 }
 
 // Reads until `bytes` or the file's end.
@@ -134,7 +141,7 @@ absl::StatusOr<PutOutcome> ObjectFolder::Write(const PlaneId& id, std::span<cons
   const std::string path = PathOf(id), fan_out = FanOut(id);
   if (::access(path.c_str(), F_OK) == 0) {
     // Its writer may not have come to this yet.
-    PERIGEE_RETURN_IF_ERROR(SyncDirectory(fan_out));
+    PERIGEE_RETURN_IF_ERROR(SyncFolder(fan_out));
     return PutOutcome::kAlreadyStored;
   }
   static const uint64_t process = std::random_device()() | uint64_t{std::random_device()()} << 32;
@@ -150,7 +157,7 @@ absl::StatusOr<PutOutcome> ObjectFolder::Write(const PlaneId& id, std::span<cons
     if (errno != ENOENT) return Failure("rename to", path, errno);
     // The first plane of its fan-out. One level only: nothing is made where the share is not mounted.
     if (::mkdir(fan_out.c_str(), 0777) != 0 && errno != EEXIST) return Failure("create folder", fan_out, errno);
-    PERIGEE_RETURN_IF_ERROR(SyncDirectory(root_));
+    PERIGEE_RETURN_IF_ERROR(SyncFolder(root_));
     if (::rename(temporary.c_str(), path.c_str()) != 0) return Failure("rename to", path, errno);
     return absl::OkStatus();
   };
@@ -159,7 +166,7 @@ absl::StatusOr<PutOutcome> ObjectFolder::Write(const PlaneId& id, std::span<cons
     ::unlink(temporary.c_str());
     return stored;
   }
-  PERIGEE_RETURN_IF_ERROR(SyncDirectory(fan_out));
+  PERIGEE_RETURN_IF_ERROR(SyncFolder(fan_out));
   return PutOutcome::kStored;
 }
 
@@ -199,7 +206,7 @@ absl::StatusOr<ObjectFolder::Parts> ObjectFolder::ReadParts(const PlaneId& id, u
 absl::Status ObjectFolder::Remove(const PlaneId& id) const {
   const std::string path = PathOf(id);
   if (::unlink(path.c_str()) != 0) return Failure("remove", path, errno);
-  return SyncDirectory(FanOut(id));
+  return SyncFolder(FanOut(id));
 }
 
 absl::StatusOr<RemoteListPage> ObjectFolder::List(const std::string& page_token, size_t max_planes) const {

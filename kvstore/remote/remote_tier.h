@@ -1,7 +1,7 @@
 // The remote tier: planes kept by an engine outside the store's nodes, so that they outlive them.
 //
 // A backend holds immutable objects named by a PlaneId under a prefix of the store's. An object is one record, the same
-// bytes as in a segment file (kvstore/segment_record.h; docs/formats.md, section 6.4), so every backend checks the same
+// bytes as in a segment file (kvstore/ssd/segment_record.h; docs/formats.md, section 6.4), so every backend checks the same
 // way: what Get delivers has matched the record's head and the plane header's CRC32C, and anything else is DATA_LOSS.
 //
 // Operations. A call that returns an id has begun; `done` is then called exactly once, on one of the tier's threads,
@@ -41,7 +41,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "kvstore/plane_id.h"
-#include "kvstore/segment_record.h"
+#include "kvstore/ssd/segment_record.h"
 
 namespace perigee::kvstore {
 

@@ -241,8 +241,7 @@ uint64_t ExtentSlab::largest_free_bytes() const {
 }
 
 double ExtentSlab::fragmentation() const {
-  return free_bytes() == 0 ? 0.0
-                           : 1.0 - static_cast<double>(largest_free_bytes()) / static_cast<double>(free_bytes());
+  return free_bytes() == 0 ? 0.0 : 1.0 - static_cast<double>(largest_free_bytes()) / static_cast<double>(free_bytes());
 }
 
 uint64_t ExtentSlab::MemoryBytes() const {

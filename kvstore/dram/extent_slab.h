@@ -1,8 +1,8 @@
 // Hands out page-aligned extents of one range of memory, in constant time: no search that grows with the number of
 // extents, no allocation per extent. Knows offsets only and never touches the bytes, which peers may write.
 //
-// TLSF (Masmano, Ripoll, Crespo, Real: TLSF: a new dynamic memory allocator for real-time systems, 2004): a list of free
-// extents per size class, bitmaps to find the next list that is not empty, immediate coalescing. Two things are
+// TLSF (Masmano, Ripoll, Crespo, Real: TLSF: a new dynamic memory allocator for real-time systems, 2004): a list of
+// free extents per size class, bitmaps to find the next list that is not empty, immediate coalescing. Two things are
 // different. The bookkeeping lies outside of the memory, in nodes of 32 bytes with 32-bit names. And there are 2048
 // classes to an octave where TLSF has 32: up to 16 MiB a class is one exact size, so what is found is the best fit, and
 // a freed plane's place fits the next plane of its size (with classes of several sizes it would be passed over); above,
@@ -89,9 +89,10 @@ class ExtentSlab {
   enum class Use : uint8_t { kUnused = 0, kFree, kTaken, kRun, kSmall };
   struct Node {  // 32 bytes
     uint32_t page = 0, pages = 0;
-    Handle before = kNone, after = kNone;  // Neighbours in memory (kSmall: `before` is its run, `after` its place in it).
-    Handle newer = kNone, older = kNone;   // Of its class (kFree), of runs with room for its size (kRun), of kUnused.
-    uint32_t slack_bytes = 0;              // kTaken, kSmall: pages beyond what was asked for. kRun: its entry in runs.
+    Handle before = kNone,
+           after = kNone;  // Neighbours in memory (kSmall: `before` is its run, `after` its place in it).
+    Handle newer = kNone, older = kNone;  // Of its class (kFree), of runs with room for its size (kRun), of kUnused.
+    uint32_t slack_bytes = 0;             // kTaken, kSmall: pages beyond what was asked for. kRun: its entry in runs.
     Use use = Use::kUnused;
   };
   static_assert(sizeof(Node) == 32);

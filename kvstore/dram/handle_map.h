@@ -1,10 +1,10 @@
 // Internal to the tier: from 64-bit hashes to 32-bit handles, for tens of millions of them. The handle's owner compares
 // keys; the map keeps half of the hash, so that a wrong candidate costs a look in four billion.
 //
-// Why not one of Abseil's tables: a flat_hash_set of handles must hash every key again when it grows, and at ten million
-// planes the call that happens to grow it holds the store's lock for a second. Here the hash is kept, and the table is
-// kShards tables that grow apart, each by a quarter: the longest pause is a copy of a few hundred KB. And a look-up
-// touches one cache line before the entry's own, where a flat_hash_set touches two.
+// Why not one of Abseil's tables: a flat_hash_set of handles must hash every key again when it grows, and at ten
+// million planes the call that happens to grow it holds the store's lock for a second. Here the hash is kept, and the
+// table is kShards tables that grow apart, each by a quarter: the longest pause is a copy of a few hundred KB. And a
+// look-up touches one cache line before the entry's own, where a flat_hash_set touches two.
 //
 // Linear probing from the place hash * capacity / 2^32 on, deletion by shifting back: no tombstones, between 0.7 and
 // 7/8 full once grown. Hashes must be good in all bits. Not thread-safe.
@@ -92,7 +92,9 @@ class HandleMap {
   };
 
   static uint32_t TagOf(uint64_t hash) { return static_cast<uint32_t>(hash); }
-  static uint32_t Home(uint32_t tag, uint32_t capacity) { return static_cast<uint32_t>(uint64_t{tag} * capacity >> 32); }
+  static uint32_t Home(uint32_t tag, uint32_t capacity) {
+    return static_cast<uint32_t>(uint64_t{tag} * capacity >> 32);
+  }
   static uint32_t Next(uint32_t i, uint32_t capacity) { return i + 1 == capacity ? 0 : i + 1; }
   Shard& ShardOf(uint64_t hash) { return shards_[(hash >> 32) % kShards]; }
   const Shard& ShardOf(uint64_t hash) const { return shards_[(hash >> 32) % kShards]; }

@@ -48,12 +48,12 @@ class HeaderArena {
   // A place holds a length and then the header; a free one the number of the next free one.
   struct Chunk {
     std::byte* memory = nullptr;
-    std::unique_ptr<std::byte[]> own;           // kLarge: its memory.
-    uint32_t units = 0;                         // Of a place: its class.
-    uint32_t live = 0;                          // Places in use.
-    uint32_t cut = 0;                           // Units ever handed out since it got its class.
-    uint32_t free_unit = kNone;                 // Its free places, a list.
-    uint32_t newer = kNone, older = kNone;      // Among the chunks of its class with room; of unused chunks.
+    std::unique_ptr<std::byte[]> own;       // kLarge: its memory.
+    uint32_t units = 0;                     // Of a place: its class.
+    uint32_t live = 0;                      // Places in use.
+    uint32_t cut = 0;                       // Units ever handed out since it got its class.
+    uint32_t free_unit = kNone;             // Its free places, a list.
+    uint32_t newer = kNone, older = kNone;  // Among the chunks of its class with room; of unused chunks.
   };
 
   uint32_t NewChunk();

@@ -57,9 +57,7 @@ struct PlaneEntry {
   uint64_t payload_bytes = 0;
 
   bool Is(PlaneFlag flag) const { return (flags & flag) != 0; }
-  void Set(PlaneFlag flag, bool on = true) {
-    flags = static_cast<uint8_t>(on ? flags | flag : flags & ~flag);
-  }
+  void Set(PlaneFlag flag, bool on = true) { flags = static_cast<uint8_t>(on ? flags | flag : flags & ~flag); }
   uint64_t extent_offset() const { return extent_page * kPageBytes; }
   // In whole milliseconds, rounded down.
   void SetLastUsed(int64_t unix_us) {

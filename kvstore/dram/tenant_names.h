@@ -72,7 +72,7 @@ class TenantNames {
     std::string name;
     uint64_t uses = 0;
   };
-  std::deque<Tenant> tenants_ = std::deque<Tenant>(1);         // Names that views point into do not move.
+  std::deque<Tenant> tenants_ = std::deque<Tenant>(1);        // Names that views point into do not move.
   absl::flat_hash_map<absl::string_view, TenantId> numbers_;  // Views of tenants_' names.
   std::vector<TenantId> unused_;
 };

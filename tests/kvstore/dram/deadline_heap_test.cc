@@ -25,7 +25,9 @@ TEST(DeadlineHeap, TakesInOrderWhateverIsAddedMovedAndCancelled) {
       live.erase(id);
       std::erase(ids, id);
     };
-    const auto time = [&] { return now + static_cast<int64_t>(random() % static_cast<uint64_t>(spread)) - spread / 10; };
+    const auto time = [&] {
+      return now + static_cast<int64_t>(random() % static_cast<uint64_t>(spread)) - spread / 10;
+    };
     for (int step = 0; step < 8000; ++step) {
       const bool grow = step / 2000 % 2 == 0;
       switch (random() % (grow ? 5 : 8)) {

@@ -40,7 +40,7 @@ TEST(PlaneTable, RandomUseAgreesWithAMap) {
       std::optional<SsdRecord> ssd;
       Extent extent;
     };
-    std::map<PlaneId, Known> oracle;                  // In the index.
+    std::map<PlaneId, Known> oracle;                   // In the index.
     std::vector<std::pair<PlaneId, Known>> lingering;  // Unlinked and pinned.
     std::map<std::string, uint64_t> tenant_uses;
     const auto check = [&](const PlaneId& name, const Known& k) {
@@ -52,9 +52,7 @@ TEST(PlaneTable, RandomUseAgreesWithAMap) {
       ASSERT_EQ(table.ExtentOf(k.id), k.extent);
     };
     // Few names, so that the same ones come again, of all three kinds.
-    const auto some_name = [&] {
-      return Name(random() % 900, pod::kPlaneKinds[random() % 3]);
-    };
+    const auto some_name = [&] { return Name(random() % 900, pod::kPlaneKinds[random() % 3]); };
     for (int step = 0; step < 30000; ++step) {
       const PlaneId name = some_name();
       const auto it = oracle.find(name);

@@ -1,4 +1,5 @@
 // One table of millions of planes beside a plain hash map.
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -55,6 +56,13 @@ uint64_t ResidentBytes() {
   return resident * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
 }
 
+// How often another thread was given this one's processor.
+long Preempted() {
+  rusage usage;
+  getrusage(RUSAGE_THREAD, &usage);
+  return usage.ru_nivcsw;
+}
+
 struct Fill {
   double seconds = 0, longest_us = 0;
   uint64_t resident_bytes = 0;
@@ -65,10 +73,16 @@ Fill FillWith(uint32_t planes, Insert insert) {
   const uint64_t before = ResidentBytes();
   const Stopwatch all;
   double last = 0;
+  long preempted = Preempted();
   for (uint64_t n = 0; n < planes; ++n) {
     insert(n);
     const double now = all.seconds();
-    fill.longest_us = std::max(fill.longest_us, 1e6 * (now - last));
+    if (1e6 * (now - last) > std::max(fill.longest_us, 20.0)) {
+      // Was it the insert, or did another process have the processor?
+      const long others = Preempted();
+      if (others == preempted) fill.longest_us = 1e6 * (now - last);
+      preempted = others;
+    }
     last = now;
   }
   fill.seconds = all.seconds();
@@ -109,7 +123,7 @@ class TableBench {
     Add("insert", million / ours.seconds, "M/s", million / theirs.seconds, Better::kMore, "",
         "absl::flat_hash_map<PlaneId, Entry>, not reserved; the clock is read after every insert, on both sides");
     Add("insert_longest", ours.longest_us, "us", theirs.longest_us, Better::kLess, "",
-        "the longest single insert: the flat_hash_map grows as a whole");
+        "the longest single insert during which nobody else had the processor: the flat_hash_map grows as a whole");
     AcquireRows();
   }
 

@@ -38,7 +38,7 @@ ExtentSlab::Handle ExtentSlab::NewNode() {
 }
 
 void ExtentSlab::DropNode(Handle h) {
-  nodes_[h].use = Use::kUnused;
+  nodes_[h].SetUse(Use::kUnused);
   nodes_[h].older = unused_nodes_;
   unused_nodes_ = h;
 }
@@ -46,11 +46,14 @@ void ExtentSlab::DropNode(Handle h) {
 void ExtentSlab::LinkFree(Handle h) {
   Node& n = nodes_[h];
   const uint32_t c = ClassOf(n.pages);
-  n.use = Use::kFree;
   n.newer = kNone;
   n.older = newest_free_[c];
   newest_free_[c] = h;
-  n.older == kNone ? classes_.Insert(c) : void(nodes_[n.older].newer = h);
+  if (n.older == kNone) {
+    classes_.Insert(c);
+  } else {
+    nodes_[n.older].newer = h;
+  }
   ++free_pieces_;
 }
 
@@ -112,7 +115,7 @@ ExtentSlab::Handle ExtentSlab::TakePages(uint32_t pages, Use use) {
     }
     LinkFree(rest);
   }
-  nodes_[h].use = use;
+  nodes_[h].SetUse(use);
   free_pages_ -= pages;
   return h;
 }
@@ -120,7 +123,7 @@ ExtentSlab::Handle ExtentSlab::TakePages(uint32_t pages, Use use) {
 void ExtentSlab::GivePages(Handle h) {
   Node& n = nodes_[h];
   free_pages_ += n.pages;
-  if (const Handle before = n.before; before != kNone && nodes_[before].use == Use::kFree) {
+  if (const Handle before = n.before; before != kNone && nodes_[before].use() == Use::kFree) {
     UnlinkFree(before);
     n.page = nodes_[before].page;
     n.pages += nodes_[before].pages;
@@ -128,7 +131,7 @@ void ExtentSlab::GivePages(Handle h) {
     if (n.before != kNone) nodes_[n.before].after = h;
     DropNode(before);
   }
-  if (const Handle after = n.after; after != kNone && nodes_[after].use == Use::kFree) {
+  if (const Handle after = n.after; after != kNone && nodes_[after].use() == Use::kFree) {
     UnlinkFree(after);
     n.pages += nodes_[after].pages;
     n.after = nodes_[after].after;
@@ -138,43 +141,57 @@ void ExtentSlab::GivePages(Handle h) {
   LinkFree(h);
 }
 
+void ExtentSlab::LinkRun(uint32_t run) {
+  Run& r = run_list_[run];
+  r.newer = kNone;
+  r.older = open_runs_[r.pages];
+  if (r.older != kNone) run_list_[r.older].newer = run;
+  open_runs_[r.pages] = run;
+}
+
+void ExtentSlab::UnlinkRun(uint32_t run) {
+  const Run& r = run_list_[run];
+  (r.newer == kNone ? open_runs_[r.pages] : run_list_[r.newer].older) = r.older;
+  if (r.older != kNone) run_list_[r.older].newer = r.newer;
+}
+
+uint32_t ExtentSlab::NewRun(uint32_t pages) {
+  const Handle node = TakePages(kRunPages, Use::kRun);
+  if (node == kNone) return kNone;
+  uint32_t run = unused_runs_;
+  if (run != kNone) {
+    unused_runs_ = run_list_[run].older;
+  } else {
+    run = runs_end_++;
+    run_list_.GrowTo(run);
+  }
+  nodes_[node].older = run;
+  const uint32_t places = kRunPages / pages;
+  Run& r = run_list_[run] = Run{};
+  r.node = node;
+  r.pages = static_cast<uint16_t>(pages);
+  for (uint32_t i = 0; i < places; ++i) r.free_places[i / 64] |= uint64_t{1} << i % 64;
+  LinkRun(run);
+  run_free_pages_ += places * pages;
+  internal_bytes_ += (kRunPages - places * pages) * kPageBytes;
+  ++runs_;
+  return run;
+}
+
 ExtentSlab::Handle ExtentSlab::AllocateSmall(uint32_t pages) {
-  Handle run = open_runs_[pages];
-  if (run == kNone) {
-    run = TakePages(kRunPages, Use::kRun);
-    if (run == kNone) return kNone;
-    uint32_t s = unused_run_states_;
-    if (s != kNone) {
-      unused_run_states_ = run_states_[s].next_unused;
-    } else {
-      s = run_states_end_++;
-      run_states_.GrowTo(s);
-    }
-    const uint32_t places = kRunPages / pages;
-    Run& state = run_states_[s] = Run{};
-    state.extent_pages = static_cast<uint16_t>(pages);
-    for (uint32_t i = 0; i < places; ++i) state.free_places[i / 64] |= uint64_t{1} << i % 64;
-    nodes_[run].slack_bytes = s;
-    nodes_[run].newer = nodes_[run].older = kNone;
-    open_runs_[pages] = run;
-    run_free_pages_ += places * pages;
-    internal_bytes_ += (kRunPages - places * pages) * kPageBytes;
-    ++runs_;
-  }
-  Run& state = run_states_[nodes_[run].slack_bytes];
+  const uint32_t run = open_runs_[pages] != kNone ? open_runs_[pages] : NewRun(pages);
+  if (run == kNone) return kNone;
+  Run& r = run_list_[run];
   uint32_t word = 0;
-  while (state.free_places[word] == 0) ++word;
-  const uint32_t place = word * 64 + static_cast<uint32_t>(std::countr_zero(state.free_places[word]));
-  state.free_places[word] &= state.free_places[word] - 1;
-  if (++state.live == kRunPages / pages) {  // Full. It was the newest.
-    open_runs_[pages] = nodes_[run].older;
-    if (open_runs_[pages] != kNone) nodes_[open_runs_[pages]].newer = kNone;
-  }
+  while (r.free_places[word] == 0) ++word;
+  const uint32_t place = word * 64 + static_cast<uint32_t>(std::countr_zero(r.free_places[word]));
+  r.free_places[word] &= r.free_places[word] - 1;
+  if (++r.live == kRunPages / pages) UnlinkRun(run);
   run_free_pages_ -= pages;
   const Handle h = NewNode();
   Node& n = nodes_[h];
-  n.use = Use::kSmall;
-  n.page = nodes_[run].page + place * pages;
+  n.SetUse(Use::kSmall);
+  n.page = nodes_[r.node].page + place * pages;
   n.pages = pages;
   n.before = run;
   n.after = place;
@@ -182,29 +199,22 @@ ExtentSlab::Handle ExtentSlab::AllocateSmall(uint32_t pages) {
 }
 
 void ExtentSlab::FreeSmall(Handle h) {
-  const Handle run = nodes_[h].before;
-  const uint32_t place = nodes_[h].after, pages = nodes_[h].pages, places = kRunPages / pages;
+  const uint32_t run = nodes_[h].before, place = nodes_[h].after;
   DropNode(h);
-  Node& r = nodes_[run];
-  Run& state = run_states_[r.slack_bytes];
-  assert((state.free_places[place / 64] >> place % 64 & 1) == 0);
-  state.free_places[place / 64] |= uint64_t{1} << place % 64;
+  Run& r = run_list_[run];
+  const uint32_t pages = r.pages, places = kRunPages / pages;
+  assert((r.free_places[place / 64] >> place % 64 & 1) == 0);
+  r.free_places[place / 64] |= uint64_t{1} << place % 64;
   run_free_pages_ += pages;
-  if (state.live-- == places) {  // Was full.
-    r.newer = kNone;
-    r.older = open_runs_[pages];
-    if (r.older != kNone) nodes_[r.older].newer = run;
-    open_runs_[pages] = run;
-  }
-  if (state.live > 0) return;
-  (r.newer == kNone ? open_runs_[pages] : nodes_[r.newer].older) = r.older;
-  if (r.older != kNone) nodes_[r.older].newer = r.newer;
-  state.next_unused = unused_run_states_;
-  unused_run_states_ = r.slack_bytes;
+  if (r.live-- == places) LinkRun(run);
+  if (r.live > 0) return;
+  UnlinkRun(run);
   run_free_pages_ -= places * pages;
   internal_bytes_ -= (kRunPages - places * pages) * kPageBytes;
   --runs_;
-  GivePages(run);
+  GivePages(r.node);
+  r.older = unused_runs_;
+  unused_runs_ = run;
 }
 
 std::optional<Extent> ExtentSlab::Allocate(uint64_t bytes) {
@@ -215,8 +225,8 @@ std::optional<Extent> ExtentSlab::Allocate(uint64_t bytes) {
   if (h == kNone) h = TakePages(pages, Use::kTaken);
   if (h == kNone) return std::nullopt;
   Node& n = nodes_[h];
-  n.slack_bytes = static_cast<uint32_t>(pages * kPageBytes - bytes);
-  internal_bytes_ += n.slack_bytes;
+  n.older = static_cast<uint32_t>(pages * kPageBytes - bytes);
+  internal_bytes_ += n.older;
   ++extents_;
   return Extent{h, n.page};
 }
@@ -224,10 +234,15 @@ std::optional<Extent> ExtentSlab::Allocate(uint64_t bytes) {
 bool ExtentSlab::Free(Extent extent) {
   if (extent.node >= nodes_end_) return false;
   const Node& n = nodes_[extent.node];
-  if (n.page != extent.page || (n.use != Use::kTaken && n.use != Use::kSmall)) return false;
-  internal_bytes_ -= n.slack_bytes;
+  const Use use = n.use();
+  if (n.page != extent.page || (use != Use::kTaken && use != Use::kSmall)) return false;
+  internal_bytes_ -= n.older;
   --extents_;
-  n.use == Use::kSmall ? FreeSmall(extent.node) : GivePages(extent.node);
+  if (use == Use::kSmall) {
+    FreeSmall(extent.node);
+  } else {
+    GivePages(extent.node);
+  }
   return true;
 }
 
@@ -245,7 +260,7 @@ double ExtentSlab::fragmentation() const {
 }
 
 uint64_t ExtentSlab::MemoryBytes() const {
-  return sizeof(*this) + nodes_.memory_bytes() + run_states_.memory_bytes() + newest_free_.capacity() * sizeof(Handle) +
+  return sizeof(*this) + nodes_.memory_bytes() + run_list_.memory_bytes() + newest_free_.capacity() * sizeof(Handle) +
          classes_.MemoryBytes();
 }
 

@@ -3,7 +3,7 @@
 //
 // TLSF (Masmano, Ripoll, Crespo, Real: TLSF: a new dynamic memory allocator for real-time systems, 2004): a list of
 // free extents per size class, bitmaps to find the next list that is not empty, immediate coalescing. Two things are
-// different. The bookkeeping lies outside of the memory, in nodes of 32 bytes with 32-bit names. And there are 2048
+// different. The bookkeeping lies outside of the memory, in nodes of 24 bytes with 32-bit names. And there are 2048
 // classes to an octave where TLSF has 32: up to 16 MiB a class is one exact size, so what is found is the best fit, and
 // a freed plane's place fits the next plane of its size (with classes of several sizes it would be passed over); above,
 // a class's sizes differ by 1/2048 at most. Costs 180 KB for 16 TiB.
@@ -86,20 +86,24 @@ class ExtentSlab {
   static constexpr uint32_t kRunPages = kRunBytes / kPageBytes;
   static constexpr int kLooks = 8;  // In a class whose extents may or may not be large enough.
 
-  enum class Use : uint8_t { kUnused = 0, kFree, kTaken, kRun, kSmall };
-  struct Node {  // 32 bytes
+  enum class Use : uint8_t { kUnused = 0, kTaken, kRun, kSmall, kFree };
+  struct Node {  // 24 bytes
     uint32_t page = 0, pages = 0;
-    Handle before = kNone,
-           after = kNone;  // Neighbours in memory (kSmall: `before` is its run, `after` its place in it).
-    Handle newer = kNone, older = kNone;  // Of its class (kFree), of runs with room for its size (kRun), of kUnused.
-    uint32_t slack_bytes = 0;             // kTaken, kSmall: pages beyond what was asked for. kRun: its entry in runs.
-    Use use = Use::kUnused;
+    Handle before = kNone, after = kNone;  // Neighbours in memory. kSmall: its run, its place there.
+    uint32_t newer = kFirstMark;           // kFree: of its class. Else a mark above all handles: the use.
+    uint32_t older =
+        kNone;  // kFree: of its class. kUnused: the next. kRun: the run. kTaken, kSmall: bytes not asked for.
+
+    Use use() const { return newer < kFirstMark || newer == kNone ? Use::kFree : static_cast<Use>(newer - kFirstMark); }
+    void SetUse(Use use) { newer = kFirstMark + static_cast<uint32_t>(use); }  // Not kFree.
   };
-  static_assert(sizeof(Node) == 32);
-  struct Run {  // 40 bytes
+  static constexpr uint32_t kFirstMark = 0xfffffff0;
+  static_assert(sizeof(Node) == 24);
+  struct Run {  // 48 bytes
     std::array<uint64_t, kRunPages / 64> free_places{};
-    uint16_t extent_pages = 0, live = 0;
-    uint32_t next_unused = kNone;
+    Handle node = kNone;
+    uint16_t pages = 0, live = 0;           // Per extent; extents.
+    uint32_t newer = kNone, older = kNone;  // Of the runs with room for its size; `older` of an unused one: the next.
   };
 
   static uint32_t ClassOf(uint32_t pages);
@@ -112,6 +116,9 @@ class ExtentSlab {
   // Cut to `pages`, in use; kNone.
   Handle TakePages(uint32_t pages, Use use);
   void GivePages(Handle h);
+  void LinkRun(uint32_t run);
+  void UnlinkRun(uint32_t run);
+  uint32_t NewRun(uint32_t pages);  // kNone: there is no room for one.
   Handle AllocateSmall(uint32_t pages);
   void FreeSmall(Handle h);
 
@@ -123,9 +130,9 @@ class ExtentSlab {
   Handle unused_nodes_ = kNone;
   std::vector<Handle> newest_free_;  // By class.
   BitTree classes_;                  // Which are not empty.
-  ChunkedArray<Run, 1 << 10> run_states_;
-  uint32_t run_states_end_ = 0, unused_run_states_ = kNone;
-  std::array<Handle, kSmallPages + 1> open_runs_;  // By pages per extent: the newest run with room.
+  ChunkedArray<Run, 1 << 10> run_list_;
+  uint32_t runs_end_ = 0, unused_runs_ = kNone;
+  std::array<uint32_t, kSmallPages + 1> open_runs_;  // By pages per extent: the newest run with room.
 };
 
 }  // namespace perigee::kvstore

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "kvstore/dram/huge_pages.h"
@@ -24,10 +25,13 @@ class ChunkedArray {
   const T& operator[](uint32_t i) const { return chunks_[i / kChunk][i % kChunk]; }
   // Makes room for element i.
   void GrowTo(uint32_t i) {
-    while (i / kChunk >= chunks_.size()) {
-      memory_.emplace_back(kBytes, kBytes % kHugePageBytes == 0);
-      chunks_.push_back(reinterpret_cast<T*>(memory_.back().data()));
-    }
+    while (i / kChunk >= chunks_.size()) Grow(NewChunk());
+  }
+  // The same in two steps, the slow one without touching the array.
+  static MappedMemory NewChunk() { return MappedMemory(kBytes, kBytes % kHugePageBytes == 0); }
+  void Grow(MappedMemory chunk) {
+    memory_.push_back(std::move(chunk));
+    chunks_.push_back(reinterpret_cast<T*>(memory_.back().data()));
   }
   uint64_t elements() const { return chunks_.size() * uint64_t{kChunk}; }
   uint64_t memory_bytes() const {

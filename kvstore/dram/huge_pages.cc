@@ -90,4 +90,11 @@ MappedMemory::~MappedMemory() {
   if (data_ != nullptr) munmap(data_, bytes_);
 }
 
+void MappedMemory::Populate() {
+  for (size_t i = 0; i < bytes_; i += kPageBytes) {
+    // Written, not read: a read would get the kernel's page of zeros.
+    *reinterpret_cast<volatile std::byte*>(data_ + i) = std::byte{0};
+  }
+}
+
 }  // namespace perigee::kvstore

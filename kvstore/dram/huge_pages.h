@@ -40,9 +40,14 @@ class MappedMemory {
  public:
   MappedMemory() = default;
   MappedMemory(size_t bytes, bool huge);
-  MappedMemory(MappedMemory&& other) noexcept : data_(other.data_), bytes_(other.bytes_) { other.data_ = nullptr; }
+  MappedMemory(MappedMemory&& other) noexcept : data_(other.data_), bytes_(other.bytes_) {
+    other.data_ = nullptr;
+    other.bytes_ = 0;
+  }
   MappedMemory& operator=(MappedMemory&&) = delete;
   ~MappedMemory();
+  // Has the kernel put pages behind all of it now, rather than when they are first touched.
+  void Populate();
 
   std::byte* data() const { return data_; }
   size_t bytes() const { return bytes_; }

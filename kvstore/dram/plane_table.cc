@@ -42,7 +42,7 @@ PlaneTable::Inserted PlaneTable::Insert(const PlaneId& name, const PlaneMeta& me
     id = id_end_++;
     entries_.GrowTo(id);
     details_.GrowTo(id);
-    if (id / 64 >= listed_.size()) listed_.resize(std::max<size_t>(listed_.size() * 2, id / 64 + 1));
+    listed_.GrowTo(id / 64);
   }
   PlaneEntry& entry = entries_[id] = PlaneEntry{};
   entry.id = name;
@@ -56,6 +56,22 @@ PlaneTable::Inserted PlaneTable::Insert(const PlaneId& name, const PlaneMeta& me
   listed_[id / 64] |= uint64_t{1} << id % 64;
   index_.Insert(hash, id);
   return {id, true};
+}
+
+bool PlaneTable::WantsRoom() const {
+  return free_ == kNoEntry && entries_.elements() < max_planes_ && id_end_ + kChunk / 2 >= entries_.elements();
+}
+
+PlaneTable::Room PlaneTable::MakeRoom() {
+  Room room{ChunkedArray<PlaneEntry, kChunk>::NewChunk(), ChunkedArray<PlaneDetails, kChunk>::NewChunk()};
+  room.entries.Populate();
+  room.details.Populate();
+  return room;
+}
+
+void PlaneTable::AddRoom(Room room) {
+  entries_.Grow(std::move(room.entries));
+  details_.Grow(std::move(room.details));
 }
 
 EntryId PlaneTable::Find(const PlaneId& name) const {
@@ -105,9 +121,9 @@ void PlaneTable::Free(EntryId id) {
 EntryId PlaneTable::NextFrom(EntryId from) const {
   if (from >= id_end_) return kNoEntry;
   uint64_t word = listed_[from / 64] & ~uint64_t{0} << from % 64;
-  for (size_t i = from / 64;;) {
-    if (word != 0) return static_cast<EntryId>(i * 64 + static_cast<size_t>(std::countr_zero(word)));
-    if (++i >= listed_.size()) return kNoEntry;
+  for (EntryId i = from / 64;;) {
+    if (word != 0) return i * 64 + static_cast<EntryId>(std::countr_zero(word));
+    if (++i * uint64_t{64} >= id_end_) return kNoEntry;
     word = listed_[i];
   }
 }
@@ -137,7 +153,7 @@ PlaneTable::Memory PlaneTable::MemoryByPart() const {
   return {.entries = entries_.memory_bytes(),
           .details = details_.memory_bytes(),
           .index = index_.MemoryBytes(),
-          .other = sizeof(*this) + listed_.capacity() * sizeof(uint64_t) + tenants_.MemoryBytes()};
+          .other = sizeof(*this) + listed_.memory_bytes() + tenants_.MemoryBytes()};
 }
 
 uint64_t PlaneTable::MemoryBytes() const {

@@ -2,8 +2,9 @@
 //
 // A plane's number (EntryId, the one that eviction policies use) is dense, is its place in chunked arrays, and is used
 // again after Free. Entries never move: a reference stays good as long as its plane. Nothing is allocated per plane;
-// memory comes in chunks of 32,768 planes, and stays. An entry is two structs in two arrays: what Acquire needs is one
-// cache line, the rest (PlaneDetails) is looked at when planes come, go and are listed.
+// memory comes in chunks of 32,768 planes, and stays: the Insert that needs a new one waits for the kernel to clear 3
+// MiB (milliseconds), unless somebody made room in time (WantsRoom). An entry is two structs in two arrays: what
+// Acquire needs is one cache line, the rest (PlaneDetails) is looked at when planes come, go and are listed.
 //
 // A plane's life: Insert -> found by Find -> Unlink (flag kDead: out of the index, but whoever pinned it still has its
 // number and entry) -> Free. A name that is unlinked may be inserted again at once, as another plane.
@@ -22,7 +23,6 @@
 #include <cstdint>
 #include <optional>
 #include <span>
-#include <vector>
 
 #include "kvstore/dram/chunked_array.h"
 #include "kvstore/dram/extent_slab.h"
@@ -95,6 +95,15 @@ class PlaneTable {
   };
   // A new plane with these facts, in no tier, last used when created.
   Inserted Insert(const PlaneId& name, const PlaneMeta& meta);
+  // Room for the next chunk of planes, made without the table's lock: where WantsRoom, MakeRoom on any thread, then
+  // give it to AddRoom. Without it Insert makes its own.
+  struct Room {
+    MappedMemory entries, details;
+  };
+  bool WantsRoom() const;
+  static Room MakeRoom();
+  void AddRoom(Room room);
+
   EntryId Find(const PlaneId& name) const;
   // out[i] = Find(names[i]), for less than half: their cache misses are under way together. Entries are on their way
   // into the cache when it returns.
@@ -140,10 +149,11 @@ class PlaneTable {
 
   const uint32_t max_planes_;
   std::array<uint64_t, 4> secret_;
-  ChunkedArray<PlaneEntry, 1 << 15> entries_;    // A chunk is one huge page.
-  ChunkedArray<PlaneDetails, 1 << 15> details_;  // `spare` of a free one: the next free one.
+  static constexpr uint32_t kChunk = 1 << 15;
+  ChunkedArray<PlaneEntry, kChunk> entries_;    // A chunk is one huge page.
+  ChunkedArray<PlaneDetails, kChunk> details_;  // `spare` of a free one: the next free one.
   HandleMap index_;
-  std::vector<uint64_t> listed_;  // A bit per number: it is in the index.
+  ChunkedArray<uint64_t, 1 << 12> listed_;  // A bit per number: it is in the index.
   uint32_t id_end_ = 0;
   EntryId free_ = kNoEntry;
   TenantNames tenants_;

@@ -241,6 +241,20 @@ TEST(PlaneTable, AListingSeesEveryPlaneThatStaysExactlyOnce) {
   EXPECT_EQ(table.NextFrom(kNoEntry), kNoEntry);
 }
 
+TEST(PlaneTable, RoomThatWasMadeInTimeIsUsed) {
+  constexpr uint32_t kMax = 100'000;
+  PlaneTable table(kMax);
+  int made = 0;
+  for (uint64_t n = 0; n < kMax; ++n) {
+    for (; table.WantsRoom(); ++made) table.AddRoom(PlaneTable::MakeRoom());
+    const uint64_t before = table.MemoryByPart().entries;
+    ASSERT_TRUE(table.Insert(Name(n), Meta(n)).is_new);
+    ASSERT_EQ(table.MemoryByPart().entries, before) << "Insert did not have to make room";
+  }
+  EXPECT_EQ(made, 4) << "no more than are needed";
+  for (uint64_t n = 0; n < kMax; n += 101) ASSERT_EQ(table.MetaOf(table.Find(Name(n))), Meta(n));
+}
+
 TEST(PlaneTable, TimesAndFlagsSurvivePacking) {
   PlaneEntry e;
   EXPECT_EQ(e.last_used_unix_us(), 0);

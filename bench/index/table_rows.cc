@@ -1,5 +1,4 @@
 // One table of millions of planes beside a plain hash map.
-#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -54,13 +53,6 @@ uint64_t ResidentBytes() {
   uint64_t size = 0, resident = 0;
   file >> size >> resident;
   return resident * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-}
-
-// Processor time of this thread.
-double CpuSeconds() {
-  timespec t;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
 
 struct Fill {

@@ -90,9 +90,9 @@ class ExtentSlab {
   struct Node {  // 24 bytes
     uint32_t page = 0, pages = 0;
     Handle before = kNone, after = kNone;  // Neighbours in memory. kSmall: its run, its place there.
-    uint32_t newer = kFirstMark;           // kFree: of its class. Else a mark above all handles: the use.
-    uint32_t older =
-        kNone;  // kFree: of its class. kUnused: the next. kRun: the run. kTaken, kSmall: bytes not asked for.
+    // newer: kFree: of its class; else a mark above all handles, its use. older: kFree: of its class; kUnused: the
+    // next; kRun: the run; kTaken, kSmall: bytes of its pages that were not asked for.
+    uint32_t newer = kFirstMark, older = kNone;
 
     Use use() const { return newer < kFirstMark || newer == kNone ? Use::kFree : static_cast<Use>(newer - kFirstMark); }
     void SetUse(Use use) { newer = kFirstMark + static_cast<uint32_t>(use); }  // Not kFree.

@@ -180,7 +180,7 @@ absl::StatusOr<StoreClient::Events> StoreClient::ReadEvents(uint64_t epoch, uint
   PERIGEE_RETURN_IF_ERROR(core_->WithSession([&](const std::shared_ptr<Session>& session) {
     return core_->CallWithin(*session, &Stub::Events, request, &response, core_->options.call_deadline + wait);
   }));
-  Events out{.epoch = response.epoch(), .page = {.gap = response.gap(), .up_to = response.up_to()}};
+  Events out{.epoch = response.epoch(), .page = {.events = {}, .gap = response.gap(), .up_to = response.up_to()}};
   for (const auto& wire : response.events()) {
     Event event;
     if (wire.kind() != v1::EVENT_KIND_STORED && wire.kind() != v1::EVENT_KIND_REMOVED) {

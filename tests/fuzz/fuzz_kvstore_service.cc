@@ -66,7 +66,7 @@ class Client {
     data.epoch = 7;
     data.port = 1;
     service_ = MakeStoreService(store_.get(), &sessions_, data);
-    stub_ = static_cast<v1::KvStore::Service*>(service_.get());
+    stub_ = static_cast<v1::KvStore::Service*>(service_.grpc.get());
     v1::HelloRequest hello;
     hello.set_protocol_version(kProtocolVersion);
     v1::HelloResponse session;
@@ -260,7 +260,7 @@ class Client {
   transport::GrantTable grants_;
   SessionTable sessions_{{}, &grants_};
   std::unique_ptr<Store> store_;
-  std::unique_ptr<grpc::Service> service_;
+  StoreService service_;
   v1::KvStore::Service* stub_ = nullptr;
   std::string token_;
   std::vector<uint64_t> reservations_, leases_;

@@ -55,7 +55,8 @@ TEST_F(StoreTest, APlaneExistsOnlyAfterCommit) {
 TEST_F(StoreTest, EventsTellWhatComesAndGoesAndWhy) {
   EXPECT_TRUE(store_->events().Read(0, 10, "", absl::InfinitePast()).events.empty());
   for (uint64_t i = 0; i < 17; ++i) ASSERT_TRUE(Write(*store_, MakePlane(i, 4096)).ok());  // one more than fit
-  ASSERT_EQ(*store_->Delete({&MakePlane(5, 1).id.key, 1}), 1u);
+  const pod::BlockKey fifth = MakePlane(5, 4096).id.key;
+  ASSERT_EQ(*store_->Delete({&fifth, 1}), 1u);
   const EventPage page = store_->events().Read(0, 100, "", absl::InfinitePast());
   ASSERT_EQ(page.events.size(), 19u);
   for (uint64_t i = 0; i < 16; ++i) {
@@ -76,7 +77,9 @@ TEST_F(StoreTest, APrefixLookupEndsWithTheFirstBlockThatIsNotThereAndSaysWhy) {
   for (uint64_t i = 0; i < 6; ++i) {
     const TestPlane p = MakePlane(i, 4096);
     chain.push_back(p.id.key);
-    if (i != 4) ASSERT_TRUE(Write(*store_, p).ok());
+    if (i != 4) {
+      ASSERT_TRUE(Write(*store_, p).ok());
+    }
   }
   ASSERT_EQ(*store_->Delete({&chain[2], 1}), 1u);
   const auto prefix = store_->Lookup(chain, "", LookupMode::kPrefix);

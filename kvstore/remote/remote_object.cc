@@ -103,7 +103,7 @@ absl::StatusOr<CheckedPut> CheckPut(const RemotePut& put) {
     return refuse(
         absl::StrCat("the header says ", header->payload_bytes, " bytes of payload, there are ", put.payload.size()));
   }
-  std::string head = EncodeRecordHead(put.id, put.encoded_header, put.payload.size(), put.created_unix_us);
+  std::string head = EncodeRecordHead(put.id, put.encoded_header, put.payload.size(), put.created_unix_us, put.ttl_s);
   const uint64_t record_bytes = head.size() + RoundUpToPage(put.payload.size());
   return CheckedPut{.header = *std::move(header), .head = std::move(head), .record_bytes = record_bytes};
 }

@@ -56,6 +56,7 @@ struct RemotePut {
   std::string encoded_header;          // pod::EncodePlaneHeader's, of this plane.
   std::span<const std::byte> payload;  // header.payload_bytes; checked against the header before it is sent
   int64_t created_unix_us = 0;
+  uint32_t ttl_s = 0;
 };
 enum class PutOutcome : uint8_t {
   kStored = 1,

@@ -14,7 +14,7 @@ namespace {
 
 constexpr absl::string_view kMagic("PGREC001", 8);
 constexpr uint16_t kVersion = 1;
-constexpr uint8_t kIndexVersion = 1;
+constexpr uint8_t kIndexVersion = 2;
 constexpr size_t kCrcOffset = 84;
 constexpr size_t kFixedBytes = 88;
 // Keeps sums of offsets and lengths far from overflow.
@@ -30,16 +30,18 @@ absl::Status Wrong(const PlaneId& id, absl::string_view what) {
 
 }  // namespace
 
-PlaneMeta MetaOf(const pod::PlaneHeader& header, int64_t created_unix_us) {
+PlaneMeta MetaOf(const pod::PlaneHeader& header, int64_t created_unix_us, uint32_t ttl_s) {
   return PlaneMeta{.payload_bytes = header.payload_bytes,
                    .created_unix_us = created_unix_us,
+                   .ttl_s = ttl_s,
                    .base_position = header.base_position,
                    .tokens = header.tokens,
-                   .tenant = header.tenant};
+                   .tenant = header.tenant,
+                   .parent = header.has_parent ? std::optional(header.parent) : std::nullopt};
 }
 
 std::string EncodeRecordHead(const PlaneId& id, absl::string_view encoded_header, uint64_t payload_bytes,
-                             int64_t created_unix_us) {
+                             int64_t created_unix_us, uint32_t ttl_s) {
   const uint64_t payload_offset = RoundUpToPage(kFixedBytes + encoded_header.size());
   ByteWriter w;
   w.Raw(kMagic);
@@ -52,8 +54,8 @@ std::string EncodeRecordHead(const PlaneId& id, absl::string_view encoded_header
   w.U64(static_cast<uint64_t>(created_unix_us));
   w.Raw(AsView(id.key.digest));
   w.U8(static_cast<uint8_t>(id.kind));
-  w.U8(0);
-  w.U16(0);
+  w.U8(static_cast<uint8_t>(ttl_s));
+  w.U16(static_cast<uint16_t>(ttl_s >> 8));
   w.U32(0);  // The checksum's place.
   w.Raw(encoded_header);
   std::string head = w.Take();
@@ -71,7 +73,7 @@ absl::StatusOr<RecordHead> DecodeRecordHead(absl::string_view head, const PlaneI
   ByteReader r(head);
   if (r.Raw(kMagic.size()) != kMagic) return Wrong(id, "wrong magic");
   const uint16_t version = r.U16();
-  uint32_t reserved = r.U16();
+  const uint16_t reserved = r.U16();
   const uint32_t header_bytes = r.U32();
   const uint64_t payload = r.U64();
   const uint64_t payload_offset = r.U64();
@@ -79,8 +81,8 @@ absl::StatusOr<RecordHead> DecodeRecordHead(absl::string_view head, const PlaneI
   const int64_t created = static_cast<int64_t>(r.U64());
   const absl::string_view key = r.Raw(id.key.digest.size());
   const uint8_t kind = r.U8();
-  reserved |= r.U8();
-  reserved |= r.U16();
+  uint32_t ttl_s = r.U8();
+  ttl_s |= uint32_t{r.U16()} << 8;
   const uint32_t crc = r.U32();
   if (crc != HeadCrc(head)) return Wrong(id, "the head's checksum does not match");
   if (version != kVersion) {
@@ -99,6 +101,7 @@ absl::StatusOr<RecordHead> DecodeRecordHead(absl::string_view head, const PlaneI
   RecordHead out;
   out.encoded_header = std::string(head.substr(kFixedBytes, header_bytes));
   out.created_unix_us = created;
+  out.ttl_s = ttl_s;
   size_t used = 0;
   PERIGEE_ASSIGN_OR_RETURN(out.header, pod::DecodePlaneHeader(out.encoded_header, &used));
   if (used != header_bytes) return Wrong(id, "bytes follow the plane header");
@@ -152,9 +155,11 @@ std::string EncodeIndexValue(const PlaneId& id, const SsdLocation& location, con
   w.U32(location.head_bytes);
   w.U64(location.payload_bytes);
   w.U64(static_cast<uint64_t>(meta.created_unix_us));
+  w.U32(meta.ttl_s);
   w.U64(static_cast<uint64_t>(meta.base_position));
   w.U32(static_cast<uint32_t>(meta.tokens));
   w.Counted(meta.tenant);
+  w.Counted(meta.parent ? AsView(meta.parent->digest) : absl::string_view());
   w.U32(Crc32c(AsBytes(w.bytes()), Crc32c(AsBytes(EncodeIndexKey(id)))));
   return w.Take();
 }
@@ -185,9 +190,14 @@ absl::StatusOr<IndexEntry> DecodeIndexEntry(absl::string_view key, absl::string_
   e.location.payload_bytes = r.U64();
   e.meta.payload_bytes = e.location.payload_bytes;
   e.meta.created_unix_us = static_cast<int64_t>(r.U64());
+  e.meta.ttl_s = r.U32();
   e.meta.base_position = static_cast<int64_t>(r.U64());
   e.meta.tokens = static_cast<int32_t>(r.U32());
   e.meta.tenant = std::string(r.Counted());
+  if (const absl::string_view parent = r.Counted(); r.ok() && !parent.empty()) {
+    if (parent.size() != e.id.key.digest.size()) return wrong("impossible key of the block before");
+    std::copy(parent.begin(), parent.end(), e.meta.parent.emplace().digest.begin());
+  }
   if (!r.ok() || r.remaining() != 0) return wrong("its fields do not fill it");
   const SsdLocation& l = e.location;
   if (l.offset % kPageBytes != 0 || l.head_bytes % kPageBytes != 0 || l.head_bytes == 0 ||

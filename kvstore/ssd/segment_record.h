@@ -14,7 +14,7 @@
 //       40      8  created, Unix microseconds
 //       48     32  block key
 //       80      1  plane kind
-//       81      3  zero
+//       81      3  time to live: seconds from its creation, 0: for ever
 //       84      4  CRC32C over bytes [0, 84) followed by bytes [88, payload offset)
 //       88      H  the plane header, as pod::EncodePlaneHeader writes it (it has its own checksum, and the payload's)
 //   88 + H      .  zeros up to the payload's offset
@@ -26,9 +26,9 @@
 //
 // The index is a RocksDB database. Key: the 32 bytes of the block key, then the plane kind's byte. Value:
 //
-//   u8 version, 1 | u64 segment | u64 offset | u32 head bytes (= payload offset) | u64 P | i64 created, Unix us | i64
-//   base position | u32 tokens | u32 length, tenant | u32 CRC32C over the database key followed by the value before
-//   this field
+//   u8 version, 2 | u64 segment | u64 offset | u32 head bytes (= payload offset) | u64 P | i64 created, Unix us | u32
+//   time to live, s | i64 base position | u32 tokens | u32 length, tenant | u32 length (0 or 32), key of the block before
+//   | u32 CRC32C over the database key followed by the value before this field
 #ifndef PERIGEE_KVSTORE_SSD_SEGMENT_RECORD_H_
 #define PERIGEE_KVSTORE_SSD_SEGMENT_RECORD_H_
 
@@ -60,21 +60,26 @@ struct SsdLocation {
 struct PlaneMeta {
   uint64_t payload_bytes = 0;
   int64_t created_unix_us = 0;
+  uint32_t ttl_s = 0;  // From its creation; 0: for ever.
   int64_t base_position = 0;
   int32_t tokens = 0;
   std::string tenant;
+  std::optional<pod::BlockKey> parent;  // The block before.
   friend bool operator==(const PlaneMeta&, const PlaneMeta&) = default;
 };
-PlaneMeta MetaOf(const pod::PlaneHeader& header, int64_t created_unix_us);
+inline constexpr uint32_t kMaxTtlSeconds = (1 << 24) - 1;  // 194 days
+PlaneMeta MetaOf(const pod::PlaneHeader& header, int64_t created_unix_us, uint32_t ttl_s = 0);
 
-// The head: everything in front of the payload, padding included. encoded_header: at most kMaxHeaderBytes.
+// The head: everything in front of the payload, padding included. encoded_header: at most kMaxHeaderBytes; ttl_s: at most
+// kMaxTtlSeconds.
 std::string EncodeRecordHead(const PlaneId& id, absl::string_view encoded_header, uint64_t payload_bytes,
-                             int64_t created_unix_us);
+                             int64_t created_unix_us, uint32_t ttl_s = 0);
 
 struct RecordHead {
   std::string encoded_header;
   pod::PlaneHeader header;
   int64_t created_unix_us = 0;
+  uint32_t ttl_s = 0;
 };
 // head: exactly the bytes in front of the payload. DATA_LOSS or FAILED_PRECONDITION unless it is, without a wrong bit,
 // the head of `id` with that payload length.

@@ -199,7 +199,7 @@ std::vector<SsdVolume::Checked> SsdVolume::ReadAndCheck(const SegmentPtr& segmen
           VerifyRecord({reinterpret_cast<const char*>(all.data()), r.location.head_bytes},
                        all.subspan(r.location.head_bytes), r.plane.id, r.location.payload_bytes);
       status[i] = head.status();
-      if (head.ok()) r.meta = MetaOf(head->header, head->created_unix_us);
+      if (head.ok()) r.meta = MetaOf(head->header, head->created_unix_us, head->ttl_s);
     }
     if (status[i].ok()) {
       good.push_back(std::move(r));

@@ -33,7 +33,7 @@ std::string U32(uint32_t v) {
 void TryHead(absl::string_view head, const PlaneId& id, uint64_t payload_bytes) {
   const absl::StatusOr<RecordHead> decoded = DecodeRecordHead(head, id, payload_bytes);
   if (!decoded.ok()) return;
-  Expect(EncodeRecordHead(id, decoded->encoded_header, payload_bytes, decoded->created_unix_us) == head);
+  Expect(EncodeRecordHead(id, decoded->encoded_header, payload_bytes, decoded->created_unix_us, decoded->ttl_s) == head);
   Expect(decoded->header.key == id.key && decoded->header.kind == id.kind);
   if (payload_bytes > uint64_t{1} << 20) return;
   // No payload fits by chance, and none of another length is looked at.

@@ -17,7 +17,7 @@ struct Record {
 
 Record MakeRecord() {
   Record r{.plane = MakePlane(7, 5000), .head = {}, .padded = {}};
-  r.head = EncodeRecordHead(r.plane.id, r.plane.encoded(), r.plane.payload.size(), 1234567);
+  r.head = EncodeRecordHead(r.plane.id, r.plane.encoded(), r.plane.payload.size(), 1234567, 0x123456);
   r.padded = r.plane.payload;
   r.padded.resize(8192);
   return r;
@@ -31,6 +31,7 @@ TEST(SegmentRecord, RoundTrips) {
   EXPECT_EQ(got->header, r.plane.header);
   EXPECT_EQ(got->encoded_header, r.plane.encoded());
   EXPECT_EQ(got->created_unix_us, 1234567);
+  EXPECT_EQ(got->ttl_s, 0x123456u);
 }
 
 TEST(SegmentRecord, EveryFlippedBitOfTheHeadIsFound) {
@@ -71,7 +72,8 @@ TEST(SegmentRecord, AnotherPlanesRecordIsRefused) {
 TEST(SegmentRecord, RandomMutationsOfHeadAndIndexEntryNeverPassOrCrash) {
   const Record r = MakeRecord();
   const SsdLocation location{.segment = 3, .offset = 8192, .head_bytes = 4096, .payload_bytes = 5000};
-  const PlaneMeta meta = MetaOf(r.plane.header, 99);
+  PlaneMeta meta = MetaOf(r.plane.header, 99, 3600);
+  meta.parent = TestKey(6);
   const std::string key = EncodeIndexKey(r.plane.id);
   const std::string value = EncodeIndexValue(r.plane.id, location, meta);
   const auto good = DecodeIndexEntry(key, value);

@@ -24,7 +24,9 @@ Miss MissFromWire(const v1::Miss& wire) {
   return miss;
 }
 
-Tier TierFromWire(v1::Tier tier) { return tier == v1::TIER_SSD ? Tier::kSsd : Tier::kDram; }
+Tier TierFromWire(v1::Tier tier) {
+  return tier == v1::TIER_SSD ? Tier::kSsd : tier == v1::TIER_REMOTE ? Tier::kRemote : Tier::kDram;
+}
 
 absl::Status WrongAnswer(const ClientCore& core, absl::string_view what) {
   return absl::InternalError(absl::StrCat("the store at ", core.address, " gave an answer that does not fit: ", what));
@@ -198,6 +200,29 @@ absl::StatusOr<StoreClient::Events> StoreClient::ReadEvents(uint64_t epoch, uint
   return out;
 }
 
+absl::StatusOr<uint32_t> StoreClient::Promote(std::span<const PlaneId> planes, bool drop) {
+  v1::PromoteRequest request;
+  for (const PlaneId& id : planes) PlaneIdToWire(id, request.add_planes());
+  request.set_tenant(core_->options.tenant);
+  request.set_drop(drop);
+  v1::PromoteResponse response;
+  PERIGEE_RETURN_IF_ERROR(core_->WithSession([&](const std::shared_ptr<Session>& session) {
+    return core_->Call(*session, &Stub::Promote, request, &response);
+  }));
+  return response.planes();
+}
+
+absl::StatusOr<uint32_t> StoreClient::Pin(std::span<const pod::BlockKey> keys, PinMode mode) {
+  v1::PinRequest request;
+  for (const pod::BlockKey& key : keys) request.add_keys(key.digest.data(), key.digest.size());
+  request.set_mode(static_cast<v1::PinMode>(mode));
+  request.set_tenant(core_->options.tenant);
+  v1::PinResponse response;
+  PERIGEE_RETURN_IF_ERROR(core_->WithSession(
+      [&](const std::shared_ptr<Session>& session) { return core_->Call(*session, &Stub::Pin, request, &response); }));
+  return response.planes();
+}
+
 absl::StatusOr<uint32_t> StoreClient::Delete(std::span<const pod::BlockKey> keys) {
   v1::DeleteRequest request;
   for (const pod::BlockKey& key : keys) request.add_keys(key.digest.data(), key.digest.size());
@@ -222,11 +247,15 @@ absl::StatusOr<ListPage> StoreClient::List(const std::string& page_token, uint32
     PERIGEE_ASSIGN_OR_RETURN(plane.id, PlaneIdFromWire(wire.id()));
     plane.meta = {.payload_bytes = wire.payload_bytes(),
                   .created_unix_us = wire.created_unix_us(),
+                  .ttl_s = wire.ttl_s(),
                   .base_position = wire.base_position(),
                   .tokens = wire.tokens(),
-                  .tenant = wire.tenant()};
+                  .tenant = wire.tenant(),
+                  .parent = {}};
     plane.tier = TierFromWire(wire.tier());
     plane.on_ssd = wire.on_ssd();
+    plane.on_remote = wire.on_remote();
+    plane.pin = static_cast<PinMode>(std::clamp<int>(wire.pin(), 0, static_cast<int>(PinMode::kHard)));
     plane.last_used_unix_us = wire.last_used_unix_us();
     page.planes.push_back(std::move(plane));
   }
@@ -271,7 +300,7 @@ absl::StatusOr<StoreClient::Stat> StoreClient::GetStat() {
                            .segments = path.segments()});
   }
   for (const auto& count : r.counts()) {
-    if (count.tier() < 1 || count.tier() > 2 || count.kind() < 1 || count.kind() > 3) continue;
+    if (count.tier() < 1 || count.tier() > 3 || count.kind() < 1 || count.kind() > 3) continue;
     s.counts[count.tier() - 1][count.kind() - 1] = {count.planes(), count.payload_bytes()};
   }
   s.reservations = r.reservations();
@@ -291,6 +320,20 @@ absl::StatusOr<StoreClient::Stat> StoreClient::GetStat() {
   s.fetched_bytes = r.fetched_bytes();
   s.dram_bytes_per_s = r.dram_bytes_per_s();
   s.ssd_bytes_per_s = r.ssd_bytes_per_s();
+  s.has_remote = r.has_remote();
+  s.remote.reachable = r.remote_reachable();
+  s.remote.message = r.remote_message();
+  s.remote_bytes_per_s = r.remote_bytes_per_s();
+  s.hits_remote = r.hits_remote();
+  s.demoted_to_ssd = r.demoted_to_ssd();
+  s.demoted_to_remote = r.demoted_to_remote();
+  s.promoted_ahead = r.promoted_ahead();
+  s.cancelled_reads = r.cancelled_reads();
+  s.unadmitted_reads = r.unadmitted_reads();
+  s.expired_planes = r.expired_planes();
+  s.over_quota = r.over_quota();
+  s.hard_pinned_bytes = r.hard_pinned_bytes();
+  s.index_bytes = r.index_bytes();
   return out;
 }
 

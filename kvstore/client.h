@@ -96,9 +96,11 @@ class WriteBatch {
   absl::Status WaitForPuts();
 
   // Waits until all puts are in the store's memory, then makes the planes visible: one status per plane. headers: one
-  // per plane. An error of the whole call leaves open which of them are visible.
+  // per plane. ttl: of the planes, in whole seconds, rounded up. An error of the whole call leaves open which of them
+  // are visible.
   absl::StatusOr<std::vector<absl::Status>> Commit(std::span<const pod::PlaneHeader> headers,
-                                                   Durability durability = Durability::kBest);
+                                                   Durability durability = Durability::kBest,
+                                                   absl::Duration ttl = absl::InfiniteDuration());
 
   // What other clients of the store need to put into these planes as well: for StoreClient::Join
   // (kvstore/shared_reservation.h). FAILED_PRECONDITION for an empty batch.
@@ -217,6 +219,9 @@ class StoreClient {
     EventPage page;
   };
   absl::StatusOr<Events> ReadEvents(uint64_t epoch, uint64_t after, absl::Duration wait);
+  // See Store::Promote and Store::Pin.
+  absl::StatusOr<uint32_t> Promote(std::span<const PlaneId> planes, bool drop = false);
+  absl::StatusOr<uint32_t> Pin(std::span<const pod::BlockKey> keys, PinMode mode);
   absl::StatusOr<uint32_t> Delete(std::span<const pod::BlockKey> keys);
   absl::StatusOr<ListPage> List(const std::string& page_token, uint32_t limit, const std::string& tenant);
   // Also the store's epoch and the bytes of its control messages, which the core does not know.

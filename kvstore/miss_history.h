@@ -20,6 +20,9 @@ enum class MissReason : uint8_t {
   kOtherTenant = 5,
   kNoRoom = 6,
   kDiskLost = 7,
+  kExpired = 8,
+  kUnreachable = 9,
+  kOverQuota = 10,
 };
 const char* MissReasonName(MissReason reason);
 

@@ -4,7 +4,7 @@
 
 #include "absl/synchronization/mutex.h"
 #include "base/status.h"
-#include "kvstore/slab.h"
+#include "kvstore/dram/extent_slab.h"
 
 namespace perigee::kvstore {
 
@@ -12,7 +12,7 @@ struct RegisteredPool::State {
   explicit State(transport::MemoryRegion r) : region(std::move(r)), slab(region.size_bytes()) {}
   transport::MemoryRegion region;
   mutable absl::Mutex mutex;
-  Slab slab ABSL_GUARDED_BY(mutex);
+  ExtentSlab slab ABSL_GUARDED_BY(mutex);
 };
 
 absl::StatusOr<std::unique_ptr<RegisteredPool>> RegisteredPool::Create(transport::Context* engine, size_t bytes) {
@@ -21,21 +21,21 @@ absl::StatusOr<std::unique_ptr<RegisteredPool>> RegisteredPool::Create(transport
 }
 
 absl::StatusOr<std::shared_ptr<std::byte[]>> RegisteredPool::Allocate(size_t bytes, Contents contents) {
-  std::optional<uint64_t> offset;
+  std::optional<Extent> extent;
   {
     absl::MutexLock lock(&state_->mutex);
-    offset = state_->slab.Allocate(bytes);
-    if (!offset) {
+    extent = state_->slab.Allocate(bytes);
+    if (!extent) {
       return absl::ResourceExhaustedError(absl::StrCat(
           "no room for a plane of ", bytes, " bytes in this node's pool: ", state_->slab.free_bytes(), " of ",
           state_->slab.capacity_bytes(), " bytes are free; raise --pool-mib or send fewer requests at once"));
     }
   }
-  std::byte* memory = state_->region.base() + *offset;
+  std::byte* memory = state_->region.base() + extent->offset();
   if (contents == Contents::kZeroed) std::memset(memory, 0, bytes);
-  return std::shared_ptr<std::byte[]>(memory, [state = state_, offset = *offset](std::byte*) {
+  return std::shared_ptr<std::byte[]>(memory, [state = state_, extent = *extent](std::byte*) {
     absl::MutexLock lock(&state->mutex);
-    state->slab.Free(offset);
+    state->slab.Free(extent);
   });
 }
 

@@ -36,6 +36,17 @@ absl::StatusOr<std::vector<pod::BlockKey>> KeysFromWire(const Range& wire) {
   return keys;
 }
 
+template <typename Range>
+absl::StatusOr<std::vector<PlaneId>> IdsFromWire(const Range& wire) {
+  std::vector<PlaneId> ids;
+  ids.reserve(static_cast<size_t>(wire.size()));
+  for (const v1::PlaneId& raw : wire) {
+    PERIGEE_ASSIGN_OR_RETURN(const PlaneId id, PlaneIdFromWire(raw));
+    ids.push_back(id);
+  }
+  return ids;
+}
+
 void MissToWire(pod::PlaneKind kind, const Miss& miss, v1::Miss* wire) {
   wire->set_kind(static_cast<v1::PlaneKind>(kind));
   wire->set_reason(static_cast<v1::MissReason>(miss.reason));
@@ -151,8 +162,9 @@ class Service final : public v1::KvStore::Service {
 
   grpc::Status Acquire(grpc::ServerContext* context, const v1::AcquireRequest* request,
                        v1::AcquireResponse* response) override {
-    return InSession(*context, *request, *response,
-                     [&](const StoreSession& session) { return Acquire(session, *request, response); });
+    return InSession(*context, *request, *response, [&](const StoreSession& session) {
+      return Acquire(session, *request, response, {.cancelled = [context] { return context->IsCancelled(); }});
+    });
   }
 
   grpc::Status Renew(grpc::ServerContext* context, const v1::RenewRequest* request,
@@ -170,6 +182,34 @@ class Service final : public v1::KvStore::Service {
                        v1::ReleaseResponse* response) override {
     return InSession(*context, *request, *response,
                      [&](const StoreSession& session) { return Release(session, *request, response); });
+  }
+
+  grpc::Status Promote(grpc::ServerContext* context, const v1::PromoteRequest* request,
+                       v1::PromoteResponse* response) override {
+    return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
+      PERIGEE_ASSIGN_OR_RETURN(const std::vector<PlaneId> ids, IdsFromWire(request->planes()));
+      if (request->drop()) {
+        response->set_planes(store_->DropPromotions(ids, TenantOf(session, request->tenant())));
+        return absl::OkStatus();
+      }
+      PERIGEE_ASSIGN_OR_RETURN(const uint32_t planes, store_->Promote(ids, TenantOf(session, request->tenant())));
+      response->set_planes(planes);
+      return absl::OkStatus();
+    });
+  }
+
+  grpc::Status Pin(grpc::ServerContext* context, const v1::PinRequest* request, v1::PinResponse* response) override {
+    return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
+      PERIGEE_ASSIGN_OR_RETURN(const std::vector<pod::BlockKey> keys, KeysFromWire(request->keys()));
+      if (request->mode() < v1::PIN_MODE_NONE || request->mode() > v1::PIN_MODE_HARD) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("pin mode ", static_cast<int>(request->mode()), " is not known"));
+      }
+      PERIGEE_ASSIGN_OR_RETURN(const uint32_t planes, store_->Pin(keys, static_cast<PinMode>(request->mode()),
+                                                                  TenantOf(session, request->tenant())));
+      response->set_planes(planes);
+      return absl::OkStatus();
+    });
   }
 
   grpc::Status ReportCorrupt(grpc::ServerContext* context, const v1::ReportCorruptRequest* request,
@@ -217,6 +257,9 @@ class Service final : public v1::KvStore::Service {
         wire->set_on_ssd(plane.on_ssd);
         wire->set_created_unix_us(plane.meta.created_unix_us);
         wire->set_last_used_unix_us(plane.last_used_unix_us);
+        wire->set_on_remote(plane.on_remote);
+        wire->set_pin(static_cast<v1::PinMode>(plane.pin));
+        wire->set_ttl_s(plane.meta.ttl_s);
       }
       response->set_next_page_token(page.next_page_token);
       return absl::OkStatus();
@@ -263,7 +306,7 @@ class Service final : public v1::KvStore::Service {
       response->set_ssd_used_bytes(s.ssd.used_bytes);
       response->set_ssd_live_bytes(s.ssd.live_bytes);
       response->set_ssd_segments(s.ssd.segments);
-      for (int tier = 1; tier <= 2; ++tier) {
+      for (int tier = 1; tier <= 3; ++tier) {
         for (int kind = 1; kind <= 3; ++kind) {
           const TierCount& count = s.counts[tier - 1][kind - 1];
           if (count.planes == 0) continue;
@@ -309,6 +352,20 @@ class Service final : public v1::KvStore::Service {
       response->set_ssd_scrub_passes(ssd.scrub_passes);
       response->set_ssd_wrong_records(ssd.wrong_records);
       response->set_ssd_unreadable_records(ssd.unreadable_records);
+      response->set_has_remote(s.has_remote);
+      response->set_remote_reachable(s.remote.reachable);
+      response->set_remote_message(s.remote.message);
+      response->set_remote_bytes_per_s(s.remote_bytes_per_s);
+      response->set_hits_remote(s.hits_remote);
+      response->set_demoted_to_ssd(s.demoted_to_ssd);
+      response->set_demoted_to_remote(s.demoted_to_remote);
+      response->set_promoted_ahead(s.promoted_ahead);
+      response->set_cancelled_reads(s.cancelled_reads);
+      response->set_unadmitted_reads(s.unadmitted_reads);
+      response->set_expired_planes(s.expired_planes);
+      response->set_over_quota(s.over_quota);
+      response->set_hard_pinned_bytes(s.hard_pinned_bytes);
+      response->set_index_bytes(s.index_bytes);
       return absl::OkStatus();
     });
   }
@@ -329,7 +386,7 @@ class Service final : public v1::KvStore::Service {
         return Quickly<v1::CommitRequest, v1::CommitResponse>(
             token, payload, [this](const StoreSession& session, const v1::CommitRequest& request, auto* response) {
               // A trusted client is believed that it is not much payload.
-              PERIGEE_RETURN_IF_ERROR(CheckQuick(session.trusted && !store_->has_ssd() &&
+              PERIGEE_RETURN_IF_ERROR(CheckQuick(session.trusted && !store_->has_ssd() && !store_->has_remote() &&
                                                  request.planes_size() <= static_cast<int>(kMaxQuickPlanes)));
               return Commit(session, request, response);
             });
@@ -339,7 +396,7 @@ class Service final : public v1::KvStore::Service {
             [this](const StoreSession& session, const v1::AcquireRequest& request,
                    v1::AcquireResponse* response) -> absl::Status {
               PERIGEE_RETURN_IF_ERROR(CheckQuick(request.planes_size() <= static_cast<int>(kMaxQuickPlanes)));
-              PERIGEE_RETURN_IF_ERROR(Acquire(session, request, response, /*resident_only=*/true));
+              PERIGEE_RETURN_IF_ERROR(Acquire(session, request, response, {.resident_only = true}));
               if (response->ByteSizeLong() <= kMaxQuickBytes) return absl::OkStatus();
               if (response->lease_id() != 0) {
                 sessions_->Revoke(response->lease_id());
@@ -366,7 +423,7 @@ class Service final : public v1::KvStore::Service {
     }
     const absl::Time expiry = Expiry(request.ttl_ms());  // before the store's own, which starts now
     PERIGEE_ASSIGN_OR_RETURN(const std::vector<Reservation> reserved,
-                             store_->Reserve(planes, TtlFromWire(request.ttl_ms())));
+                             store_->Reserve(planes, TtlFromWire(request.ttl_ms()), session.tenant));
     response->set_epoch(data_.epoch);
     for (size_t i = 0; i < reserved.size(); ++i) {
       const Reservation& r = reserved[i];
@@ -383,7 +440,9 @@ class Service final : public v1::KvStore::Service {
 
   absl::Status Commit(const StoreSession& session, const v1::CommitRequest& request, v1::CommitResponse* response) {
     std::vector<CommitItem> items;
-    for (const auto& wire : request.planes()) items.push_back({wire.reservation_id(), wire.header()});
+    for (const auto& wire : request.planes()) {
+      items.push_back({wire.reservation_id(), wire.header(), request.ttl_s()});
+    }
     Durability durability;
     switch (request.durability()) {
       case v1::DURABILITY_UNSPECIFIED:
@@ -394,6 +453,9 @@ class Service final : public v1::KvStore::Service {
         break;
       case v1::DURABILITY_DRAM:
         durability = Durability::kDram;
+        break;
+      case v1::DURABILITY_REPLICATED:
+        durability = Durability::kReplicated;
         break;
       default:
         return absl::InvalidArgumentError(
@@ -424,15 +486,12 @@ class Service final : public v1::KvStore::Service {
   }
 
   absl::Status Acquire(const StoreSession& session, const v1::AcquireRequest& request, v1::AcquireResponse* response,
-                       bool resident_only = false) {
-    std::vector<PlaneId> ids;
-    for (const auto& wire : request.planes()) {
-      PERIGEE_ASSIGN_OR_RETURN(const PlaneId id, PlaneIdFromWire(wire));
-      ids.push_back(id);
-    }
+                       AcquireOptions options) {
+    PERIGEE_ASSIGN_OR_RETURN(const std::vector<PlaneId> ids, IdsFromWire(request.planes()));
     const absl::Time expiry = Expiry(request.ttl_ms());  // before the store's own, which starts now
-    PERIGEE_ASSIGN_OR_RETURN(Lease lease, store_->Acquire(ids, TtlFromWire(request.ttl_ms()),
-                                                          TenantOf(session, request.tenant()), resident_only));
+    const std::string tenant = TenantOf(session, request.tenant());
+    options.tenant = tenant;
+    PERIGEE_ASSIGN_OR_RETURN(Lease lease, store_->Acquire(ids, TtlFromWire(request.ttl_ms()), options));
     response->set_epoch(data_.epoch);
     response->set_lease_id(lease.id);
     if (lease.id != 0 && !session.trusted) {

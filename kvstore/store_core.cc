@@ -2,6 +2,8 @@
 
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
+#include <cstring>
 #include <limits>
 
 #include "absl/time/clock.h"
@@ -11,21 +13,28 @@
 namespace perigee::kvstore {
 namespace {
 
-int EvictionRank(pod::PlaneKind kind) {
-  switch (kind) {
-    case pod::PlaneKind::kProximal:
-      return 0;
-    case pod::PlaneKind::kDistant:
-      return 1;
-    case pod::PlaneKind::kSummary:
-      return 2;
-  }
-  return 0;
+constexpr double kSsdLatencyUs = 100, kRemoteLatencyUs = 1000;
+constexpr size_t kPagesAheadMost = (uint64_t{1} << 30) / kPageBytes;  // Of free memory kept ready.
+constexpr int kFinishers = 2;                                         // Threads that verify what was read.
+constexpr uint32_t kLeastPlanes = 1 << 16, kMostPlanes = 1 << 26;
+constexpr uint64_t kUsualPlaneBytes = 16 << 10;
+
+uint64_t HashOf(const PlaneId& id) {
+  uint64_t hash;
+  std::memcpy(&hash, id.key.digest.data(), sizeof(hash));
+  return hash + static_cast<uint64_t>(id.kind) * 0x9e3779b97f4a7c15u;
+}
+
+uint32_t MaxPlanes(const StoreOptions& options, uint64_t slab_bytes) {
+  if (options.max_planes > 0) return options.max_planes;
+  uint64_t bytes = slab_bytes;
+  // A remote tier, and an SSD tier as large as its file systems, may hold any number.
+  if (options.remote || (options.ssd && options.ssd->capacity_bytes == 0)) return kMostPlanes / 4;
+  if (options.ssd) bytes += options.ssd->capacity_bytes;
+  return static_cast<uint32_t>(std::clamp<uint64_t>(bytes / kUsualPlaneBytes, kLeastPlanes, kMostPlanes));
 }
 
 }  // namespace
-
-int64_t NowUnixUs() { return absl::ToUnixMicros(absl::Now()); }
 
 const char* MissReasonName(MissReason reason) {
   switch (reason) {
@@ -40,9 +49,15 @@ const char* MissReasonName(MissReason reason) {
     case MissReason::kOtherTenant:
       return "another tenant's";
     case MissReason::kNoRoom:
-      return "on the SSD, but no room in memory";
+      return "in a slower tier, but no room in memory";
     case MissReason::kDiskLost:
       return "lost with its disk";
+    case MissReason::kExpired:
+      return "its time to live has passed";
+    case MissReason::kUnreachable:
+      return "in the remote tier, which does not answer";
+    case MissReason::kOverQuota:
+      return "over the tenant's bandwidth";
   }
   return "unknown";
 }
@@ -58,28 +73,53 @@ absl::StatusOr<std::unique_ptr<Store>> Store::Open(StoreOptions options, std::sp
   if (reinterpret_cast<uintptr_t>(slab.data()) % kPageBytes != 0) {
     return absl::InvalidArgumentError("the slab does not start on a page");
   }
-  if (!options.now) options.now = SteadyNow;
-  auto core = std::make_unique<Core>(std::move(options), slab);
-  if (core->options.ssd) {
-    if (core->options.ssd->memory.empty()) core->options.ssd->memory = slab;
-    core->options.ssd->dropped = [c = core.get()](std::span<const SsdDropped> dropped) { c->NoteSsdDrops(dropped); };
-    const auto note = [&core](const IndexEntry& found, const SsdRecord& record) {
-      absl::MutexLock lock(&core->mu);
-      auto entry = std::make_shared<Entry>();
-      entry->id = found.id;
-      entry->meta = found.meta;
-      entry->number = ++core->next_entry;
-      entry->ssd = record;
-      entry->last_used_unix_us = found.meta.created_unix_us;
-      core->index.emplace(found.id, std::move(entry));
-    };
-    PERIGEE_ASSIGN_OR_RETURN(core->ssd, SsdTier::Open(*core->options.ssd, note));
+  if (!(options.free_low >= 0 && options.free_low <= options.free_high && options.free_high <= 0.5)) {
+    return absl::InvalidArgumentError(absl::StrCat("watermarks of ", options.free_low, " and ", options.free_high,
+                                                   " free: 0 <= low <= high <= 0.5 is allowed"));
   }
+  if (!(options.max_hard_pinned >= 0 && options.max_hard_pinned <= 1)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(options.max_hard_pinned, " of the slab may be pinned hard: 0 to 1 is allowed"));
+  }
+  if (!options.now) options.now = SteadyNow;
+  if (!options.wall) options.wall = absl::Now;
+  const uint32_t max_planes = MaxPlanes(options, slab.size());
+  PERIGEE_ASSIGN_OR_RETURN(auto dram, MakeEvictionPolicy(options.policy, {.max_entries = max_planes}));
+  std::unique_ptr<EvictionPolicy> on_ssd;
+  if (options.ssd) {
+    PERIGEE_ASSIGN_OR_RETURN(on_ssd, MakeEvictionPolicy(options.policy, {.max_entries = max_planes}));
+  }
+  auto core = std::make_unique<Core>(std::move(options), slab, max_planes, std::move(dram), std::move(on_ssd));
+  PERIGEE_RETURN_IF_ERROR(core->SetQuotas());
+  if (core->options.ssd) {
+    Core* const c = core.get();
+    if (c->options.ssd->memory.empty()) c->options.ssd->memory = slab;
+    c->options.ssd->dropped = [c](std::span<const SsdDropped> dropped) { c->NoteSsdDrops(dropped); };
+    std::vector<std::pair<IndexEntry, SsdRecord>> found;
+    const auto note = [&found](const IndexEntry& entry, const SsdRecord& record) { found.emplace_back(entry, record); };
+    PERIGEE_ASSIGN_OR_RETURN(c->ssd, SsdTier::Open(*c->options.ssd, note));
+    // As they came, so that chains are in order.
+    std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) {
+      return std::tuple(a.first.meta.created_unix_us, a.first.meta.base_position) <
+             std::tuple(b.first.meta.created_unix_us, b.first.meta.base_position);
+    });
+    absl::MutexLock lock(&c->mu);
+    for (const auto& [entry, record] : found) {
+      const EntryId id = c->Insert(entry.id, entry.meta);
+      if (id == kNoEntry) {
+        return absl::ResourceExhaustedError(absl::StrCat("the disks hold ", found.size(), " planes, the index up to ",
+                                                         max_planes, ": allow more planes"));
+      }
+      c->EnterSsd(id, record);
+    }
+  }
+  core->Start();
   return std::unique_ptr<Store>(new Store(std::move(core)));
 }
 
 EventLog& Store::events() { return core_->events; }
 bool Store::has_ssd() const { return core_->ssd != nullptr; }
+bool Store::has_remote() const { return core_->options.remote != nullptr; }
 absl::Duration Store::max_ttl() const { return core_->options.max_ttl; }
 
 void Store::ReapExpired() {
@@ -101,6 +141,54 @@ void Store::ReapExpired() {
   if (!c.options.before_reclaim(reclaimed)) return;
   absl::MutexLock lock(&c.mu);
   c.EndReservations(overdue);
+}
+
+Store::Core::Core(StoreOptions o, std::span<std::byte> memory, uint32_t max_planes,
+                  std::unique_ptr<EvictionPolicy> dram, std::unique_ptr<EvictionPolicy> on_ssd)
+    : options(std::move(o)),
+      slab_memory(memory),
+      events(options.event_log_events),
+      table(max_planes),
+      slab(memory.size()),
+      dram_policy(std::move(dram)),
+      ssd_policy(std::move(on_ssd)),
+      history(options.history_planes) {}
+
+Store::Core::~Core() {
+  {
+    absl::MutexLock lock(&mu);
+    stopping = true;
+    for (const auto& [id, load] : loads) {
+      if (load.operation != 0) options.remote->Cancel(load.operation);
+    }
+    const auto ended = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) { return loads_begun == 0; };
+    mu.Await(absl::Condition(&ended));
+  }
+  {
+    absl::MutexLock lock(&ends_mu);
+    no_more_ends = true;
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+void Store::Core::Start() {
+  threads.emplace_back([this] { TidyLoop(); });
+  if (!ssd && !options.remote) return;
+  for (int i = 0; i < kFinishers; ++i) threads.emplace_back([this] { FinishLoads(); });
+  if (options.remote) threads.emplace_back([this] { ScanRemote(); });
+}
+
+absl::Status Store::Core::SetQuotas() {
+  absl::MutexLock lock(&mu);
+  for (const TenantQuota& quota : options.quotas) {
+    if (quota.tenant.empty()) return absl::InvalidArgumentError("a quota without a tenant");
+    if (quota.dram_bytes > 0) {
+      PERIGEE_RETURN_IF_ERROR(dram_quotas.SetQuota(quota.tenant, quota.dram_bytes).status());
+    }
+    if (quota.ssd_bytes > 0) PERIGEE_RETURN_IF_ERROR(ssd_quotas.SetQuota(quota.tenant, quota.ssd_bytes).status());
+    if (quota.bytes_per_s > 0) bandwidth.Set(quota.tenant, quota.bytes_per_s, options.now());
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Store::Core::CheckBatch(size_t n) const {
@@ -126,129 +214,367 @@ uint64_t Store::Core::NewId() {
   }
 }
 
-EntryPtr Store::Core::Find(const PlaneId& id) {
-  const auto it = index.find(id);
-  return it == index.end() ? nullptr : it->second;
+// ---- Facts ----
+
+Tier Store::Core::FastestTier(EntryId id) const {
+  return Resident(id) ? Tier::kDram : table.details(id).ssd_number != 0 ? Tier::kSsd : Tier::kRemote;
 }
 
-std::optional<uint64_t> Store::Core::AllocateExtent(uint64_t bytes) {
-  if (const std::optional<uint64_t> extent = slab.Allocate(bytes)) return extent;
-  if (bytes > slab.capacity_bytes() || RoundUpToPage(bytes) > slab.free_bytes() + evictable_bytes) return std::nullopt;
-  for (;;) {
-    if (!lru_copied.empty()) {
-      EvictFromDram(EntryPtr(lru_copied.begin()->second));
-    } else if (!lru_precious.empty()) {
-      EvictFromDram(EntryPtr(lru_precious.begin()->second));
-    } else {
-      return std::nullopt;
-    }
-    if (const std::optional<uint64_t> extent = slab.Allocate(bytes)) return extent;
+double Store::Core::RecomputeUs(EntryId id) const {
+  const PlaneDetails& d = table.details(id);
+  // Attention over what came before makes later tokens dearer.
+  return options.recompute_us_per_token * d.tokens * (1 + static_cast<double>(d.base_position) / 32768);
+}
+
+double Store::Core::CostUs(EntryId id) const {
+  const uint64_t bytes = table[id].payload_bytes;
+  if (table.details(id).ssd_number != 0) return kSsdLatencyUs + static_cast<double>(ssd_rate.EstimateUs(bytes));
+  if (table[id].Is(kOnRemote)) return kRemoteLatencyUs + static_cast<double>(remote_rate.EstimateUs(bytes));
+  return RecomputeUs(id);
+}
+
+EntryId Store::Core::Previous(EntryId id) const {
+  const EntryId previous = table.details(id).previous;
+  if (previous == kNoEntry || table[previous].Is(kDead)) return kNoEntry;
+  // Its number may be another plane's by now; one in the same place of another chain does no harm.
+  const PlaneDetails& d = table.details(previous);
+  return table[previous].id.kind == pod::PlaneKind::kDistant && table[previous].tenant == table[id].tenant &&
+                 d.base_position + d.tokens == table.details(id).base_position
+             ? previous
+             : kNoEntry;
+}
+
+EntryId Store::Core::Next(EntryId distant) const {
+  const EntryId next = table.details(distant).next;
+  return next != kNoEntry && !table[next].Is(kDead) && table.details(next).previous == distant &&
+                 table[next].id.kind == pod::PlaneKind::kDistant
+             ? next
+             : kNoEntry;
+}
+
+namespace {
+
+// What a plane is worthless without, of what a tier has; see eviction_policy.h.
+template <typename InTier>
+EntryId ParentOf(const PlaneTable& table, EntryId id, EntryId previous, InTier in_tier) {
+  const auto beside = [&](pod::PlaneKind kind) {
+    const EntryId other = table.Find({table[id].id.key, kind});
+    return other != kNoEntry && in_tier(other) ? other : kNoEntry;
+  };
+  EntryId parent = kNoEntry;
+  if (table[id].id.kind == pod::PlaneKind::kProximal) parent = beside(pod::PlaneKind::kDistant);
+  if (parent == kNoEntry && table[id].id.kind != pod::PlaneKind::kSummary) parent = beside(pod::PlaneKind::kSummary);
+  if (parent == kNoEntry && previous != kNoEntry && in_tier(previous)) parent = previous;
+  return parent;
+}
+
+}  // namespace
+
+PlaneFacts Store::Core::DramFacts(EntryId id) const {
+  const PlaneEntry& e = table[id];
+  const bool on_ssd = table.details(id).ssd_number != 0;
+  return {.key_hash = HashOf(e.id),
+          .kind = e.id.kind,
+          .parent = ParentOf(table, id, Previous(id), [this](EntryId p) { return table[p].Is(kInDram); }),
+          .tenant = dram_quotas.NumberOf(table.tenants().Name(e.tenant)),
+          .payload_bytes = RoundUpToPage(e.payload_bytes),
+          .cost_us = CostUs(id),
+          .last_copy = LastCopy(id),
+          .past = on_ssd ? ssd_policy->PastOf(id) : Past{}};
+}
+
+PlaneFacts Store::Core::SsdFacts(EntryId id) const {
+  const PlaneEntry& e = table[id];
+  const auto on_ssd = [this](EntryId p) { return table.details(p).ssd_number != 0; };
+  return {.key_hash = HashOf(e.id),
+          .kind = e.id.kind,
+          .parent = ParentOf(table, id, Previous(id), on_ssd),
+          .tenant = ssd_quotas.NumberOf(table.tenants().Name(e.tenant)),
+          .payload_bytes = RoundUpToPage(e.payload_bytes),
+          .cost_us = e.Is(kOnRemote) ? kRemoteLatencyUs + static_cast<double>(remote_rate.EstimateUs(e.payload_bytes))
+                                     : RecomputeUs(id),
+          .last_copy = !e.Is(kOnRemote),
+          .past = e.Is(kInDram) ? dram_policy->PastOf(id) : Past{}};
+}
+
+// ---- Coming and going ----
+
+EntryId Store::Core::Insert(const PlaneId& name, const PlaneMeta& meta) {
+  const PlaneTable::Inserted inserted = table.Insert(name, meta);
+  if (inserted.id == kNoEntry || !inserted.is_new) return inserted.id;
+  Link(inserted.id, meta.parent);
+  if (meta.ttl_s > 0) {
+    plane_end_of[inserted.id] = plane_ends.Add(meta.created_unix_us + int64_t{meta.ttl_s} * 1000000, inserted.id);
+  }
+  return inserted.id;
+}
+
+void Store::Core::Link(EntryId id, const std::optional<pod::BlockKey>& parent) {
+  if (!parent) return;
+  const EntryId previous = table.Find({*parent, pod::PlaneKind::kDistant});
+  if (previous == kNoEntry) return;
+  table.details(id).previous = previous;
+  if (table[id].id.kind == pod::PlaneKind::kDistant) table.details(previous).next = id;
+}
+
+uint32_t Store::Core::TtlSeconds(EntryId id) const {
+  const auto it = plane_end_of.find(id);
+  if (it == plane_end_of.end()) return 0;
+  return static_cast<uint32_t>((plane_ends.When(it->second) - table.details(id).created_unix_us) / 1000000);
+}
+
+uint64_t Store::Core::EvictableBytes(EntryId id) const {
+  const PlaneEntry& e = table[id];
+  constexpr uint8_t kFlags = kInDram | kLoading | kDead | kHardPinned;
+  return e.pins == 0 && (e.flags & kFlags) == kInDram ? RoundUpToPage(e.payload_bytes) : 0;
+}
+
+namespace {
+
+TierCount& CountOf(StoreStats& stats, Tier tier, pod::PlaneKind kind) {
+  return stats.counts[static_cast<size_t>(tier) - 1][static_cast<size_t>(kind) - 1];
+}
+void Count(StoreStats& stats, Tier tier, const PlaneEntry& e, bool more) {
+  TierCount& count = CountOf(stats, tier, e.id.kind);
+  more ? ++count.planes : --count.planes;
+  count.payload_bytes += more ? e.payload_bytes : 0 - e.payload_bytes;
+}
+
+}  // namespace
+
+void Store::Core::EnterDram(EntryId id, Extent extent) {
+  table.SetExtent(id, extent);
+  const PlaneFacts facts = DramFacts(id);
+  dram_policy->Inserted(id, facts);
+  dram_quotas.Add(facts.tenant, facts.payload_bytes);
+  Count(stats, Tier::kDram, table[id], true);
+  evictable_bytes += EvictableBytes(id);
+  if (slab.free_bytes() < LowBytes()) untidy = true;
+}
+
+void Store::Core::LeaveDram(EntryId id, bool evicted) {
+  PlaneEntry& e = table[id];
+  evictable_bytes -= EvictableBytes(id);
+  evicted ? dram_policy->Evicted(id, HashOf(e.id)) : dram_policy->Removed(id);
+  dram_quotas.Subtract(dram_quotas.NumberOf(table.tenants().Name(e.tenant)), RoundUpToPage(e.payload_bytes));
+  Count(stats, Tier::kDram, e, false);
+  slab.Free(table.ExtentOf(id));
+  table.SetExtent(id, Extent{});
+  if (e.header != HeaderArena::kNone) headers.Drop(e.header);
+  e.header = HeaderArena::kNone;
+  e.Set(kPassing, false);
+  e.Set(kLoading, false);
+}
+
+void Store::Core::EnterSsd(EntryId id, SsdRecord record) {
+  const PlaneFacts facts = SsdFacts(id);
+  table.SetSsdRecord(id, record);
+  ssd_policy->Inserted(id, facts);
+  ssd_quotas.Add(facts.tenant, facts.payload_bytes);
+  ssd_bytes += facts.payload_bytes + kPageBytes;
+  Count(stats, Tier::kSsd, table[id], true);
+  if (table[id].Is(kInDram)) dram_policy->CostChanged(id, facts.payload_bytes, CostUs(id), LastCopy(id));
+}
+
+void Store::Core::LeaveSsd(EntryId id, bool evicted) {
+  PlaneEntry& e = table[id];
+  if (table.details(id).ssd_number == 0) return;
+  evicted ? ssd_policy->Evicted(id, HashOf(e.id)) : ssd_policy->Removed(id);
+  ssd_quotas.Subtract(ssd_quotas.NumberOf(table.tenants().Name(e.tenant)), RoundUpToPage(e.payload_bytes));
+  ssd_bytes -= RoundUpToPage(e.payload_bytes) + kPageBytes;
+  Count(stats, Tier::kSsd, e, false);
+  table.SetSsdRecord(id, std::nullopt);
+  if (e.Is(kInDram)) dram_policy->CostChanged(id, RoundUpToPage(e.payload_bytes), CostUs(id), LastCopy(id));
+}
+
+void Store::Core::SetOnRemote(EntryId id, bool on) {
+  PlaneEntry& e = table[id];
+  if (e.Is(kOnRemote) == on) return;
+  e.Set(kOnRemote, on);
+  Count(stats, Tier::kRemote, e, on);
+  const uint64_t bytes = RoundUpToPage(e.payload_bytes);
+  if (e.Is(kInDram)) dram_policy->CostChanged(id, bytes, CostUs(id), LastCopy(id));
+  if (table.details(id).ssd_number != 0) {
+    const PlaneFacts facts = SsdFacts(id);
+    ssd_policy->CostChanged(id, bytes, facts.cost_us, facts.last_copy);
   }
 }
 
-void Store::Core::EvictFromDram(const EntryPtr& entry) {
-  LruErase(entry);
-  slab.Free(*entry->extent);
-  entry->extent.reset();
-  entry->header.clear();
-  entry->header.shrink_to_fit();
+void Store::Core::Drop(EntryId id, MissReason reason) {
+  PlaneEntry& e = table[id];
+  if (e.Is(kDead)) return;
+  const int64_t now = WallUs();
+  history.Record(e.id, reason, now);
+  events.Removed(e.id, reason, std::string(table.tenants().Name(e.tenant)), now);
+  SetPinMode(id, PinMode::kNone);
+  const bool evicted = reason == MissReason::kEvicted;
+  LeaveSsd(id, evicted);
+  if (e.Is(kOnRemote)) Count(stats, Tier::kRemote, e, false);
+  e.Set(kOnRemote, false);
+  if (const auto it = plane_end_of.find(id); it != plane_end_of.end()) {
+    plane_ends.Cancel(it->second);
+    plane_end_of.erase(it);
+  }
+  if (e.Is(kInDram) && e.pins == 0) {
+    LeaveDram(id, evicted);
+  } else if (e.Is(kInDram)) {
+    // The bytes stay for those who have it pinned; nobody else will find it.
+    evicted ? dram_policy->Evicted(id, HashOf(e.id)) : dram_policy->Removed(id);
+    dram_quotas.Subtract(dram_quotas.NumberOf(table.tenants().Name(e.tenant)), RoundUpToPage(e.payload_bytes));
+    Count(stats, Tier::kDram, e, false);
+  }
+  table.Unlink(id);
+  if (e.pins == 0) table.Free(id);
+}
+
+void Store::Core::DropIfNowhere(EntryId id, MissReason reason) {
+  if (!table[id].Is(kDead) && !table[id].Is(kInDram) && LastCopy(id)) Drop(id, reason);
+}
+
+void Store::Core::EvictFromDram(EntryId id) {
   ++stats.dram_evictions;
-  if (entry->ssd) return;
-  if (entry->precious) ++stats.dram_only_evictions;
-  Unlink(entry);
-  Gone(*entry, MissReason::kEvicted);
+  if (LastCopy(id)) ++stats.dram_only_evictions;
+  LeaveDram(id, /*evicted=*/true);
+  DropIfNowhere(id, MissReason::kEvicted);
 }
 
-void Store::Core::Unlink(const EntryPtr& entry) {
-  const auto it = index.find(entry->id);
-  if (it != index.end() && it->second == entry) index.erase(it);
-  entry->dead = true;
-  LruErase(entry);
-  if (entry->pins == 0 && entry->extent) {
-    slab.Free(*entry->extent);
-    entry->extent.reset();
-  }
+void Store::Core::Pin(EntryId id) {
+  const uint64_t evictable = EvictableBytes(id);
+  if (table[id].pins++ > 0) return;
+  evictable_bytes -= evictable;
+  stats.leased_bytes += RoundUpToPage(table[id].payload_bytes);
 }
 
-void Store::Core::Gone(const Entry& entry, MissReason reason) {
-  const int64_t now = NowUnixUs();
-  history.Record(entry.id, reason, now);
-  events.Removed(entry.id, reason, entry.meta.tenant, now);
-}
-
-void Store::Core::LruInsert(const EntryPtr& entry) {
-  if (entry->in_lru || entry->dead || entry->pins > 0 || !entry->extent) return;
-  (entry->precious ? lru_precious : lru_copied).emplace(entry->lru, entry);
-  entry->in_lru = true;
-  evictable_bytes += RoundUpToPage(entry->meta.payload_bytes);
-}
-
-void Store::Core::LruErase(const EntryPtr& entry) {
-  if (!entry->in_lru) return;
-  evictable_bytes -= RoundUpToPage(entry->meta.payload_bytes);
-  entry->in_lru = false;
-  (entry->precious ? lru_precious : lru_copied).erase(LruKey(entry->lru));
-}
-
-void Store::Core::Pin(const EntryPtr& entry) {
-  if (entry->pins++ == 0) {
-    LruErase(entry);
-    stats.leased_bytes += RoundUpToPage(entry->meta.payload_bytes);
-  }
-}
-
-void Store::Core::Unpin(const EntryPtr& entry) {
-  if (--entry->pins > 0) return;
-  stats.leased_bytes -= RoundUpToPage(entry->meta.payload_bytes);
-  if (entry->dead) {
-    if (entry->extent) slab.Free(*entry->extent);
-    entry->extent.reset();
+void Store::Core::Unpin(EntryId id) {
+  PlaneEntry& e = table[id];
+  if (--e.pins > 0) return;
+  stats.leased_bytes -= RoundUpToPage(e.payload_bytes);
+  if (e.Is(kDead)) {
+    if (e.Is(kInDram)) slab.Free(table.ExtentOf(id));
+    if (e.header != HeaderArena::kNone) headers.Drop(e.header);
+    e.header = HeaderArena::kNone;
+    table.Free(id);
     return;
   }
-  LruInsert(entry);
+  if (!e.Is(kInDram)) {
+    DropIfNowhere(id, MissReason::kEvicted);
+    return;
+  }
+  evictable_bytes += EvictableBytes(id);
+  if (e.Is(kPassing) && !LastCopy(id)) {
+    EvictFromDram(id);
+    return;
+  }
+  dram_policy->Unpinned(id);
+  if (table.details(id).ssd_number != 0) ssd_policy->Unpinned(id);
 }
 
-void Store::Core::Touch(const EntryPtr& entry, uint64_t tick, size_t place) {
-  const bool listed = entry->in_lru;
-  LruErase(entry);
-  entry->lru = {tick, EvictionRank(entry->id.kind), std::numeric_limits<uint64_t>::max() - place, entry->number};
-  entry->last_used_unix_us = NowUnixUs();
-  if (entry->ssd) ssd->Touch(entry->id, *entry->ssd);
-  if (listed) LruInsert(entry);
+void Store::Core::SetPinMode(EntryId id, PinMode mode) {
+  PlaneEntry& e = table[id];
+  const uint64_t bytes = RoundUpToPage(e.payload_bytes);
+  const uint64_t evictable = EvictableBytes(id);
+  if (e.Is(kHardPinned)) stats.hard_pinned_bytes -= bytes;
+  e.Set(kSoftPinned, mode == PinMode::kSoft);
+  e.Set(kHardPinned, mode == PinMode::kHard);
+  if (e.Is(kHardPinned)) stats.hard_pinned_bytes += bytes;
+  evictable_bytes += EvictableBytes(id) - evictable;
+  // Policies that have set it aside look again.
+  if (e.Is(kInDram)) dram_policy->Unpinned(id);
+  if (table.details(id).ssd_number != 0) ssd_policy->Unpinned(id);
 }
+
+void Store::Core::Touch(EntryId id, int64_t now_unix_us) {
+  table[id].SetLastUsed(now_unix_us);
+  if (table[id].Is(kInDram)) dram_policy->Touched(id);
+  if (const std::optional<SsdRecord> record = table.SsdRecordOf(id)) {
+    ssd_policy->Touched(id);
+    ssd->Touch(table[id].id, *record);
+  }
+}
+
+// ---- Room ----
+
+uint64_t Store::Core::LowBytes() const {
+  const auto pages = static_cast<uint64_t>(options.free_low * static_cast<double>(slab.capacity_bytes() / kPageBytes));
+  return std::min<uint64_t>(pages, kPagesAheadMost) * kPageBytes;
+}
+uint64_t Store::Core::HighBytes() const {
+  const auto pages = static_cast<uint64_t>(options.free_high * static_cast<double>(slab.capacity_bytes() / kPageBytes));
+  return std::min<uint64_t>(pages, 2 * kPagesAheadMost) * kPageBytes;
+}
+
+std::optional<EntryId> Store::Core::DramVictim(std::optional<uint32_t> account) {
+  const auto evictable = [this](EntryId id) ABSL_NO_THREAD_SAFETY_ANALYSIS { return EvictableBytes(id) > 0; };
+  const auto first = [&](EntryId id)
+                         ABSL_NO_THREAD_SAFETY_ANALYSIS { return evictable(id) && !table[id].Is(kSoftPinned); };
+  if (const std::optional<EntryId> victim = dram_policy->Victim(account, first)) return victim;
+  return evictable_bytes > 0 ? dram_policy->Victim(account, evictable) : std::nullopt;
+}
+
+std::optional<Extent> Store::Core::AllocateExtent(uint64_t bytes, uint32_t account) {
+  const uint64_t room = RoundUpToPage(bytes);
+  if (bytes > slab.capacity_bytes() || room > slab.free_bytes() + evictable_bytes) return std::nullopt;
+  bool others_give = true;
+  for (;;) {
+    if (const auto gives = dram_quotas.MustGive(account, room); gives && (others_give || *gives == account)) {
+      if (const std::optional<EntryId> victim = DramVictim(*gives)) {
+        EvictFromDram(*victim);
+        continue;
+      }
+      if (*gives == account) return std::nullopt;
+      others_give = false;
+    }
+    if (const std::optional<Extent> extent = slab.Allocate(bytes)) {
+      if (slab.free_bytes() < LowBytes()) untidy = true;
+      return extent;
+    }
+    const std::optional<EntryId> victim = DramVictim(std::nullopt);
+    if (!victim) return std::nullopt;
+    EvictFromDram(*victim);
+  }
+}
+
+// ---- Ends ----
+
+namespace {
+int64_t Nanos(absl::Time t) { return absl::ToUnixNanos(t); }
+}  // namespace
 
 void Store::Core::EndReservation(uint64_t id) {
   const auto it = reservations.find(id);
   if (it == reservations.end()) return;
-  slab.Free(it->second.extent);
-  stats.reserved_bytes -= RoundUpToPage(it->second.payload_bytes);
-  reservation_ends.erase({it->second.expiry + options.reclaim_grace, id});
+  const ReservationState& r = it->second;
+  slab.Free(r.extent);
+  stats.reserved_bytes -= RoundUpToPage(r.payload_bytes);
+  dram_quotas.Subtract(r.account, RoundUpToPage(r.payload_bytes));
+  reservation_ends.Cancel(r.end);
   reservations.erase(it);
 }
 
 void Store::Core::EndLease(uint64_t id) {
   const auto it = leases.find(id);
   if (it == leases.end()) return;
-  for (const EntryPtr& entry : it->second.entries) Unpin(entry);
-  lease_ends.erase({it->second.expiry, id});
+  for (const EntryId plane : it->second.planes) Unpin(plane);
+  lease_ends.Cancel(it->second.end);
   leases.erase(it);
 }
 
 void Store::Core::Reap() {
-  const absl::Time now = options.now();
-  while (!lease_ends.empty() && lease_ends.begin()->first <= now) {
-    EndLease(lease_ends.begin()->second);
+  const int64_t now = Nanos(options.now());
+  for (auto due = lease_ends.Earliest(); due && due->when <= now; due = lease_ends.Earliest()) {
+    EndLease(due->what);
     ++stats.expired_leases;
   }
   if (!options.before_reclaim) EndReservations(OverdueReservations());
 }
 
-std::vector<uint64_t> Store::Core::OverdueReservations() const {
-  const absl::Time now = options.now();
+std::vector<uint64_t> Store::Core::OverdueReservations() {
+  const int64_t now = Nanos(options.now());
   std::vector<uint64_t> overdue;
-  for (auto it = reservation_ends.begin(); it != reservation_ends.end() && it->first <= now; ++it) {
-    if (!reservations.at(it->second).committing) overdue.push_back(it->second);
-  }
+  while (const auto due = reservation_ends.Take(now)) overdue.push_back(due->what);
+  // Looked at again until they have ended.
+  for (const uint64_t id : overdue) reservations.at(id).end = reservation_ends.Add(now, id);
+  std::erase_if(overdue, [this](uint64_t id) ABSL_NO_THREAD_SAFETY_ANALYSIS { return reservations.at(id).committing; });
   return overdue;
 }
 
@@ -268,13 +594,12 @@ void Store::Core::NoteSsdDrops(std::span<const SsdDropped> dropped) {
     const bool evicted = gone.reason == SsdDropReason::kEvicted;
     const bool wrong = gone.reason == SsdDropReason::kWrong;
     if (evicted) ++stats.ssd_evictions;
-    const EntryPtr entry = Find(gone.id);
-    if (entry == nullptr || entry->ssd != gone.record) continue;
-    entry->ssd.reset();
+    const EntryId id = table.Find(gone.id);
+    if (id == kNoEntry || table.SsdRecordOf(id) != gone.record) continue;
     if (wrong) ++stats.checksum_failures;
-    if (entry->extent) continue;  // DRAM still has it (or is just getting it).
-    Unlink(entry);
-    Gone(*entry, evicted ? MissReason::kEvicted : wrong ? MissReason::kChecksum : MissReason::kDiskLost);
+    LeaveSsd(id, evicted);
+    // Where DRAM has it, or is just getting it, it stays for now.
+    DropIfNowhere(id, evicted ? MissReason::kEvicted : wrong ? MissReason::kChecksum : MissReason::kDiskLost);
   }
 }
 

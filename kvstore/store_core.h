@@ -1,113 +1,189 @@
 // Internal to the room: the store's state and the steps that its calls share. See store.h.
+//
+//   store_core.cc    opening; planes coming and going, pins, room
+//   store_write.cc   Reserve, Commit, Abort
+//   store_read.cc    Lookup, Acquire, Renew, Release
+//   store_load.cc    planes on their way from a slower tier into DRAM: Promote, read-ahead, waiting
+//   store_tidy.cc    the store's own thread: times to live, room ahead of demand, moving planes to slower tiers
+//   store_admin.cc   Pin, ReportCorrupt, Delete, List, Stats
 #ifndef PERIGEE_KVSTORE_STORE_CORE_H_
 #define PERIGEE_KVSTORE_STORE_CORE_H_
 
+#include <deque>
 #include <memory>
 #include <string>
-#include <tuple>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/container/btree_map.h"
-#include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
+#include "absl/functional/function_ref.h"
 #include "absl/random/random.h"
 #include "absl/synchronization/mutex.h"
-#include "kvstore/event_log.h"
-#include "kvstore/slab.h"
+#include "kvstore/dram/deadline_heap.h"
+#include "kvstore/dram/extent_slab.h"
+#include "kvstore/dram/header_arena.h"
+#include "kvstore/dram/plane_table.h"
+#include "kvstore/policy/bandwidth_quota.h"
+#include "kvstore/policy/eviction_policy.h"
+#include "kvstore/policy/tenant_quotas.h"
+#include "kvstore/rate.h"
 #include "kvstore/store.h"
 
 namespace perigee::kvstore {
 
-// Who goes first: the longest unused; of one call's planes proximal before distant before summary, a prompt's end
-// before its start.
-using LruKey = std::tuple<uint64_t, int, uint64_t, uint64_t>;  // tick, kind's rank, -place in the batch, entry number
-
-struct Entry {
-  PlaneId id;
-  PlaneMeta meta;
-  uint64_t number = 0;
-  std::optional<uint64_t> extent;  // Offset in the slab: in DRAM, or (loading) on its way there.
-  std::string header;              // Encoded; while in DRAM.
-  std::optional<SsdRecord> ssd;
-  bool precious = false;  // Committed to DRAM only: no copy elsewhere.
-  bool loading = false;   // One call is reading it from the SSD; others wait.
-  bool dead = false;      // Out of the index; the extent is freed with the last pin.
-  uint32_t pins = 0;      // Leases, and calls that look at its bytes. Pinned bytes do not move.
-  bool in_lru = false;    // In DRAM, alive and not pinned.
-  LruKey lru;
-  int64_t last_used_unix_us = 0;
-};
-using EntryPtr = std::shared_ptr<Entry>;
-
 struct ReservationState {
   PlaneId id;
   uint64_t payload_bytes = 0;
-  uint64_t extent = 0;
+  Extent extent;
+  uint32_t account = 0;  // Of the DRAM quotas.
   absl::Time expiry;
+  DeadlineHeap::Handle end = DeadlineHeap::kNone;
   bool committing = false;  // A Commit works on it: nobody else may end it.
   bool ended = false;       // Expired or aborted, memory kept for PUTs that may still arrive.
 };
 
 struct LeaseState {
-  std::vector<EntryPtr> entries;
-  absl::Time expiry;
+  std::vector<EntryId> planes;
+  DeadlineHeap::Handle end = DeadlineHeap::kNone;
 };
 
-// A moving average of bytes per second.
-class Rate {
- public:
-  explicit Rate(double initial) : bytes_per_s_(initial) {}
-  void Add(uint64_t bytes, double seconds) {
-    if (bytes < kPageBytes || seconds <= 0) return;  // Too small to say anything.
-    bytes_per_s_ += 0.2 * (static_cast<double>(bytes) / seconds - bytes_per_s_);
-  }
-  double bytes_per_s() const { return bytes_per_s_; }
-  uint64_t EstimateUs(uint64_t bytes) const {
-    return static_cast<uint64_t>(1e6 * static_cast<double>(bytes) / bytes_per_s_);
-  }
+// A call that waits for planes on their way.
+struct LoadWaiter {
+  size_t left = 0;
+};
 
- private:
-  double bytes_per_s_;
+// A plane on its way into DRAM, pinned meanwhile.
+struct LoadState {
+  bool begun = false;  // A tier has been asked for it: it can no longer be dropped.
+  bool ahead = false;  // Nobody has asked for its bytes yet.
+  std::vector<LoadWaiter*> waiters;
+  RemoteTier::OperationId operation = 0;
+};
+
+// What one tier is asked for. No record: the remote tier is.
+struct LoadJob {
+  EntryId entry = kNoEntry;
+  PlaneId id;
+  uint64_t payload_bytes = 0;
+  std::span<std::byte> padded;
+  std::optional<SsdRecord> record;
+};
+struct LoadEnd {
+  LoadJob job;
+  absl::Status status;
+  std::string head;                  // Of an SSD record, not verified yet.
+  std::optional<RecordHead> record;  // Of the remote tier, verified.
 };
 
 class Store::Core {
  public:
-  Core(StoreOptions o, std::span<std::byte> memory)
-      : options(std::move(o)),
-        slab_memory(memory),
-        events(options.event_log_events),
-        slab(memory.size()),
-        history(options.history_planes) {}
+  Core(StoreOptions o, std::span<std::byte> memory, uint32_t max_planes, std::unique_ptr<EvictionPolicy> dram,
+       std::unique_ptr<EvictionPolicy> ssd);
+  ~Core();
+  absl::Status SetQuotas();
+  void Start();  // Threads, once everything is there.
 
   absl::Status CheckBatch(size_t n) const;
   absl::StatusOr<absl::Duration> CheckTtl(absl::Duration ttl) const;
-  std::span<std::byte> Memory(uint64_t extent, uint64_t bytes) { return slab_memory.subspan(extent, bytes); }
-  uint64_t Address(uint64_t extent) const { return reinterpret_cast<uint64_t>(slab_memory.data()) + extent; }
+  std::span<std::byte> Memory(Extent extent, uint64_t bytes) { return slab_memory.subspan(extent.offset(), bytes); }
+  uint64_t Address(Extent extent) const { return reinterpret_cast<uint64_t>(slab_memory.data()) + extent.offset(); }
+  int64_t WallUs() const { return absl::ToUnixMicros(options.wall()); }
+
+  // ---- Planes: store_core.cc ----
 
   uint64_t NewId() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
-  EntryPtr Find(const PlaneId& id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
-  // Evicts unpinned entries until `bytes` fit.
-  std::optional<uint64_t> AllocateExtent(uint64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
-  void EvictFromDram(const EntryPtr& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
-  // Takes it out of the index; its DRAM bytes are freed now or with the last pin.
-  void Unlink(const EntryPtr& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
-  // The plane is no longer stored: history and events say so.
-  void Gone(const Entry& entry, MissReason reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
-  void Pin(const EntryPtr& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
-  void Unpin(const EntryPtr& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
-  void Touch(const EntryPtr& entry, uint64_t tick, size_t place) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
-  void LruInsert(const EntryPtr& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
-  void LruErase(const EntryPtr& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  bool Resident(EntryId id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    return table[id].Is(kInDram) && !table[id].Is(kLoading);
+  }
+  bool IsOthers(EntryId id, absl::string_view tenant) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    return !tenant.empty() && table.tenants().Name(table[id].tenant) != tenant;
+  }
+  Tier FastestTier(EntryId id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  bool LastCopy(EntryId id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    return table.details(id).ssd_number == 0 && !table[id].Is(kOnRemote);
+  }
+  // To bring it into DRAM from where it would be without its DRAM copy: read, or computed again.
+  double CostUs(EntryId id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  double RecomputeUs(EntryId id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  PlaneFacts DramFacts(EntryId id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  PlaneFacts SsdFacts(EntryId id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+
+  // A new plane, in no tier yet; with its place in its chain and its time to live. kNoEntry: the table is full.
+  EntryId Insert(const PlaneId& id, const PlaneMeta& meta) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void Link(EntryId id, const std::optional<pod::BlockKey>& parent) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // The distant plane of the block before, kNoEntry where it is not known.
+  EntryId Previous(EntryId id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  EntryId Next(EntryId distant) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  uint32_t TtlSeconds(EntryId id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+
+  void EnterDram(EntryId id, Extent extent) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // evicted: for want of room. Not pinned, or nobody has been told where its bytes are.
+  void LeaveDram(EntryId id, bool evicted) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void EnterSsd(EntryId id, SsdRecord record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void LeaveSsd(EntryId id, bool evicted) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void SetOnRemote(EntryId id, bool on) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // Stored nowhere any more: history and events say so. What is pinned keeps its bytes until its last pin goes; else
+  // the number is free when this returns.
+  void Drop(EntryId id, MissReason reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // Drop, if no tier has it.
+  void DropIfNowhere(EntryId id, MissReason reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // Makes room; what no other tier has is gone then.
+  void EvictFromDram(EntryId id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void Pin(EntryId id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void Unpin(EntryId id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void SetPinMode(EntryId id, PinMode mode) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void Touch(EntryId id, int64_t now_unix_us) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  uint64_t EvictableBytes(EntryId id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);  // 0 or its room.
+
+  // Who goes next from DRAM: of one tenant or all, soft-pinned ones last.
+  std::optional<EntryId> DramVictim(std::optional<uint32_t> account) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // Evicts until `bytes` fit, and the tenant's quota holds.
+  std::optional<Extent> AllocateExtent(uint64_t bytes, uint32_t account) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  uint64_t LowBytes() const;
+  uint64_t HighBytes() const;
+
   void EndReservation(uint64_t id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   // Whose ttl and grace have passed.
-  std::vector<uint64_t> OverdueReservations() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  std::vector<uint64_t> OverdueReservations() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void EndReservations(std::span<const uint64_t> ids) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void EndLease(uint64_t id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void Reap() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void NoteSsdDrops(std::span<const SsdDropped> dropped) ABSL_LOCKS_EXCLUDED(mu);
+
+  // ---- Loads: store_load.cc ----
+
+  // The plane is in a slower tier. It enters DRAM, loading; TakeLoads hands it out in turn.
+  void StartLoad(EntryId id, Extent extent, bool ahead) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // Somebody waits for a plane that is loading.
+  void WaitFor(EntryId id, LoadWaiter* waiter) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // Nobody of this waiter waits any more; what nobody needs is not read.
+  void GiveUp(std::span<const EntryId> ids, LoadWaiter* waiter) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  bool DropLoad(EntryId id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);  // False: begun, or needed.
+  // Only where memory is free.
+  bool LoadAhead(EntryId id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void ReadAhead(EntryId distant) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // What the tiers are to be asked for now: to be given to Begin, without the lock.
+  std::vector<LoadJob> TakeLoads() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void Begin(std::vector<LoadJob> jobs) ABSL_LOCKS_EXCLUDED(mu);
+  void FinishLoads();  // A thread's work.
+  void Finish(LoadEnd end) ABSL_LOCKS_EXCLUDED(mu);
+
+  // ---- Tidying: store_tidy.cc ----
+
+  void Tidy() ABSL_LOCKS_EXCLUDED(mu);
+  void TidyLoop();
+  void ExpirePlanes() ABSL_LOCKS_EXCLUDED(mu);
+  void FreeDram() ABSL_LOCKS_EXCLUDED(mu);
+  bool FreeSsd() ABSL_LOCKS_EXCLUDED(mu);  // One batch; true: there is more to do.
+  // Pinned planes to a slower tier: SSD, else remote.
+  void MoveOut(std::span<const EntryId> planes) ABSL_LOCKS_EXCLUDED(mu);
+  // SSD planes to the remote tier, before they go from the SSD.
+  void CopyToRemote(std::span<const EntryId> planes) ABSL_LOCKS_EXCLUDED(mu);
+  void ScanRemote();  // A thread's work.
+  absl::Status RemoveFromSsd(std::span<const SsdStored> planes);
 
   StoreOptions options;  // Unchanged after Open.
   const std::span<std::byte> slab_memory;
@@ -115,30 +191,47 @@ class Store::Core {
   // Guards everything below. Held for memory operations only: never across disk I/O, checksums or waits (but absl's
   // Await, which lets go).
   absl::Mutex mu;
-  Slab slab ABSL_GUARDED_BY(mu);
-  absl::btree_map<PlaneId, EntryPtr> index ABSL_GUARDED_BY(mu);
-  absl::btree_map<LruKey, EntryPtr> lru_copied ABSL_GUARDED_BY(mu);    // evictable; the SSD has them, or had
-  absl::btree_map<LruKey, EntryPtr> lru_precious ABSL_GUARDED_BY(mu);  // evictable as a last resort
+  PlaneTable table ABSL_GUARDED_BY(mu);
+  ExtentSlab slab ABSL_GUARDED_BY(mu);
+  HeaderArena headers ABSL_GUARDED_BY(mu);
+  // All planes with kInDram that are not dead; all with an SSD record.
+  std::unique_ptr<EvictionPolicy> dram_policy ABSL_GUARDED_BY(mu), ssd_policy ABSL_GUARDED_BY(mu);
+  TenantQuotas dram_quotas ABSL_GUARDED_BY(mu), ssd_quotas ABSL_GUARDED_BY(mu);
+  BandwidthQuota bandwidth ABSL_GUARDED_BY(mu);
   uint64_t evictable_bytes ABSL_GUARDED_BY(mu) = 0;
+  uint64_t ssd_bytes ABSL_GUARDED_BY(mu) = 0;  // Records, about.
+
   absl::flat_hash_map<uint64_t, ReservationState> reservations ABSL_GUARDED_BY(mu);
-  absl::btree_set<std::pair<absl::Time, uint64_t>> reservation_ends ABSL_GUARDED_BY(mu);
   absl::flat_hash_map<uint64_t, LeaseState> leases ABSL_GUARDED_BY(mu);
-  absl::btree_set<std::pair<absl::Time, uint64_t>> lease_ends ABSL_GUARDED_BY(mu);
+  DeadlineHeap reservation_ends ABSL_GUARDED_BY(mu), lease_ends ABSL_GUARDED_BY(mu);  // Nanoseconds of options.now.
+  DeadlineHeap plane_ends ABSL_GUARDED_BY(mu);                                        // Microseconds of options.wall.
+  absl::flat_hash_map<EntryId, DeadlineHeap::Handle> plane_end_of ABSL_GUARDED_BY(mu);
   absl::flat_hash_set<PlaneId> committing ABSL_GUARDED_BY(mu);  // Planes that some Commit is about to make visible.
+
+  absl::flat_hash_map<EntryId, LoadState> loads ABSL_GUARDED_BY(mu);
+  std::deque<EntryId> wanted ABSL_GUARDED_BY(mu), wanted_ahead ABSL_GUARDED_BY(mu);  // Some have been dropped.
+  size_t loads_begun ABSL_GUARDED_BY(mu) = 0;
+  uint64_t load_bytes_begun ABSL_GUARDED_BY(mu) = 0;
+
   MissHistory history ABSL_GUARDED_BY(mu);
   absl::BitGen random ABSL_GUARDED_BY(mu);
-  uint64_t ticks ABSL_GUARDED_BY(mu) = 0;
-  uint64_t next_entry ABSL_GUARDED_BY(mu) = 0;
   StoreStats stats ABSL_GUARDED_BY(mu);     // The counters; the rest is filled in by Stats().
   Rate dram_rate ABSL_GUARDED_BY(mu){1e9};  // Until the first measurement: a 10 Gbit/s link.
   Rate ssd_rate ABSL_GUARDED_BY(mu){5e8};   // A SATA disk.
+  Rate remote_rate ABSL_GUARDED_BY(mu){2e8};
+  bool untidy ABSL_GUARDED_BY(mu) = false;  // The store's thread is asked to look.
+  bool stopping ABSL_GUARDED_BY(mu) = false;
+
+  absl::Mutex tidy_mu;  // One Tidy at a time. Before mu.
+  absl::Mutex ends_mu;
+  std::deque<LoadEnd> ends ABSL_GUARDED_BY(ends_mu);
+  bool no_more_ends ABSL_GUARDED_BY(ends_mu) = false;
+  std::vector<std::thread> threads;
 
   // Null without an SSD. Its blocking calls are never made with mu held; Touch and Stats may be. Last: it tells the
   // rest what it dropped, until it is gone.
   std::unique_ptr<SsdTier> ssd;
 };
-
-int64_t NowUnixUs();
 
 }  // namespace perigee::kvstore
 

@@ -1,11 +1,14 @@
-// Reserve, Commit, Abort, Delete.
+// Reserve, Commit, Abort.
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
+#include <tuple>
 
 #include "base/parallel.h"
 #include "base/status.h"
+#include "kvstore/remote/batch.h"
 #include "kvstore/store_core.h"
 
 namespace perigee::kvstore {
@@ -15,7 +18,7 @@ namespace {
 struct Pending {
   uint64_t reservation_id = 0;
   PlaneId id;
-  uint64_t extent = 0;
+  Extent extent;
   uint64_t payload_bytes = 0;
   pod::PlaneHeader header;
   bool known = false;      // The reservation is marked as committing.
@@ -24,6 +27,7 @@ struct Pending {
   bool own_fault = false;  // The store failed, not the writer: the reservation stays.
   absl::Status status;
   std::optional<SsdRecord> record;  // Stored on the SSD.
+  bool on_remote = false;
 };
 
 absl::Status CheckHeader(const Pending& p, absl::string_view encoded, pod::PlaneHeader* out) {
@@ -49,12 +53,15 @@ absl::Status CheckHeader(const Pending& p, absl::string_view encoded, pod::Plane
 
 }  // namespace
 
-absl::StatusOr<std::vector<Reservation>> Store::Reserve(std::span<const PlaneRequest> planes, absl::Duration ttl) {
+absl::StatusOr<std::vector<Reservation>> Store::Reserve(std::span<const PlaneRequest> planes, absl::Duration ttl,
+                                                        absl::string_view tenant) {
   Core& c = *core_;
   PERIGEE_RETURN_IF_ERROR(c.CheckBatch(planes.size()));
   PERIGEE_ASSIGN_OR_RETURN(ttl, c.CheckTtl(ttl));
   const uint64_t capacity = c.slab_memory.size() / kPageBytes * kPageBytes;
+  std::vector<PlaneId> names;
   for (const PlaneRequest& p : planes) {
+    names.push_back(p.id);
     if (p.payload_bytes == 0) {
       return absl::InvalidArgumentError(absl::StrCat(p.id.ToString(), " has 0 bytes: empty planes are not stored"));
     }
@@ -63,52 +70,69 @@ absl::StatusOr<std::vector<Reservation>> Store::Reserve(std::span<const PlaneReq
           absl::StrCat(p.id.ToString(), " has ", p.payload_bytes, " bytes; the store's whole memory has ", capacity));
     }
   }
+  const int64_t now_us = c.WallUs();
   absl::MutexLock lock(&c.mu);
   c.Reap();
-  const uint64_t tick = ++c.ticks;
-  const absl::Time expiry = c.options.now() + ttl;
-  uint64_t need = 0;
+  const absl::Time now = c.options.now();
+  if (const absl::Duration wait = c.bandwidth.Wait(tenant, now); wait > absl::ZeroDuration()) {
+    c.stats.over_quota += planes.size();
+    return absl::ResourceExhaustedError(
+        absl::StrCat("tenant '", tenant, "' is over its bandwidth; try again in ", absl::FormatDuration(wait)));
+  }
+  const uint32_t account = c.dram_quotas.NumberOf(tenant);
+  uint64_t need = 0, payload = 0;
   std::vector<Reservation> out(planes.size());
   // Planes of this batch that are stored already are held, so that making room for the others does not throw them out.
-  std::vector<EntryPtr> held;
+  std::vector<EntryId> held(planes.size());
+  c.table.FindAll(names, held);
   for (size_t i = 0; i < planes.size(); ++i) {
-    if (const EntryPtr entry = c.Find(planes[i].id)) {
-      c.Touch(entry, tick, i);
-      c.Pin(entry);
-      held.push_back(entry);
-      out[i].already_committed = true;
-    } else {
+    if (held[i] == kNoEntry) {
       need += RoundUpToPage(planes[i].payload_bytes);
+      payload += planes[i].payload_bytes;
+      continue;
     }
+    c.Touch(held[i], now_us);
+    c.Pin(held[i]);
+    out[i].already_committed = true;
   }
   bool enough = need <= c.slab.free_bytes() + c.evictable_bytes;
   std::vector<uint64_t> made;
   for (size_t i = 0; enough && i < planes.size(); ++i) {
     if (out[i].already_committed) continue;
-    const std::optional<uint64_t> extent = c.AllocateExtent(planes[i].payload_bytes);
+    const std::optional<Extent> extent = c.AllocateExtent(planes[i].payload_bytes, account);
     if (!extent) {
       enough = false;
       break;
     }
     out[i].id = c.NewId();
     out[i].address = c.Address(*extent);
-    c.reservations.emplace(
-        out[i].id,
-        ReservationState{
-            .id = planes[i].id, .payload_bytes = planes[i].payload_bytes, .extent = *extent, .expiry = expiry});
-    c.reservation_ends.insert({expiry + c.options.reclaim_grace, out[i].id});
+    const absl::Time expiry = now + ttl;
+    const auto end = c.reservation_ends.Add(absl::ToUnixNanos(expiry + c.options.reclaim_grace), out[i].id);
+    c.reservations.emplace(out[i].id, ReservationState{.id = planes[i].id,
+                                                       .payload_bytes = planes[i].payload_bytes,
+                                                       .extent = *extent,
+                                                       .account = account,
+                                                       .expiry = expiry,
+                                                       .end = end});
     c.stats.reserved_bytes += RoundUpToPage(planes[i].payload_bytes);
+    c.dram_quotas.Add(account, RoundUpToPage(planes[i].payload_bytes));
     made.push_back(out[i].id);
   }
-  for (const EntryPtr& entry : held) c.Unpin(entry);
+  for (const EntryId id : held) {
+    if (id != kNoEntry) c.Unpin(id);
+  }
   if (!enough) {
     for (uint64_t id : made) c.EndReservation(id);
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the store has no room for ", planes.size(), " planes of ", need, " bytes: ", c.slab.free_bytes(),
-                     " free (largest piece ", c.slab.largest_free_bytes(), "), ", c.evictable_bytes, " evictable, ",
-                     c.stats.leased_bytes, " leased, ", c.stats.reserved_bytes,
-                     " reserved; try again when leases end, or give the store more memory"));
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the store has no room for ", planes.size(), " planes of ", need, " bytes: ", c.slab.free_bytes(),
+        " free (largest piece ", c.slab.largest_free_bytes(), "), ", c.evictable_bytes, " evictable, ",
+        c.stats.leased_bytes, " leased, ", c.stats.hard_pinned_bytes, " pinned, ", c.stats.reserved_bytes, " reserved",
+        account == 0 ? std::string()
+                     : absl::StrCat("; tenant '", tenant, "' has ", c.dram_quotas.UsedBytes(account),
+                                    " of its quota of ", c.dram_quotas.QuotaBytes(account)),
+        "; try again when leases end, or give the store more memory"));
   }
+  c.bandwidth.Use(tenant, payload);
   return out;
 }
 
@@ -118,6 +142,16 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
   if (durability == Durability::kSynced && !c.ssd) {
     return absl::FailedPreconditionError(
         "this store has no SSD tier: commit with DRAM durability, or give it a data folder");
+  }
+  if (durability == Durability::kReplicated && !c.options.remote) {
+    return absl::FailedPreconditionError(
+        "this store has no remote tier: commit with another durability, or give it one");
+  }
+  for (const CommitItem& item : items) {
+    if (item.ttl_s > kMaxTtlSeconds) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("a time to live of ", item.ttl_s, " s; at most ", kMaxTtlSeconds, " are possible"));
+    }
   }
   const bool to_ssd = c.ssd && durability != Durability::kDram;
 
@@ -172,81 +206,128 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
     c.mu.Await(absl::Condition(&free));
     for (Pending& p : pending) {
       if (!p.known || !p.status.ok()) continue;
-      p.present = c.Find(p.id) != nullptr;
+      p.present = c.table.Find(p.id) != kNoEntry;
       p.claimed = !p.present && c.committing.insert(p.id).second;
     }
   }
 
-  // 4. To the SSD: all of the batch under one sync.
-  const int64_t created = NowUnixUs();
-  if (to_ssd) {
+  // 4. To slower tiers: all of the batch under one sync.
+  const int64_t created = c.WallUs();
+  std::vector<size_t> moving;
+  for (size_t i = 0; i < pending.size(); ++i) {
+    if (pending[i].known && pending[i].status.ok() && !pending[i].present) moving.push_back(i);
+  }
+  if (to_ssd && !moving.empty()) {
     std::vector<SsdWrite> writes;
-    std::vector<Pending*> written;
-    for (size_t i = 0; i < pending.size(); ++i) {
-      Pending& p = pending[i];
-      if (!p.known || !p.status.ok() || p.present) continue;
+    for (const size_t i : moving) {
+      const Pending& p = pending[i];
       writes.push_back({.id = p.id,
-                        .meta = MetaOf(p.header, created),
-                        .head = EncodeRecordHead(p.id, items[i].header, p.payload_bytes, created),
+                        .meta = MetaOf(p.header, created, items[i].ttl_s),
+                        .head = EncodeRecordHead(p.id, items[i].header, p.payload_bytes, created, items[i].ttl_s),
                         .padded_payload = c.Memory(p.extent, RoundUpToPage(p.payload_bytes))});
-      written.push_back(&p);
     }
-    if (!writes.empty()) {
-      const absl::StatusOr<std::vector<SsdRecord>> records = c.ssd->Append(writes);
-      for (size_t i = 0; i < written.size(); ++i) {
-        if (records.ok()) {
-          written[i]->record = (*records)[i];
-        } else if (durability == Durability::kSynced) {
-          written[i]->status = records.status();
-          written[i]->own_fault = true;
-        }  // Else a disk that takes no writes is no outage: memory takes the plane.
-      }
-      if (!records.ok()) {
-        spdlog::warn("commit of {} planes: {}", writes.size(), std::string(records.status().message()));
+    const absl::StatusOr<std::vector<SsdRecord>> records = c.ssd->Append(writes);
+    for (size_t i = 0; i < moving.size(); ++i) {
+      Pending& p = pending[moving[i]];
+      if (records.ok()) {
+        p.record = (*records)[i];
+      } else if (durability == Durability::kSynced) {
+        p.status = records.status();
+        p.own_fault = true;
+      }  // Else a disk that takes no writes is no outage: memory takes the plane.
+    }
+    if (!records.ok()) {
+      spdlog::warn("commit of {} planes: {}", writes.size(), std::string(records.status().message()));
+    }
+  }
+  if (durability == Durability::kReplicated && !moving.empty()) {
+    std::vector<RemotePut> puts;
+    for (const size_t i : moving) {
+      const Pending& p = pending[i];
+      puts.push_back({.id = p.id,
+                      .encoded_header = items[i].header,
+                      .payload = c.Memory(p.extent, p.payload_bytes),
+                      .created_unix_us = created,
+                      .ttl_s = items[i].ttl_s});
+    }
+    const std::vector<absl::Status> put =
+        PutAll(*c.options.remote, std::move(puts), absl::Now() + c.options.remote_deadline);
+    std::vector<SsdStored> undone;
+    for (size_t i = 0; i < moving.size(); ++i) {
+      Pending& p = pending[moving[i]];
+      p.on_remote = put[i].ok();
+      if (p.on_remote) continue;
+      p.status = put[i];
+      p.own_fault = true;
+      if (p.record) undone.push_back({p.id, *p.record});
+    }
+    if (!undone.empty()) {
+      if (const absl::Status removed = c.RemoveFromSsd(undone); !removed.ok()) {
+        spdlog::warn("an unfinished commit: {}", std::string(removed.message()));
       }
     }
   }
 
-  // 5. Make visible.
-  std::vector<absl::Status> out;
-  absl::MutexLock lock(&c.mu);
-  const uint64_t tick = ++c.ticks;
-  for (size_t i = 0; i < pending.size(); ++i) {
-    Pending& p = pending[i];
-    out.push_back(p.status);
-    if (!p.known) {
-      ++c.stats.refused_commits;
-      continue;
+  // 5. Make visible, chains from their start.
+  std::vector<absl::Status> out(pending.size());
+  std::vector<size_t> order(pending.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  const auto place = [&](size_t i) {
+    return std::tuple(pending[i].header.base_position, pending[i].id.kind == pod::PlaneKind::kSummary ? 0 : 1,
+                      pending[i].id.kind);
+  };
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return place(a) < place(b); });
+  std::vector<SsdStored> homeless;
+  {
+    absl::MutexLock lock(&c.mu);
+    for (const size_t i : order) {
+      Pending& p = pending[i];
+      if (!p.known) {
+        out[i] = p.status;
+        ++c.stats.refused_commits;
+        continue;
+      }
+      ReservationState& r = c.reservations.at(p.reservation_id);
+      r.committing = false;
+      if (p.claimed) c.committing.erase(p.id);
+      EntryId id = kNoEntry;
+      if (p.status.ok() && !p.present) {
+        // The background may have heard of it from the remote tier meanwhile.
+        id = c.table.Find(p.id);
+        if (id == kNoEntry) id = c.Insert(p.id, MetaOf(p.header, created, items[i].ttl_s));
+        if (id == kNoEntry) {
+          p.status = absl::ResourceExhaustedError("the store's index is full: evict planes, or allow more of them");
+          p.own_fault = true;
+          if (p.record) homeless.push_back({p.id, *p.record});
+        }
+      }
+      out[i] = p.status;
+      if (!p.status.ok()) {
+        ++c.stats.refused_commits;
+        if (!p.own_fault) c.EndReservation(p.reservation_id);
+        continue;
+      }
+      if (!p.present && p.record && !c.table.SsdRecordOf(id)) c.EnterSsd(id, *p.record);
+      if (!p.present && p.on_remote) c.SetOnRemote(id, true);
+      if (p.present || c.table[id].Is(kInDram)) {
+        c.EndReservation(p.reservation_id);
+        continue;
+      }
+      // The extent passes from the reservation to the plane.
+      c.stats.reserved_bytes -= RoundUpToPage(r.payload_bytes);
+      c.dram_quotas.Subtract(r.account, RoundUpToPage(r.payload_bytes));
+      c.reservation_ends.Cancel(r.end);
+      c.reservations.erase(p.reservation_id);
+      c.table[id].header = c.headers.Add(items[i].header);
+      c.EnterDram(id, p.extent);
+      c.stats.committed_bytes += p.payload_bytes;
+      c.events.Stored(p.id, p.payload_bytes, p.header.tenant, created);
     }
-    ReservationState& r = c.reservations.at(p.reservation_id);
-    r.committing = false;
-    if (p.claimed) c.committing.erase(p.id);
-    if (!p.status.ok()) {
-      ++c.stats.refused_commits;
-      if (!p.own_fault) c.EndReservation(p.reservation_id);
-      continue;
+  }
+  if (!homeless.empty()) {
+    if (const absl::Status removed = c.RemoveFromSsd(homeless); !removed.ok()) {
+      spdlog::warn("an unfinished commit: {}", std::string(removed.message()));
     }
-    if (p.present) {
-      c.EndReservation(p.reservation_id);
-      continue;
-    }
-    // The extent passes from the reservation to the entry.
-    c.stats.reserved_bytes -= RoundUpToPage(r.payload_bytes);
-    c.reservation_ends.erase({r.expiry + c.options.reclaim_grace, p.reservation_id});
-    c.reservations.erase(p.reservation_id);
-    auto entry = std::make_shared<Entry>();
-    entry->id = p.id;
-    entry->meta = MetaOf(p.header, created);
-    entry->number = ++c.next_entry;
-    entry->extent = p.extent;
-    entry->header = items[i].header;
-    entry->ssd = p.record;
-    entry->precious = !p.record;
-    c.Touch(entry, tick, i);
-    c.index[p.id] = entry;
-    c.LruInsert(entry);
-    c.stats.committed_bytes += p.payload_bytes;
-    c.events.Stored(p.id, p.payload_bytes, entry->meta.tenant, created);
   }
   return out;
 }
@@ -267,30 +348,6 @@ uint32_t Store::Abort(std::span<const uint64_t> reservation_ids, bool writes_may
     }
   }
   return aborted;
-}
-
-absl::StatusOr<uint32_t> Store::Delete(std::span<const pod::BlockKey> keys) {
-  Core& c = *core_;
-  PERIGEE_RETURN_IF_ERROR(c.CheckBatch(keys.size()));
-  if (c.ssd) PERIGEE_RETURN_IF_ERROR(Annotate(c.ssd->NoteDeletion(), "delete"));
-  std::vector<SsdStored> stored;
-  uint32_t deleted = 0;
-  {
-    absl::MutexLock lock(&c.mu);
-    c.Reap();
-    for (const pod::BlockKey& key : keys) {
-      for (const pod::PlaneKind kind : pod::kPlaneKinds) {
-        const EntryPtr entry = c.Find({key, kind});
-        if (entry == nullptr) continue;
-        if (entry->ssd) stored.push_back({entry->id, *entry->ssd});
-        c.Unlink(entry);
-        c.Gone(*entry, MissReason::kDeleted);
-        ++deleted;
-      }
-    }
-  }
-  if (!stored.empty()) PERIGEE_RETURN_IF_ERROR(Annotate(c.ssd->Remove(stored), "delete"));
-  return deleted;
 }
 
 }  // namespace perigee::kvstore

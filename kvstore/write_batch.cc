@@ -50,9 +50,11 @@ absl::Status Puts::Wait() {
 }
 
 absl::Status WriteState::Commit(std::span<const size_t> some, std::span<const pod::PlaneHeader> headers,
-                                Durability durability, bool quick, std::vector<absl::Status>* statuses) {
+                                Durability durability, uint32_t ttl_s, bool quick,
+                                std::vector<absl::Status>* statuses) {
   v1::CommitRequest request;
   request.set_durability(static_cast<v1::Durability>(durability));
+  request.set_ttl_s(ttl_s);
   for (const size_t plane : some) {
     auto* wire = request.add_planes();
     wire->set_reservation_id(reservations[plane].id);
@@ -125,11 +127,20 @@ absl::Status WriteBatch::WaitForPuts() {
 }
 
 absl::StatusOr<std::vector<absl::Status>> WriteBatch::Commit(std::span<const pod::PlaneHeader> headers,
-                                                             Durability durability) {
+                                                             Durability durability, absl::Duration ttl) {
   if (state_ == nullptr) return absl::FailedPreconditionError("commit of an empty batch");
   internal::WriteState& s = *state_;
   if (headers.size() != size()) {
     return absl::InvalidArgumentError(absl::StrCat(headers.size(), " headers for a batch of ", size(), " planes"));
+  }
+  uint32_t ttl_s = 0;
+  if (ttl != absl::InfiniteDuration()) {
+    const int64_t seconds = absl::ToInt64Seconds(absl::Ceil(ttl, absl::Seconds(1)));
+    if (seconds < 1 || seconds > kMaxTtlSeconds) {
+      return absl::InvalidArgumentError(absl::StrCat("a time to live of ", absl::FormatDuration(ttl), "; 1 s to ",
+                                                     kMaxTtlSeconds, " s are possible"));
+    }
+    ttl_s = static_cast<uint32_t>(seconds);
   }
   PERIGEE_RETURN_IF_ERROR(WaitForPuts());
   std::vector<size_t> open;
@@ -148,7 +159,7 @@ absl::StatusOr<std::vector<absl::Status>> WriteBatch::Commit(std::span<const pod
     const bool over_grpc = end == begin;
     if (over_grpc) end = open.size();
     PERIGEE_RETURN_IF_ERROR(
-        s.Commit(std::span(open).subspan(begin, end - begin), headers, durability, !over_grpc, &out));
+        s.Commit(std::span(open).subspan(begin, end - begin), headers, durability, ttl_s, !over_grpc, &out));
   }
   return out;
 }

@@ -36,7 +36,7 @@ PlaneTable::Inserted PlaneTable::Insert(const PlaneId& name, const PlaneMeta& me
   if (there != kNoEntry) return {there, false};
   EntryId id = free_;
   if (id != kNoEntry) {
-    free_ = details_[id].spare;
+    free_ = details_[id].next;
   } else {
     if (id_end_ == max_planes_) return {};
     id = id_end_++;
@@ -114,7 +114,7 @@ void PlaneTable::Free(EntryId id) {
   Unlink(id);
   tenants_.Drop(entries_[id].tenant);
   entries_[id].tenant = 0;
-  details_[id].spare = free_;
+  details_[id].next = free_;
   free_ = id;
 }
 
@@ -144,9 +144,11 @@ PlaneMeta PlaneTable::MetaOf(EntryId id) const {
   const PlaneDetails& details = details_[id];
   return {.payload_bytes = entry.payload_bytes,
           .created_unix_us = details.created_unix_us,
+          .ttl_s = 0,
           .base_position = details.base_position,
           .tokens = details.tokens,
-          .tenant = std::string(tenants_.Name(entry.tenant))};
+          .tenant = std::string(tenants_.Name(entry.tenant)),
+          .parent = std::nullopt};
 }
 
 PlaneTable::Memory PlaneTable::MemoryByPart() const {

@@ -36,12 +36,13 @@
 namespace perigee::kvstore {
 
 enum PlaneFlag : uint8_t {
-  kPrecious = 1 << 0,    // Committed to DRAM only: no copy elsewhere.
-  kLoading = 1 << 1,     // One call is reading it from the SSD; others wait.
+  kOnRemote = 1 << 0,    // The remote tier has a copy.
+  kLoading = 1 << 1,     // On its way from a slower tier; others wait.
   kDead = 1 << 2,        // Unlink was called. Only the table sets it.
   kInDram = 1 << 3,      // Has an extent: its bytes are in DRAM, or (kLoading) on their way there.
   kSoftPinned = 1 << 4,  // By its owner's wish: goes after all others,
   kHardPinned = 1 << 5,  // or does not go.
+  kPassing = 1 << 6,     // In DRAM for those who have it pinned, and not to stay.
 };
 
 // 64 bytes, a cache line of its own.
@@ -77,8 +78,10 @@ struct PlaneDetails {  // 40 bytes
   uint64_t ssd_number = 0;  // SsdRecord's; its bytes are the entry's. 0: not on the SSD.
   int32_t tokens = 0;
   uint32_t extent_node = Extent::kNone;
-  uint32_t expires_unix_s = 0;  // 0: never.
-  uint32_t spare = 0;
+  // Of a distant plane: that of the block before it, and of one that follows, as last heard. They may have gone, and
+  // their numbers be others': hints, to be checked.
+  EntryId previous = kNoEntry;
+  EntryId next = kNoEntry;
 };
 static_assert(sizeof(PlaneDetails) == 40);
 
@@ -131,7 +134,7 @@ class PlaneTable {
   }
   // record: of as many bytes as the plane.
   void SetSsdRecord(EntryId id, std::optional<SsdRecord> record);
-  PlaneMeta MetaOf(EntryId id) const;
+  PlaneMeta MetaOf(EntryId id) const;  // Without time to live and the block before.
 
   const TenantNames& tenants() const { return tenants_; }
   uint32_t size() const { return static_cast<uint32_t>(index_.size()); }  // In the index.
@@ -151,7 +154,7 @@ class PlaneTable {
   std::array<uint64_t, 4> secret_;
   static constexpr uint32_t kChunk = 1 << 15;
   ChunkedArray<PlaneEntry, kChunk> entries_;    // A chunk is one huge page.
-  ChunkedArray<PlaneDetails, kChunk> details_;  // `spare` of a free one: the next free one.
+  ChunkedArray<PlaneDetails, kChunk> details_;  // `next` of a free one: the next free one.
   HandleMap index_;
   ChunkedArray<uint64_t, 1 << 12> listed_;  // A bit per number: it is in the index.
   uint32_t id_end_ = 0;

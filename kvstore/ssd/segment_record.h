@@ -27,8 +27,8 @@
 // The index is a RocksDB database. Key: the 32 bytes of the block key, then the plane kind's byte. Value:
 //
 //   u8 version, 2 | u64 segment | u64 offset | u32 head bytes (= payload offset) | u64 P | i64 created, Unix us | u32
-//   time to live, s | i64 base position | u32 tokens | u32 length, tenant | u32 length (0 or 32), key of the block before
-//   | u32 CRC32C over the database key followed by the value before this field
+//   time to live, s | i64 base position | u32 tokens | u32 length, tenant | u32 length (0 or 32), key of the block
+//   before | u32 CRC32C over the database key followed by the value before this field
 #ifndef PERIGEE_KVSTORE_SSD_SEGMENT_RECORD_H_
 #define PERIGEE_KVSTORE_SSD_SEGMENT_RECORD_H_
 
@@ -70,8 +70,8 @@ struct PlaneMeta {
 inline constexpr uint32_t kMaxTtlSeconds = (1 << 24) - 1;  // 194 days
 PlaneMeta MetaOf(const pod::PlaneHeader& header, int64_t created_unix_us, uint32_t ttl_s = 0);
 
-// The head: everything in front of the payload, padding included. encoded_header: at most kMaxHeaderBytes; ttl_s: at most
-// kMaxTtlSeconds.
+// The head: everything in front of the payload, padding included. encoded_header: at most kMaxHeaderBytes; ttl_s: at
+// most kMaxTtlSeconds.
 std::string EncodeRecordHead(const PlaneId& id, absl::string_view encoded_header, uint64_t payload_bytes,
                              int64_t created_unix_us, uint32_t ttl_s = 0);
 

@@ -229,7 +229,7 @@ TEST(Client, WrongBytesAreNeverAcceptedAndTheStoreIsTold) {
   const TestPlane p = MakePlane(1, 9000);
   ASSERT_TRUE(WriteAll(**client, {&p, 1}).ok());
   {
-    const auto held = (*server)->store().Acquire({&p.id, 1}, absl::Seconds(60), "");
+    const auto held = (*server)->store().Acquire({&p.id, 1}, absl::Seconds(60));
     *reinterpret_cast<char*>(held->planes[0].address + 4242) ^= 2;
     ASSERT_TRUE((*server)->store().Release(held->id, 0, 0).ok());
   }

@@ -63,7 +63,7 @@ TEST(Clock, TheTestMovesTheWallClockAndNotTheSteadyOne) {
 class JumpsOfTheClock : public testing::TestWithParam<int64_t> {
  protected:
   static absl::StatusOr<Lease> AcquireFor(Store& store, const PlaneId& id, absl::Duration ttl) {
-    return store.Acquire({&id, 1}, ttl, "");
+    return store.Acquire({&id, 1}, ttl);
   }
   FakeSlab slab_{1 << 20};
   TempFolder folder_;
@@ -204,7 +204,7 @@ TEST(Clock, AStoresOwnClockThatJumpsEndsLeasesWhenItPassesThemAndNeverTwice) {
   Store& store = **opened;
   const TestPlane plane = MakePlane(1, 5000);
   ASSERT_TRUE(Write(store, plane).ok());
-  const auto lease = store.Acquire({&plane.id, 1}, absl::Seconds(60), "");
+  const auto lease = store.Acquire({&plane.id, 1}, absl::Seconds(60));
   ASSERT_TRUE(lease.ok());
   now -= absl::Hours(24);  // Held for longer, never for less.
   EXPECT_TRUE(store.Renew(lease->id, absl::Seconds(60)).ok());

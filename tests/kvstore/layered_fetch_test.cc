@@ -169,7 +169,7 @@ TEST_F(LayeredFetchTest, AWrongSectionEndsTheFetchAtItsGroupAndTheStoreIsTold) {
   options.fetch_batch_bytes = 1;
   Prepare(server->address(), 5000, options);
   {
-    const auto held = server->store().Acquire({&planes_[2].id, 1}, absl::Seconds(60), "");
+    const auto held = server->store().Acquire({&planes_[2].id, 1}, absl::Seconds(60));
     *reinterpret_cast<char*>(held->planes[0].address + (kSections - 1) * section_bytes_ + 17) ^= 4;
     ASSERT_TRUE(server->store().Release(held->id, 0, 0).ok());
   }

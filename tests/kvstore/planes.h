@@ -54,6 +54,12 @@ inline TestPlane MakePlane(uint64_t n, size_t bytes, pod::PlaneKind kind = pod::
   return p;
 }
 
+// Makes it the plane of the chain's block n, which follows block n - 1.
+inline void Follow(TestPlane& plane, uint64_t n) {
+  plane.header.has_parent = n > 0;
+  if (n > 0) plane.header.parent = TestKey(n - 1);
+}
+
 // A folder that goes with the object.
 class TempFolder {
  public:
@@ -124,7 +130,7 @@ inline absl::Status Write(Store& store, const TestPlane& plane, Durability durab
 
 // Acquire, compare, release. NotFound with the miss's reason; DataLoss when other bytes came.
 inline absl::Status ReadAndCompare(Store& store, const TestPlane& plane) {
-  auto lease = store.Acquire({&plane.id, 1}, absl::Seconds(60), "");
+  auto lease = store.Acquire({&plane.id, 1}, absl::Seconds(60));
   if (!lease.ok()) return lease.status();
   const LeasedPlane& got = lease->planes[0];
   if (!got.found) return absl::NotFoundError(MissReasonName(got.miss.reason));

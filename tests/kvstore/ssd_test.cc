@@ -37,7 +37,7 @@ void FlipByte(const fs::path& path, uint64_t offset) {
 }
 
 MissReason MissOf(Store& store, const PlaneId& id) {
-  auto lease = store.Acquire({&id, 1}, absl::Seconds(1), "");
+  auto lease = store.Acquire({&id, 1}, absl::Seconds(1));
   EXPECT_TRUE(lease.ok() && !lease->planes[0].found);
   return lease->planes[0].miss.reason;
 }
@@ -169,7 +169,7 @@ TEST_F(SsdTest, ACorruptDramCopyIsReplacedByTheSsdCopyEvenUnderALease) {
   const TestPlane p = MakePlane(1, 5000);
   auto store = OpenStore(slab_, folder_.path());
   ASSERT_TRUE(Write(*store, p).ok());
-  const auto lease = store->Acquire({&p.id, 1}, absl::Seconds(60), "");
+  const auto lease = store->Acquire({&p.id, 1}, absl::Seconds(60));
   *reinterpret_cast<char*>(lease->planes[0].address + 100) ^= 1;
   const CorruptReport report = store->ReportCorrupt(p.id);
   EXPECT_TRUE(report.dram_copy_dropped);
@@ -197,7 +197,7 @@ TEST_F(SsdTest, WithAllMemoryLeasedAnSsdPlaneIsAMissThatSaysNoRoom) {
   const TestPlane a = MakePlane(1, 8192), b = MakePlane(2, 8192);
   ASSERT_TRUE(Write(*store, a).ok());
   ASSERT_TRUE(Write(*store, b).ok());
-  const auto lease = store->Acquire({&b.id, 1}, absl::Seconds(60), "");
+  const auto lease = store->Acquire({&b.id, 1}, absl::Seconds(60));
   EXPECT_EQ(MissOf(*store, a.id), MissReason::kNoRoom);
   ASSERT_TRUE(store->Release(lease->id, 0, 0).ok());
   EXPECT_TRUE(ReadAndCompare(*store, a).ok());

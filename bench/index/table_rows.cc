@@ -33,7 +33,7 @@ struct PeerEntry {
   kvstore::Extent extent;
   uint32_t header = 0, tenant = 0, pins = 0;
   int32_t tokens = 0;
-  uint32_t expires_unix_s = 0;
+  uint32_t previous = 0, next = 0;
   uint8_t flags = 0;
 };
 using Peer = absl::flat_hash_map<PlaneId, PeerEntry>;
@@ -84,9 +84,11 @@ Fill FillWith(uint32_t planes, Prepare prepare, Insert insert) {
 kvstore::PlaneMeta MetaFor(uint64_t n) {
   return {.payload_bytes = (n % 8 + 1) << 18,
           .created_unix_us = 1'790'000'000'000'000,
+          .ttl_s = 0,
           .base_position = static_cast<int64_t>(n),
           .tokens = 64,
-          .tenant = "tenant"};
+          .tenant = "tenant",
+          .parent = std::nullopt};
 }
 
 class TableBench {

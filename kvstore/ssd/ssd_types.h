@@ -43,7 +43,8 @@ struct SsdOptions {
   std::string path{};                            // One folder, or
   std::vector<std::string> paths{};              // several, on a disk each: planes are striped over them.
   uint64_t segment_bytes = uint64_t{256} << 20;  // A new segment is begun when this would be passed.
-  uint64_t capacity_bytes = 0;                   // Of all segment files; 0: whatever the file systems hold.
+  uint64_t capacity_bytes = 0;                   // Of all segment files, but for one of each path while it is
+                                                 // compacted; 0: whatever the file systems hold.
   uint64_t reserve_bytes = uint64_t{64} << 20;   // Of each path, never used for payload: the index must be able to
                                                  // grow on a full disk. 0: no check.
   // Compaction may write so much that all bytes written stay below this multiple of what callers wrote. 1: never.

@@ -23,9 +23,11 @@ PlaneId Name(uint64_t n, pod::PlaneKind kind = pod::PlaneKind::kDistant) {
 PlaneMeta Meta(uint64_t n) {
   return {.payload_bytes = 1 + n * 4099,
           .created_unix_us = static_cast<int64_t>(1'790'000'000'000'000 + n),
+          .ttl_s = 0,
           .base_position = static_cast<int64_t>(n) * 64 - 5,
           .tokens = static_cast<int32_t>(1 + n % 64),
-          .tenant = n % 4 == 0 ? std::string() : "tenant " + std::to_string(n % 4)};
+          .tenant = n % 4 == 0 ? std::string() : "tenant " + std::to_string(n % 4),
+          .parent = std::nullopt};
 }
 
 TEST(PlaneTable, RandomUseAgreesWithAMap) {
@@ -265,11 +267,11 @@ TEST(PlaneTable, TimesAndFlagsSurvivePacking) {
   }
   e.SetLastUsed(-5);
   EXPECT_EQ(e.last_used_unix_us(), 0);
-  e.Set(kPrecious);
+  e.Set(kOnRemote);
   e.Set(kInDram);
-  e.Set(kPrecious, false);
+  e.Set(kOnRemote, false);
   EXPECT_TRUE(e.Is(kInDram));
-  EXPECT_FALSE(e.Is(kPrecious));
+  EXPECT_FALSE(e.Is(kOnRemote));
 }
 
 // 10 M planes in one index are measured by bench/index_bench; here that the arithmetic holds at a tenth of a million.

@@ -17,6 +17,7 @@ TEST(DeadClient, ItsLeasesEndByTheirTimeToLiveAndItsPlanesCanBeEvictedThen) {
   ServerOptions options;
   options.port = 0;
   options.slab_bytes = kPlanes * kPlaneBytes;
+  options.store.free_low = options.store.free_high = 0;  // All of it is to be leased.
   options.transport.transports = "tcp";
   const auto server = StoreServer::Start(options);
   ASSERT_TRUE(server.ok()) << server.status();

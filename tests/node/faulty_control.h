@@ -23,7 +23,7 @@ class FaultyControl final : public v1::KvStore::Service {
   std::function<grpc::Status(int n, v1::CommitRequest* request)> on_commit;
   // Runs on the way back.
   std::function<void(int n, v1::CommitResponse* response)> after_commit;
-  std::atomic<int> reserves{0}, commits{0};
+  std::atomic<int> commits{0};
 
   // Before on_commit is set nothing is changed. Set hooks before the first call.
   explicit FaultyControl(const std::string& store)
@@ -47,17 +47,13 @@ class FaultyControl final : public v1::KvStore::Service {
     if (after_commit) after_commit(n, response);
     return status;
   }
-  grpc::Status Reserve(grpc::ServerContext* context, const v1::ReserveRequest* request,
-                       v1::ReserveResponse* response) override {
-    ++reserves;
-    return Through(context, &v1::KvStore::Stub::Reserve, request, response);
-  }
 #define PERIGEE_THROUGH(Method)                                                         \
   grpc::Status Method(grpc::ServerContext* context, const v1::Method##Request* request, \
                       v1::Method##Response* response) override {                        \
     return Through(context, &v1::KvStore::Stub::Method, request, response);             \
   }
   PERIGEE_THROUGH(Hello)
+  PERIGEE_THROUGH(Reserve)
   PERIGEE_THROUGH(Abort)
   PERIGEE_THROUGH(Lookup)
   PERIGEE_THROUGH(Acquire)

@@ -3,6 +3,7 @@
 //   kvstore/index/...     one table of 10 M planes (--planes N) beside an absl::flat_hash_map of as many: bytes per
 //                         plane, inserts, the longest single insert, Acquire's part of the work for batches of 64
 //                         planes drawn at random (found, checked, pinned, touched, addresses collected), and Release's
+//   kvstore/store/...     the same calls through the whole store, and all of its bookkeeping's memory
 //   kvstore/slab/...      Allocate and Free beside best fit over trees and beside malloc; how full the memory is when a
 //                         request is refused
 //   kvstore/headers/...   encoded headers beside std::string
@@ -37,6 +38,7 @@ int RunAll(const IndexBench& bench, const std::string& json) {
   sched_setaffinity(0, sizeof(one), &one);
   Report report;
   TableRows(bench, report);  // First: resident memory is measured in a heap that nobody has used.
+  StoreRows(bench, report);
   PieceRows(bench, report);
   const absl::Status written = report.WriteJson(json);
   if (!written.ok()) {

@@ -47,7 +47,8 @@ struct TenantQuota {
 
 struct StoreOptions {
   std::optional<SsdOptions> ssd;  // Without it, and without a remote tier, planes live and die in DRAM.
-  // What is stored under its prefix becomes known in the background after Open; no other store may write there.
+  // What is stored under its prefix becomes known in the background after Open; what other stores put there later is not
+  // known before the next Open.
   std::shared_ptr<RemoteTier> remote;
   std::string policy = "default";  // Of DRAM and SSD, see EvictionPolicyNames.
   std::vector<TenantQuota> quotas;

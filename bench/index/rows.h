@@ -19,6 +19,7 @@ struct IndexBench {
 
 // Adds the rows whose names contain `only`.
 void TableRows(const IndexBench& bench, Report& report);
+void StoreRows(const IndexBench& bench, Report& report);  // Acquire through the whole store.
 void PieceRows(const IndexBench& bench, Report& report);  // Slab, header arena, deadlines.
 
 // Cheap numbers that look random: measured loops must not measure their generator.

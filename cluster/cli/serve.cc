@@ -2,6 +2,7 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "cluster/cli/command.h"
+#include "cluster/cli/store_flags.h"
 #include "cluster/process.h"
 #include "decode_node/service.h"
 #include "kvstore/server.h"
@@ -20,12 +21,11 @@ struct Options {
   std::string log_level = "info";
   int ready_fd = -1;
   // Store
-  std::vector<std::string> data_folders;
   std::string advertise_host;
   std::string credentials;
   uint16_t data_port = 0;
   uint64_t dram_mib = 256;
-  uint64_t ssd_mib = 4096;
+  StoreFlags tiers;
   // Nodes
   std::string store;
   std::string secret_file;
@@ -64,9 +64,7 @@ absl::Status ServeStore(const Options& o) {
   } else {
     PERIGEE_ASSIGN_OR_RETURN(options.credentials, kvstore::ReadCredentials(o.credentials));
   }
-  if (!o.data_folders.empty()) {
-    options.store.ssd = kvstore::SsdOptions{.paths = o.data_folders, .capacity_bytes = o.ssd_mib << 20};
-  }
+  PERIGEE_ASSIGN_OR_RETURN(options.store, o.tiers.Options());
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<kvstore::StoreServer> server, kvstore::StoreServer::Start(options));
   PERIGEE_RETURN_IF_ERROR(WaitAndReport("store", server->address(), o.ready_fd));
   server->Shutdown();
@@ -130,18 +128,13 @@ void AddServe(CLI::App& app, Action& action) {
 
   CLI::App* store = serve->add_subcommand("store", "The KV store");
   AddCommon(store, *o);
-  store
-      ->add_option(
-          "--data-dir", o->data_folders,
-          "The disk tier's folder; given several times, on a disk each, they are striped (default: memory only)")
-      ->allow_extra_args(false);
   store->add_option("--data-port", o->data_port, "Port of the data plane; 0 takes a free one")->capture_default_str();
   store->add_option("--advertise-host", o->advertise_host,
                     "Host under which clients reach the data plane (default: the control plane's)");
   store->add_option("--credentials", o->credentials,
                     "TOML file of who may talk to this store (docs/operations.md; default: everybody, none trusted)");
   store->add_option("--dram-mib", o->dram_mib, "Memory tier")->capture_default_str()->check(kMebibytes);
-  store->add_option("--ssd-mib", o->ssd_mib, "Disk tier")->capture_default_str()->check(kMebibytes);
+  o->tiers.Add(*store);
   store->callback([o, &action] { action = [o] { return ServeStore(*o); }; });
 
   CLI::App* prefill = serve->add_subcommand("prefill", "A prefill node");

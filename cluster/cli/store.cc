@@ -50,7 +50,11 @@ absl::StatusOr<Session> Connect(const Options& o) {
   return session;
 }
 
-const char* TierName(Tier tier) { return tier == Tier::kDram ? "dram" : "ssd"; }
+constexpr Tier kTiers[] = {Tier::kDram, Tier::kSsd, Tier::kRemote};
+const char* TierName(Tier tier) { return tier == Tier::kDram ? "dram" : tier == Tier::kSsd ? "ssd" : "remote"; }
+const char* PinName(kvstore::PinMode pin) {
+  return pin == kvstore::PinMode::kHard ? "hard" : pin == kvstore::PinMode::kSoft ? "soft" : "none";
+}
 
 // Calls `visit` for every plane; stops early when it returns false.
 absl::Status ForEachPlane(kvstore::StoreClient& client, const std::string& tenant,
@@ -71,7 +75,7 @@ absl::Status List(const Options& o) {
   Json rows = Json::array();
   uint64_t count = 0;
   if (!o.json)
-    std::printf("%-64s %-8s %-4s %6s %9s %10s %s\n", "BLOCK KEY", "PLANE", "TIER", "TOKENS", "POSITION", "BYTES",
+    std::printf("%-64s %-8s %-6s %6s %9s %10s %s\n", "BLOCK KEY", "PLANE", "TIER", "TOKENS", "POSITION", "BYTES",
                 "TENANT");
   PERIGEE_RETURN_IF_ERROR(ForEachPlane(*session.client, o.tenant, [&](const kvstore::ListedPlane& p) {
     if (o.limit > 0 && count >= o.limit) return false;
@@ -81,12 +85,15 @@ absl::Status List(const Options& o) {
                       {"plane", pod::PlaneKindName(p.id.kind)},
                       {"tier", TierName(p.tier)},
                       {"on_ssd", p.on_ssd},
+                      {"on_remote", p.on_remote},
+                      {"pin", PinName(p.pin)},
+                      {"ttl_s", p.meta.ttl_s},
                       {"tokens", p.meta.tokens},
                       {"base_position", p.meta.base_position},
                       {"payload_bytes", p.meta.payload_bytes},
                       {"tenant", p.meta.tenant}});
     } else {
-      std::printf("%-64s %-8s %-4s %6d %9lld %10llu %s\n", p.id.key.ToString().c_str(), pod::PlaneKindName(p.id.kind),
+      std::printf("%-64s %-8s %-6s %6d %9lld %10llu %s\n", p.id.key.ToString().c_str(), pod::PlaneKindName(p.id.kind),
                   TierName(p.tier), p.meta.tokens, static_cast<long long>(p.meta.base_position),
                   static_cast<unsigned long long>(p.meta.payload_bytes), p.meta.tenant.c_str());
     }
@@ -106,6 +113,8 @@ absl::Status Stat(const Options& o) {
                  {"used_bytes", s.slab_used_bytes},
                  {"reserved_bytes", s.reserved_bytes},
                  {"leased_bytes", s.leased_bytes},
+                 {"hard_pinned_bytes", s.hard_pinned_bytes},
+                 {"index_bytes", s.index_bytes},
                  {"fragmentation", s.slab_fragmentation}}},
                {"ssd",
                 {{"capacity_bytes", s.ssd_capacity_bytes},
@@ -130,14 +139,22 @@ absl::Status Stat(const Options& o) {
                                     {"segments", path.segments}});
   }
   Json planes;
-  for (Tier tier : {Tier::kDram, Tier::kSsd}) {
+  for (Tier tier : kTiers) {
     for (pod::PlaneKind kind : pod::kPlaneKinds) {
       const kvstore::TierCount& c = s.counts[static_cast<int>(tier) - 1][static_cast<int>(kind) - 1];
       planes[TierName(tier)][pod::PlaneKindName(kind)] = {{"planes", c.planes}, {"payload_bytes", c.payload_bytes}};
     }
   }
   json["planes"] = planes;
-  json["hits"] = {{"dram", s.hits_dram}, {"ssd", s.hits_ssd}};
+  json["remote"] = {{"present", s.has_remote}, {"reachable", s.remote.reachable}, {"message", s.remote.message}};
+  json["hits"] = {{"dram", s.hits_dram}, {"ssd", s.hits_ssd}, {"remote", s.hits_remote}};
+  json["moved"] = {{"demoted_to_ssd", s.demoted_to_ssd},
+                   {"demoted_to_remote", s.demoted_to_remote},
+                   {"promoted_ahead", s.promoted_ahead},
+                   {"cancelled_reads", s.cancelled_reads},
+                   {"unadmitted_reads", s.unadmitted_reads}};
+  json["expired_planes"] = s.expired_planes;
+  json["over_quota"] = s.over_quota;
   json["misses"] = s.misses;
   json["evictions"] = {{"dram", s.dram_evictions}, {"dram_only", s.dram_only_evictions}, {"ssd", s.ssd_evictions}};
   json["checksum_failures"] = s.checksum_failures;
@@ -162,16 +179,17 @@ absl::Status Stat(const Options& o) {
     if (path.health == kvstore::SsdHealth::kOk) continue;
     std::printf("  DISK %s IS %s: %s\n", path.path.c_str(), kvstore::SsdHealthName(path.health), path.message.c_str());
   }
-  for (Tier tier : {Tier::kDram, Tier::kSsd}) {
+  for (Tier tier : kTiers) {
     for (pod::PlaneKind kind : pod::kPlaneKinds) {
       const kvstore::TierCount& c = s.counts[static_cast<int>(tier) - 1][static_cast<int>(kind) - 1];
-      std::printf("  %-4s     %8llu %-8s planes, %.1f MiB of payload\n", TierName(tier),
+      std::printf("  %-6s   %8llu %-8s planes, %.1f MiB of payload\n", TierName(tier),
                   static_cast<unsigned long long>(c.planes), pod::PlaneKindName(kind), mib(c.payload_bytes));
     }
   }
-  std::printf("  reads    %llu from memory, %llu from disk, %llu misses\n",
+  if (s.has_remote && !s.remote.message.empty()) std::printf("  REMOTE TIER: %s\n", s.remote.message.c_str());
+  std::printf("  reads    %llu from memory, %llu from disk, %llu remote, %llu misses\n",
               static_cast<unsigned long long>(s.hits_dram), static_cast<unsigned long long>(s.hits_ssd),
-              static_cast<unsigned long long>(s.misses));
+              static_cast<unsigned long long>(s.hits_remote), static_cast<unsigned long long>(s.misses));
   std::printf("  health   %llu checksum failures, %llu refused commits, %llu records lost at start\n",
               static_cast<unsigned long long>(s.checksum_failures), static_cast<unsigned long long>(s.refused_commits),
               static_cast<unsigned long long>(s.ssd.lost_at_start));

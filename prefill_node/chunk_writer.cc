@@ -64,12 +64,15 @@ struct ChunkWriter::Chunk {
 };
 
 ChunkWriter::ChunkWriter(kvstore::StoreClient* store, const pod::Layout* layout, const pod::Identity* identity,
-                         std::span<const pod::BlockKey> keys, int chunks_under_way)
+                         std::span<const pod::BlockKey> keys, int chunks_under_way, kvstore::Durability durability,
+                         absl::Duration ttl)
     : store_(store),
       layout_(layout),
       identity_(identity),
       keys_(keys),
       chunks_under_way_(static_cast<size_t>(std::max(chunks_under_way, 1))),
+      durability_(durability),
+      ttl_(ttl),
       layers_(layout->plan().shape().layers) {}
 
 ChunkWriter::~ChunkWriter() {
@@ -205,7 +208,7 @@ absl::Status ChunkWriter::Commit(Chunk& chunk, kvstore::WriteBatch& batch) {
     stored += chunk.requests[i].payload_bytes;
     written += batch.already_committed(i) ? 0 : chunk.requests[i].payload_bytes;
   }
-  PERIGEE_ASSIGN_OR_RETURN(const std::vector<absl::Status> statuses, batch.Commit(chunk.headers));
+  PERIGEE_ASSIGN_OR_RETURN(const std::vector<absl::Status> statuses, batch.Commit(chunk.headers, durability_, ttl_));
   for (size_t i = 0; i < statuses.size(); ++i) {
     PERIGEE_RETURN_IF_ERROR(Annotate(statuses[i], absl::StrCat("commit of ", chunk.requests[i].id.ToString())));
   }

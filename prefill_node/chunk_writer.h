@@ -38,7 +38,8 @@ class ChunkWriter {
   // keys: of all blocks of the prompt. chunks_under_way: at most so many are reserved and not yet committed, the one
   // being computed included (at least 1).
   ChunkWriter(kvstore::StoreClient* store, const pod::Layout* layout, const pod::Identity* identity,
-              std::span<const pod::BlockKey> keys, int chunks_under_way);
+              std::span<const pod::BlockKey> keys, int chunks_under_way, kvstore::Durability durability,
+              absl::Duration ttl);
   // A chunk whose last layer was not done is given up; those before it are committed. Waits for that.
   ~ChunkWriter();
 
@@ -69,6 +70,8 @@ class ChunkWriter {
   const pod::Identity* const identity_;
   const std::span<const pod::BlockKey> keys_;
   const size_t chunks_under_way_;
+  const kvstore::Durability durability_;
+  const absl::Duration ttl_;
   const int layers_;
   absl::Duration stalled_;
   size_t begun_ = 0;                           // Chunks.

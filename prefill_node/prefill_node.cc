@@ -21,7 +21,7 @@ PrefillNode::PrefillNode(const node::Node* node, const PrefillOptions& options)
         const int block = node->model().layout().block_tokens();
         return (std::max(options.chunk_tokens, 1) + block - 1) / block * block;
       }()),
-      chunks_under_way_(options.chunks_under_way) {}
+      options_(options) {}
 
 absl::StatusOr<PrefillNode::Prompt> PrefillNode::Read(const v1::PrefillRequest& request) const {
   Prompt prompt;
@@ -136,7 +136,8 @@ absl::Status PrefillNode::Compute(const Prompt& prompt, absl::Time deadline, mod
                                   v1::PrefillResponse* response) const {
   const pod::Layout& layout = node_->model().layout();
   const int block_tokens = layout.block_tokens();
-  ChunkWriter writer(&node_->store(), &layout, &prompt.identity, prompt.keys, chunks_under_way_);
+  ChunkWriter writer(&node_->store(), &layout, &prompt.identity, prompt.keys, options_.chunks_under_way,
+                     options_.durability, options_.ttl);
   const absl::Time start = absl::Now();
   while (cache.tokens() < prompt.cached) {
     const int64_t begin = cache.tokens();  // On a block border: every chunk and every reused prefix end on one.

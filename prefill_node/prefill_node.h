@@ -18,6 +18,9 @@ namespace perigee::prefill_node {
 struct PrefillOptions {
   int chunk_tokens = 512;    // Computed and committed together; rounded up to whole blocks.
   int chunks_under_way = 2;  // Reserved and not yet committed: one is computed while the one before it is committed.
+  // Of what it stores.
+  kvstore::Durability durability = kvstore::Durability::kBest;
+  absl::Duration ttl = absl::InfiniteDuration();
 };
 
 // Any thread may call, several at once.
@@ -51,7 +54,7 @@ class PrefillNode {
 
   const node::Node* const node_;
   const int64_t chunk_tokens_;
-  const int chunks_under_way_;
+  const PrefillOptions options_;
 };
 
 }  // namespace perigee::prefill_node

@@ -1,4 +1,6 @@
 // perigee serve store|prefill|decode: one process of a cluster.
+#include <map>
+
 #include "base/log.h"
 #include "base/status.h"
 #include "cluster/cli/command.h"
@@ -13,6 +15,11 @@
 
 namespace perigee::cli {
 namespace {
+
+const std::map<std::string, kvstore::Durability> kDurabilities = {{"best", kvstore::Durability::kBest},
+                                                                  {"synced", kvstore::Durability::kSynced},
+                                                                  {"dram", kvstore::Durability::kDram},
+                                                                  {"replicated", kvstore::Durability::kReplicated}};
 
 struct Options {
   std::string listen;
@@ -32,7 +39,9 @@ struct Options {
   model::ServedModelOptions model;
   uint64_t pool_mib = 256;
   double store_timeout_s = 20;
-  int chunk_tokens = 512;
+  prefill_node::PrefillOptions prefill;
+  std::string durability = "best";
+  uint32_t ttl_s = 0;
 };
 
 absl::Status WaitAndReport(const std::string& role, const std::string& address, int ready_fd) {
@@ -140,13 +149,23 @@ void AddServe(CLI::App& app, Action& action) {
   CLI::App* prefill = serve->add_subcommand("prefill", "A prefill node");
   AddCommon(prefill, *o);
   AddNode(prefill, *o);
-  prefill->add_option("--chunk-tokens", o->chunk_tokens, "Computed and committed together")
+  prefill->add_option("--chunk-tokens", o->prefill.chunk_tokens, "Computed and committed together")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
+  prefill
+      ->add_option("--durability", o->durability,
+                   "Of what is stored: synced (on the store's disk), dram, replicated (in its remote tier), or best "
+                   "(synced where the store has a disk that takes writes, else dram)")
+      ->capture_default_str()
+      ->check(CLI::IsMember(kDurabilities));
+  prefill->add_option("--ttl-s", o->ttl_s, "What is stored is gone after so many seconds; 0: never")
+      ->capture_default_str()
+      ->check(CLI::Range(uint32_t{0}, kvstore::kMaxTtlSeconds));
   prefill->callback([o, &action] {
     action = [o] {
-      return ServeNode<prefill_node::PrefillService>("prefill", *o,
-                                                     prefill_node::PrefillOptions{.chunk_tokens = o->chunk_tokens});
+      o->prefill.durability = kDurabilities.at(o->durability);
+      if (o->ttl_s > 0) o->prefill.ttl = absl::Seconds(o->ttl_s);
+      return ServeNode<prefill_node::PrefillService>("prefill", *o, o->prefill);
     };
   });
 

@@ -140,7 +140,7 @@ class Client {
 
   void Say(uint8_t method, const std::string& bytes) {
     using S = v1::KvStore::Service;
-    switch (method % 13) {
+    switch (method % 16) {
       case 0: {
         v1::HelloRequest request;
         v1::HelloResponse response;
@@ -248,6 +248,28 @@ class Client {
           Expect(response.slab_used_bytes() <= response.slab_bytes());
           Expect(response.reserved_bytes() + response.leased_bytes() <= response.slab_used_bytes());
         }
+        break;
+      }
+      case 12: {
+        v1::PinRequest request;
+        v1::PinResponse response;
+        Try(&S::Pin, bytes, &request, &response, [](auto& r) {
+          for (std::string& key : *r.mutable_keys()) MendKey(&key);
+        });
+        break;
+      }
+      case 13: {
+        v1::PromoteRequest request;
+        v1::PromoteResponse response;
+        Try(&S::Promote, bytes, &request, &response, [](auto& r) {
+          for (auto& plane : *r.mutable_planes()) MendKey(plane.mutable_key());
+        });
+        break;
+      }
+      case 14: {
+        v1::EventsRequest request;
+        v1::EventsResponse response;
+        Try(&S::Events, bytes, &request, &response, [](auto& r) { r.set_wait_ms(0); });
         break;
       }
       default:  // Time passes.

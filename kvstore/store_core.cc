@@ -16,6 +16,7 @@ namespace {
 constexpr double kSsdLatencyUs = 100, kRemoteLatencyUs = 1000;
 constexpr size_t kPagesAheadMost = (uint64_t{1} << 30) / kPageBytes;  // Of free memory kept ready.
 constexpr int kFinishers = 2;                                         // Threads that verify what was read.
+constexpr uint64_t kLeastUsual = 4096;
 constexpr uint32_t kLeastPlanes = 1 << 16, kMostPlanes = 1 << 26;
 constexpr uint64_t kUsualPlaneBytes = 16 << 10;
 
@@ -84,10 +85,16 @@ absl::StatusOr<std::unique_ptr<Store>> Store::Open(StoreOptions options, std::sp
   if (!options.now) options.now = SteadyNow;
   if (!options.wall) options.wall = absl::Now;
   const uint32_t max_planes = MaxPlanes(options, slab.size());
-  PERIGEE_ASSIGN_OR_RETURN(auto dram, MakeEvictionPolicy(options.policy, {.max_entries = max_planes}));
+  const auto policy = [&](uint64_t bytes) {
+    const uint64_t usual = std::max<uint64_t>(bytes / kUsualPlaneBytes, kLeastUsual);
+    return MakeEvictionPolicy(options.policy,
+                              {.max_entries = max_planes, .usual_entries = std::min<uint64_t>(usual, max_planes)});
+  };
+  PERIGEE_ASSIGN_OR_RETURN(auto dram, policy(slab.size()));
   std::unique_ptr<EvictionPolicy> on_ssd;
   if (options.ssd) {
-    PERIGEE_ASSIGN_OR_RETURN(on_ssd, MakeEvictionPolicy(options.policy, {.max_entries = max_planes}));
+    const uint64_t capacity = options.ssd->capacity_bytes;
+    PERIGEE_ASSIGN_OR_RETURN(on_ssd, policy(capacity == 0 ? uint64_t{1} << 40 : capacity));
   }
   auto core = std::make_unique<Core>(std::move(options), slab, max_planes, std::move(dram), std::move(on_ssd));
   PERIGEE_RETURN_IF_ERROR(core->SetQuotas());

@@ -84,8 +84,9 @@ class EvictionPolicy {
 };
 
 struct PolicyOptions {
-  size_t max_entries = 0;  // Ids are below this.
-  // Evicted entries to remember, 12 bytes each. 0: as many as max_entries, for "value" twice as many; 2^24 at most.
+  size_t max_entries = 0;    // Ids are below this.
+  size_t usual_entries = 0;  // About so many are in the tier at a time; 0: max_entries.
+  // Evicted entries to remember, 12 bytes each. 0: as many as usual, for "value" twice as many; 2^24 at most.
   size_t ghost_entries = 0;
 };
 

@@ -15,6 +15,9 @@ std::unique_ptr<EvictionPolicy> MakeLruPolicy(const PolicyOptions& options);
 std::unique_ptr<EvictionPolicy> MakeS3FifoPolicy(const PolicyOptions& options);
 std::unique_ptr<EvictionPolicy> MakeValuePolicy(const PolicyOptions& options);
 
+inline size_t UsualEntries(const PolicyOptions& options) {
+  return options.usual_entries > 0 ? options.usual_entries : options.max_entries;
+}
 // How many evicted entries a policy remembers that by itself would remember `wanted`.
 inline size_t GhostEntries(const PolicyOptions& options, size_t wanted) {
   return options.ghost_entries > 0 ? options.ghost_entries : std::min(wanted, size_t{1} << 24);

@@ -16,7 +16,7 @@ class S3FifoPolicy : public EvictionPolicy {
   explicit S3FifoPolicy(const PolicyOptions& options)
       : entries_(options.max_entries),
         frequency_(options.max_entries),
-        ghosts_(GhostEntries(options, options.max_entries)) {}
+        ghosts_(GhostEntries(options, UsualEntries(options))) {}
   absl::string_view name() const override { return "s3fifo"; }
 
   void Inserted(EntryId id, const PlaneFacts& facts) override {

@@ -37,9 +37,9 @@ double CostPerByte(uint32_t density) { return std::exp2(0.5 * (static_cast<int>(
 class ValuePolicy : public EvictionPolicy {
  public:
   explicit ValuePolicy(const PolicyOptions& options)
-      : calls_per_tick_(std::max<size_t>(options.max_entries / 65536, 1)),
+      : calls_per_tick_(std::max<size_t>(UsualEntries(options) / 65536, 1)),
         entries_(options.max_entries),
-        ghosts_(GhostEntries(options, 2 * options.max_entries)) {
+        ghosts_(GhostEntries(options, 2 * UsualEntries(options))) {
     for (uint32_t d = 0; d < kDensities; ++d) cost_per_byte_[d] = CostPerByte(d);
   }
   absl::string_view name() const override { return "value"; }
@@ -191,7 +191,7 @@ class ValuePolicy : public EvictionPolicy {
                   e.queue % kDensities);
   }
 
-  // Ticks are 32 bits wide and wrap after as many calls as 2^16 times max_entries; a plane that lay untouched for
+  // Ticks are 32 bits wide and wrap after as many calls as 2^16 times the usual entries (at least 2^32); a plane that lay untouched for
   // longer looks young for a while.
   const size_t calls_per_tick_;
   EntryQueues entries_;

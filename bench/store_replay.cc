@@ -30,6 +30,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "base/log.h"
 #include "base/status.h"
 #include "kvstore/policy/eviction_policy.h"
 #include "replay/generator.h"
@@ -284,7 +285,8 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 20));
   app.add_option("--json", options.json, "write the rows to this file, or - for standard output");
   CLI11_PARSE(app, argc, argv);
-  const absl::Status status = perigee::bench::Run(options);
+  absl::Status status = perigee::InitLogging("store_replay", "warn");
+  if (status.ok()) status = perigee::bench::Run(options);
   if (!status.ok()) std::fprintf(stderr, "store_replay: %s\n", status.ToString().c_str());
   return status.ok() ? 0 : 1;
 }

@@ -98,8 +98,6 @@ class Replayer {
     const kvstore::StoreStats stats = store_.Stats();
     run_.result.dram_evictions = stats.dram_evictions;
     run_.result.ssd_evictions = stats.ssd_evictions;
-    run_.dram_bytes = Stored(stats, Tier::kDram).payload_bytes;
-    run_.ssd_bytes = Stored(stats, Tier::kSsd).payload_bytes;
     run_.ssd_written_bytes = stats.ssd.counters.written_bytes + stats.ssd.counters.compacted_bytes;
     run_.demoted_to_ssd = stats.demoted_to_ssd;
     return std::move(run_);

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "replay/generator.h"
 #include "replay/simulate.h"
+#include "replay/store_run.h"
 #include "replay/trace.h"
 
 namespace perigee::bench {
@@ -140,27 +141,92 @@ TEST(ReplayTest, TheDefaultPolicyIsNotBelowLruOnGeneratedTraces) {
   }
 }
 
-TEST(StoreReplayTest, PrintsARowPerPolicyAndFractionAsJson) {
-  std::FILE* pipe = popen(STORE_REPLAY " --simulate --requests 300 --json - 2>&1", "r");
-  ASSERT_NE(pipe, nullptr);
+TEST(StoreRunTest, ARealStoreAnswersLikeTheSimulationAndWithTheRightBytes) {
+  const Trace trace = GenerateTrace(*MixOf("mixed"), 3, 400);
+  for (const double fraction : {0.1, 0.5}) {
+    const auto blocks = static_cast<uint64_t>(fraction * static_cast<double>(trace.parents.size()));
+    for (const char* policy : {"default", "lru", "s3fifo"}) {
+      const auto simulated = Replay(trace, policy, {.dram_blocks = blocks});
+      const auto real = ReplayThroughStore(trace, policy, {.dram_blocks = blocks, .block_bytes = 4096});
+      ASSERT_TRUE(simulated.ok() && real.ok()) << real.status();
+      EXPECT_EQ(real->wrong_planes, 0u);
+      EXPECT_NEAR(real->result.token_hit_ratio(), simulated->token_hit_ratio(), 0.02) << policy << " " << fraction;
+      if (std::string(policy) == "lru") {
+        EXPECT_EQ(real->result.hit_blocks, simulated->hit_blocks);
+        EXPECT_EQ(real->result.dram_evictions, simulated->dram_evictions);
+      }
+      EXPECT_LE(real->result.dram_peak_blocks, blocks);
+      EXPECT_EQ(real->result.tokens, trace.total_tokens());
+      EXPECT_GE(real->bytes_moved, real->result.hit_blocks * 4096);
+    }
+  }
+}
+
+TEST(StoreRunTest, KeepsTheStartOfARequestLargerThanTheStore) {
+  const auto trace =
+      ParseTrace(R"({"timestamp": 0, "input_length": 4400, "output_length": 1, "hash_ids": [0,1,2,3,4,5,6,7,8]}
+{"timestamp": 1, "input_length": 4400, "output_length": 1, "hash_ids": [0,1,2,3,4,5,6,7,8]}
+)");
+  ASSERT_TRUE(trace.ok()) << trace.status();
+  const auto real = ReplayThroughStore(*trace, "lru", {.dram_blocks = 4});
+  ASSERT_TRUE(real.ok()) << real.status();
+  EXPECT_GE(real->result.hit_blocks, 1u);
+  EXPECT_GE(real->refused_blocks, 5u);
+  EXPECT_EQ(real->wrong_planes, 0u);
+}
+
+TEST(StoreRunTest, FindsOnTheSsdWhatMemoryHadToGive) {
+  const Trace trace = GenerateTrace(*MixOf("conversations"), 4, 60);
+  const uint64_t dram = trace.parents.size() / 10;
+  const auto one = ReplayThroughStore(trace, "default", {.dram_blocks = dram});
+  const auto two = ReplayThroughStore(
+      trace, "default", {.dram_blocks = dram, .ssd_blocks = trace.parents.size(), .ssd_path = testing::TempDir()});
+  ASSERT_TRUE(one.ok() && two.ok()) << one.status() << two.status();
+  EXPECT_GT(two->result.ssd_hit_tokens, 0u);
+  EXPECT_GT(two->result.token_hit_ratio(), one->result.token_hit_ratio());
+  EXPECT_GT(two->ssd_written_bytes, 0u);
+  EXPECT_EQ(two->wrong_planes, 0u);
+}
+
+nlohmann::json Rows(const std::string& arguments) {
+  std::FILE* pipe = popen(absl::StrCat(STORE_REPLAY " ", arguments, " --json - 2>&1").c_str(), "r");
   std::string text;
   std::array<char, 4096> buffer;
   for (size_t n; (n = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) text.append(buffer.data(), n);
-  ASSERT_EQ(pclose(pipe), 0) << text;
-  const auto rows = nlohmann::json::parse(text);
+  EXPECT_EQ(pclose(pipe), 0) << text;
+  return nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+}
+
+TEST(StoreReplayTest, PrintsARowPerPolicyAndFractionAsJson) {
+  const nlohmann::json rows = Rows("--simulate --requests 300");
   std::map<std::string, int> policies;
   for (const auto& row : rows) {
     ++policies[row.at("policy").get<std::string>()];
     const double ratio = row.at("token_hit_ratio");
     EXPECT_TRUE(ratio >= 0 && ratio <= 1);
     EXPECT_GT(row.at("capacity_fraction").get<double>(), 0);
+    EXPECT_EQ(row.at("mode"), "simulated");
   }
   EXPECT_EQ(policies, (std::map<std::string, int>{{"default", 4}, {"s3fifo", 4}, {"lru", 4}, {"belady", 4}}));
 }
 
+TEST(StoreReplayTest, MovesRealBytesUnlessToldToSimulate) {
+  const std::string arguments = "--requests 100 --block-kib 4 --fractions 0.2 --policy lru belady";
+  const nlohmann::json rows = Rows(arguments);
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_EQ(rows[0].at("mode"), "real");
+  EXPECT_EQ(rows[0].at("wrong_planes"), 0);
+  EXPECT_EQ(rows[0].at("block_bytes"), 4096);
+  EXPECT_GT(rows[0].at("bytes_moved").get<uint64_t>(), 0u);
+  EXPECT_LE(rows[0].at("token_hit_ratio").get<double>(), rows[1].at("token_hit_ratio").get<double>());
+  EXPECT_EQ(rows[1].at("mode"), "simulated");
+}
+
 TEST(StoreReplayTest, RefusesWhatItCannotDo) {
   for (const char* arguments :
-       {"--policy mru", "--fractions 0.5,2", "--trace /nonexistent", "--shape square", "--moves-bytes"}) {
+       {"--policy mru", "--simulate --policy mru", "--fractions 0.5,2", "--trace /nonexistent", "--shape square",
+        "--moves-bytes", "--simulate --block-kib 4", "--ssd-busy 0.1", "--ssd-fraction 0.1", "--ssd-path /tmp",
+        "--ssd-fraction 0.1 --ssd-path /nonexistent"}) {
     EXPECT_NE(std::system(absl::StrCat(STORE_REPLAY " ", arguments, " >/dev/null 2>&1").c_str()), 0) << arguments;
   }
 }

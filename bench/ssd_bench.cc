@@ -3,7 +3,9 @@
 //   ssd/write/<size>   payload stored per second, synced and indexed, beside fio's direct writes (which sync nothing)
 //   ssd/read/<size>    payload read and verified per second, cold, beside fio's direct reads
 //
-//   ssd_bench --folder FOLDER [--json FILE] [--repetitions N] [--depth N] [--mib N] [--threads-engine]
+//   ssd/open/<GiB>     seconds to open a tier that holds so much in planes of 1 MiB, after its process closed it
+//
+//   ssd_bench --folder FOLDER [--json FILE] [--repetitions N] [--depth N] [--mib N] [--open-gib N] [--threads-engine]
 //
 // Ours and fio's samples alternate, all in new files in FOLDER (which must be on the disk in question, with some GiB
 // free); a number is the median. Depth: operations at the disk at a time, for both. The tier's io_depth bounds ours;
@@ -47,7 +49,8 @@ struct Options {
   std::string json;
   int repetitions = 5;
   unsigned depth = 8;
-  uint64_t mib = 1024;  // Of each sample.
+  uint64_t mib = 1024;     // Of each sample.
+  uint64_t open_gib = 10;  // 0: no such row.
   kvstore::IoEngineKind engine = kvstore::IoEngineKind::kAuto;
 };
 
@@ -100,13 +103,35 @@ struct Sample {
   double write = 0, read = 0;  // GB/s
 };
 
-absl::StatusOr<Sample> Ours(const Options& o, const Planes& planes) {
-  const std::string path = o.folder + "/tier";
-  kvstore::SsdOptions options{.path = path};
+kvstore::SsdOptions TierOptions(const Options& o, const Planes& planes) {
+  kvstore::SsdOptions options{.path = o.folder + "/tier"};
   options.engine = o.engine;
   options.io_depth = o.depth;
   options.scrub_bytes_per_s = 0;
   options.memory = planes.memory();  // As a store registers its slab.
+  return options;
+}
+
+// Seconds of Open, with every plane told.
+absl::StatusOr<double> OpenTime(const Options& o) {
+  const Planes planes(1 << 20, o.open_gib << 10);
+  const kvstore::SsdOptions options = TierOptions(o, planes);
+  {
+    PERIGEE_ASSIGN_OR_RETURN(const auto tier, SsdTier::Open(options, [](const auto&, const auto&) {}));
+    for (size_t at = 0; at < planes.writes.size(); at += 64) {
+      PERIGEE_RETURN_IF_ERROR(tier->Append(std::span(planes.writes).subspan(at, 64)).status());
+    }
+  }
+  size_t found = 0;
+  const absl::Time start = absl::Now();
+  PERIGEE_ASSIGN_OR_RETURN(const auto tier, SsdTier::Open(options, [&](const auto&, const auto&) { ++found; }));
+  const double seconds = Seconds(start);
+  if (found != planes.writes.size()) return absl::InternalError("planes are missing");
+  return seconds;
+}
+
+absl::StatusOr<Sample> Ours(const Options& o, const Planes& planes) {
+  const kvstore::SsdOptions options = TierOptions(o, planes);
   const double total = 1e-9 * static_cast<double>(planes.bytes() * planes.writes.size());
   Sample sample;
   std::vector<SsdRecord> records(planes.writes.size());
@@ -241,6 +266,22 @@ absl::Status Run(const Options& o) {
                 .target = ">=0.85",
                 .command = read_command});
   }
+  if (o.open_gib > 0) {
+    std::vector<double> open;
+    for (int i = 0; i < std::min(o.repetitions, 3); ++i) {
+      DropFiles(o);
+      PERIGEE_ASSIGN_OR_RETURN(const double seconds, OpenTime(o));
+      open.push_back(seconds);
+    }
+    DropFiles(o);
+    report.Add({.row = absl::StrCat("ssd/open/", o.open_gib, "GiB"),
+                .value = Median(open),
+                .unit = "s",
+                .limit = std::nullopt,
+                .better = Better::kLess,
+                .target = "<2",
+                .command = "SsdTier::Open of planes of 1 MiB"});
+  }
   return report.WriteJson(o.json);
 }
 
@@ -263,6 +304,8 @@ int main(int argc, char** argv) {
       o.depth = static_cast<unsigned>(std::atoi(argv[++i]));
     } else if (argument == "--mib" && more) {
       o.mib = static_cast<uint64_t>(std::atoll(argv[++i]));
+    } else if (argument == "--open-gib" && more) {
+      o.open_gib = static_cast<uint64_t>(std::atoll(argv[++i]));
     } else if (argument == "--threads-engine") {
       o.engine = perigee::kvstore::IoEngineKind::kThreads;
     } else {
@@ -272,7 +315,7 @@ int main(int argc, char** argv) {
   if (wrong || o.folder.empty() || o.repetitions <= 0 || o.depth == 0 || o.mib < 64) {
     std::fprintf(stderr,
                  "usage: ssd_bench --folder FOLDER [--json FILE] [--repetitions N] [--depth N] [--mib N, at least 64] "
-                 "[--threads-engine]\n");
+                 "[--open-gib N] [--threads-engine]\n");
     return 2;
   }
   std::filesystem::create_directories(o.folder);

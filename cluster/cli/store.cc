@@ -1,9 +1,14 @@
-// perigee store ls|stat|rm: what is in a store, how it fares, and taking things out.
+// perigee store ls|stat|why|rm: what is in a store, how it fares, why something is not there, and taking things out.
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/time/time.h"
 #include "base/status.h"
 #include "cluster/cli/command.h"
 #include "cluster/client.h"
@@ -206,9 +211,11 @@ absl::Status Remove(const Options& o) {
   PERIGEE_ASSIGN_OR_RETURN(const Session session, Connect(o));
   std::vector<pod::BlockKey> found;
   PERIGEE_RETURN_IF_ERROR(ForEachPlane(*session.client, o.tenant, [&](const kvstore::ListedPlane& p) {
-    if (found.empty() || found.back() != p.id.key) found.push_back(p.id.key);
+    found.push_back(p.id.key);
     return true;
   }));
+  std::sort(found.begin(), found.end());
+  found.erase(std::unique(found.begin(), found.end()), found.end());  // A block's planes are not listed together.
   std::vector<pod::BlockKey> chosen;
   if (o.all) chosen = found;
   for (const std::string& prefix : o.keys) {
@@ -238,6 +245,59 @@ absl::Status Remove(const Options& o) {
   return absl::OkStatus();
 }
 
+absl::Status Why(const Options& o) {
+  std::vector<pod::BlockKey> keys;
+  for (const std::string& hex : o.keys) {
+    pod::BlockKey key;
+    const std::string bytes = absl::HexStringToBytes(hex);
+    if (hex.size() != 2 * key.digest.size() || absl::BytesToHexString(bytes) != absl::AsciiStrToLower(hex)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("'", hex, "' is no block key: it has ", 2 * key.digest.size(), " hexadecimal digits"));
+    }
+    std::copy(bytes.begin(), bytes.end(), key.digest.begin());
+    keys.push_back(key);
+  }
+  PERIGEE_ASSIGN_OR_RETURN(const Session session, Connect(o));
+  PERIGEE_ASSIGN_OR_RETURN(const kvstore::LookupResult result, session.client->Lookup(keys));
+  Json rows = Json::array();
+  for (size_t i = 0; i < result.blocks.size(); ++i) {
+    const std::string key = keys[i].ToString();
+    for (const kvstore::FoundPlane& plane : result.blocks[i].planes) {
+      rows.push_back({{"key", key},
+                      {"plane", pod::PlaneKindName(plane.kind)},
+                      {"stored", true},
+                      {"tier", TierName(plane.tier)},
+                      {"estimated_fetch_us", plane.estimated_fetch_us}});
+    }
+    for (const kvstore::MissedPlane& missed : result.blocks[i].misses) {
+      rows.push_back({{"key", key},
+                      {"plane", pod::PlaneKindName(missed.kind)},
+                      {"stored", false},
+                      {"reason", kvstore::MissReasonName(missed.miss.reason)},
+                      {"when_unix_us", missed.miss.when_unix_us}});
+    }
+  }
+  if (o.json) {
+    std::printf("%s\n", rows.dump(2).c_str());
+    return absl::OkStatus();
+  }
+  for (const Json& row : rows) {
+    std::string what;
+    if (row["stored"]) {
+      what = absl::StrFormat("stored (%s), about %.1f ms to fetch", row["tier"].get<std::string>(),
+                             row["estimated_fetch_us"].get<double>() / 1000);
+    } else {
+      what = row["reason"];
+      if (const int64_t when = row["when_unix_us"]; when > 0) {
+        absl::StrAppend(&what, " at ", absl::FormatTime(absl::FromUnixMicros(when)));
+      }
+    }
+    std::printf("%s  %-8s  %s\n", row["key"].get<std::string>().c_str(), row["plane"].get<std::string>().c_str(),
+                what.c_str());
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 void AddStore(CLI::App& app, Action& action) {
@@ -257,6 +317,8 @@ void AddStore(CLI::App& app, Action& action) {
   ls->add_option("--tenant", o->tenant, "Of this tenant only");
   ls->add_option("--limit", o->limit, "At most so many; 0: all")->capture_default_str();
   add("stat", "Capacity, contents and counters", Stat);
+  CLI::App* why = add("why", "Why blocks are not stored, or where they are", Why);
+  why->add_option("keys", o->keys, "Block keys")->required();
   CLI::App* rm = add("rm", "Remove blocks", Remove);
   rm->add_option("keys", o->keys, "Block keys, or unambiguous beginnings of them");
   rm->add_flag("--all", o->all, "Remove every block");

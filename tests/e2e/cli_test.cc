@@ -38,8 +38,8 @@ class CliTest : public ::testing::Test {
 
 TEST_F(CliTest, HelpOfEveryVerbExitsWithZero) {
   for (const char* verb :
-       {"", "up", "generate", "store", "store ls", "store stat", "store rm", "model", "model inspect", "calibrate",
-        "demo", "serve", "serve store", "serve prefill", "serve decode"}) {
+       {"", "up", "generate", "store", "store ls", "store stat", "store why", "store rm", "model", "model inspect",
+        "calibrate", "demo", "serve", "serve store", "serve prefill", "serve decode"}) {
     std::vector<std::string> arguments = absl::StrSplit(verb, ' ', absl::SkipEmpty());
     arguments.push_back("--help");
     const Ran ran = Perigee(arguments);
@@ -369,6 +369,13 @@ TEST_F(RunningTest, StoreVerbsListCountAndRemove) {
   EXPECT_GE(removed["planes"].get<int>(), 2);
   for (const Json& plane : JsonOf({"store", "ls", "--tenant", "librarian"})) EXPECT_NE(plane["key"], key);
   ExpectFailure(Perigee({"store", "rm", key.substr(0, 20)}), key.substr(0, 20));
+  const Json why = JsonOf({"store", "why", key, planes[0]["key"] == key ? planes.back()["key"] : planes[0]["key"]});
+  ASSERT_EQ(why.size(), 6u);
+  EXPECT_EQ(why[0]["stored"], false);
+  EXPECT_EQ(why[0]["reason"], "deleted");
+  EXPECT_GT(why[0]["when_unix_us"], 0);
+  EXPECT_EQ(why[3]["stored"], true);
+  ExpectFailure(Perigee({"store", "why", key.substr(0, 20)}), "64 hexadecimal digits");
   ExpectFailure(Perigee({"store", "rm"}), "--all");
   ExpectFailure(Perigee({"store", "rm", ""}), "empty");
   EXPECT_EQ(Perigee({"store", "rm", "--all", "--tenant", "librarian"}).exit_code, 0);

@@ -171,6 +171,45 @@ TEST(Client, FollowsTheStoresEventsAndIsToldWhenItCannot) {
   waiting.join();
 }
 
+TEST(Client, SaysHowLongAndHowFirmlyPlanesAreKept) {
+  TempFolder folder;
+  auto server = StoreServer::Start(LocalOptions(folder.path()));
+  ASSERT_TRUE(server.ok()) << server.status();
+  const auto engine = MakeEngine();
+  auto client = StoreClient::Connect((*server)->address(), engine.get(), {});
+  ASSERT_TRUE(client.ok()) << client.status();
+  const TestPlane plane = MakePlane(1, 5000);
+  const PlaneRequest request = plane.request();
+  const std::span headers(&plane.header, 1);
+  auto batch = (*client)->Reserve({&request, 1});
+  ASSERT_TRUE(batch.ok() && batch->Put(0, 0, plane.payload).ok());
+  EXPECT_EQ(batch->Commit(headers, Durability::kBest, absl::Hours(24 * 200)).status().code(),
+            absl::StatusCode::kInvalidArgument)
+      << "longer than a record can say";
+  EXPECT_EQ(batch->Commit(headers, Durability::kReplicated).status().code(), absl::StatusCode::kFailedPrecondition)
+      << "there is no remote tier";
+  const auto committed = batch->Commit(headers, Durability::kBest, absl::Milliseconds(3599500));
+  ASSERT_TRUE(committed.ok() && (*committed)[0].ok()) << committed.status();
+  auto listed = (*client)->List("", 0, "");
+  ASSERT_TRUE(listed.ok() && listed->planes.size() == 1u) << listed.status();
+  EXPECT_EQ(listed->planes[0].meta.ttl_s, 3600u);
+  EXPECT_EQ(listed->planes[0].pin, PinMode::kNone);
+
+  EXPECT_EQ(*(*client)->Pin({&plane.id.key, 1}, PinMode::kHard), 1u);
+  EXPECT_EQ((*client)->List("", 0, "")->planes[0].pin, PinMode::kHard);
+  EXPECT_EQ((*client)->GetStat()->store.hard_pinned_bytes, 8192u);
+  EXPECT_EQ(*(*client)->Promote({&plane.id, 1}), 0u) << "it is in memory";
+  EXPECT_EQ(*(*client)->Promote({&plane.id, 1}, /*drop=*/true), 0u);
+  ClientOptions other;
+  other.tenant = "tenant-b";
+  auto stranger = StoreClient::Connect((*server)->address(), engine.get(), other);
+  ASSERT_TRUE(stranger.ok()) << stranger.status();
+  EXPECT_EQ(*(*stranger)->Pin({&plane.id.key, 1}, PinMode::kNone), 0u) << "another tenant's";
+  EXPECT_EQ((*client)->List("", 0, "")->planes[0].pin, PinMode::kHard);
+  EXPECT_EQ(*(*client)->Pin({&plane.id.key, 1}, PinMode::kNone), 1u);
+  EXPECT_EQ((*client)->GetStat()->store.hard_pinned_bytes, 0u);
+}
+
 TEST(Client, LearnsThatAPlaneIsLostWithItsDisk) {
   TempFolder folder;
   const TestPlane plane = MakePlane(1, 9000);

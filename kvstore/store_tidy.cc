@@ -17,7 +17,7 @@ constexpr absl::Duration kTidyEvery = absl::Milliseconds(200);
 constexpr uint64_t kBatchBytes = uint64_t{32} << 20;  // Moved at a time, and pinned meanwhile.
 constexpr size_t kBatchPlanes = 256;
 // Of the SSD's capacity that records may fill: the rest lets segments be cleaned before they have to go as a whole.
-constexpr double kSsdFull = 0.80, kSsdEnough = 0.77;
+constexpr double kSsdFull = 0.90, kSsdEnough = 0.87;
 // Of the time that a write to a slower tier takes, what others lose by it.
 constexpr double kWriteBusy = 0.1;
 constexpr size_t kScanPlanes = 256;

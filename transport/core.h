@@ -30,6 +30,7 @@
 #include "base/file.h"
 #include "transport/context.h"
 #include "transport/event.h"
+#include "transport/patience.h"
 #include "transport/port_guard.h"
 #include "transport/slots.h"
 #include "transport/transfer.h"
@@ -312,6 +313,7 @@ class Core : public std::enable_shared_from_this<Core> {
   absl::Status Init(const std::string& device);
   bool TryTake();
   bool Claim();
+  bool Drive(absl::FunctionRef<bool()> done, absl::Time until, absl::Time* moved_at);
   void Release();
   void HandOver(bool caller_returns);
   void Wake();
@@ -411,7 +413,8 @@ class Core : public std::enable_shared_from_this<Core> {
 
   std::mutex role_;
   std::atomic<std::thread::id> driver_{};
-  std::atomic<int64_t> last_driven_us_{0};  // by a caller who got what it waited for
+  Patience caller_patience_, thread_patience_;
+  std::atomic<int64_t> last_driven_us_{0};  // by a caller who got what it waited for, or has moved something itself
   std::atomic<bool> thread_drives_{false};  // the rail's own
   std::atomic<bool> handed_over_{false};    // a caller has left work to it
   std::atomic<int> claims_{0};              // callers who wait for it to let go

@@ -6,6 +6,7 @@
 
 #include "absl/time/clock.h"
 #include "base/clock.h"
+#include "base/crc32c.h"
 #include "base/status.h"
 
 namespace perigee::kvstore {
@@ -59,6 +60,7 @@ absl::StatusOr<std::unique_ptr<Store>> Store::Open(StoreOptions options, std::sp
     return absl::InvalidArgumentError("the slab does not start on a page");
   }
   if (!options.now) options.now = SteadyNow;
+  if (!options.sum_of_puts) options.sum_of_puts = [](std::span<const std::byte> bytes) { return Crc32c(bytes); };
   auto core = std::make_unique<Core>(std::move(options), slab);
   if (core->options.ssd) {
     if (core->options.ssd->memory.empty()) core->options.ssd->memory = slab;

@@ -40,7 +40,7 @@ struct Options {
   // any bounds (its emulation): only for networks where every peer is trusted.
   bool one_sided = false;
   // How long a driver polls after the last movement before it sleeps, at least: where silences have mostly been shorter
-  // than a millisecond, as long as that. More: lower latency; less: less processor time.
+  // than half a millisecond, as long as that. More: lower latency; less: less processor time.
   int spin_us = 20;
   // Idle connections are asked for signs of life this often; three missed answers close them.
   absl::Duration keepalive = absl::Seconds(5);

@@ -17,7 +17,7 @@ namespace perigee::transport::internal {
 class Patience {
  public:
   // The long limit; measured, see bench/store_bench.
-  static constexpr absl::Duration kLong = absl::Milliseconds(1);
+  static constexpr absl::Duration kLong = absl::Microseconds(500);
 
   explicit Patience(absl::Duration standing) : standing_(standing) {}
 

@@ -329,11 +329,6 @@ absl::Status Core::Run(absl::FunctionRef<absl::Status()> fn, Then then) {
   return result;
 }
 
-bool Core::Drive(absl::FunctionRef<bool()> done, absl::Time until) {
-  absl::Time moved_at;
-  return Drive(done, until, &moved_at);
-}
-
 // *moved_at: when something moved last, or this began.
 bool Core::Drive(absl::FunctionRef<bool()> done, absl::Time until, absl::Time* moved_at) {
   *moved_at = absl::Now();

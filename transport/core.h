@@ -278,7 +278,10 @@ class Core : public std::enable_shared_from_this<Core> {
   // Waits for `event`, driving if the role is free. False when `until` comes first.
   bool Wait(const Event& event, absl::Time until);
   // Drives while the role is free and things move, until `done`. True when done.
-  bool Drive(absl::FunctionRef<bool()> done, absl::Time until);
+  bool Drive(absl::FunctionRef<bool()> done, absl::Time until) {
+    absl::Time moved_at;
+    return Drive(done, until, &moved_at);
+  }
 
   size_t rail() const { return rail_; }
 

@@ -33,6 +33,8 @@ struct Puts {
   absl::Status Start(std::span<const transport::PutTransfer> pieces, uint64_t bytes);
   // Until all that were started have ended: the first error of any, with a lost connection noted.
   absl::Status Wait();
+  // Then: until the store has noticed all of them, which a call over gRPC might overtake.
+  absl::Status AwaitNotice();
 
  private:
   struct UnderWay {

@@ -59,6 +59,7 @@ absl::StatusOr<std::unique_ptr<StoreServer>> StoreServer::Start(const ServerOpti
     if (!status.ok()) spdlog::warn("store: overdue reservations: {}", std::string(status.message()));
     return status.ok();
   };
+  store.sum_of_puts = [&p](std::span<const std::byte> bytes) { return p.slab.SumOfPuts(bytes); };
   PERIGEE_ASSIGN_OR_RETURN(p.store, Store::Open(std::move(store), p.slab.bytes()));
   p.sessions =
       std::make_unique<SessionTable>(options.credentials, &p.engine->grants(),
@@ -76,6 +77,8 @@ absl::StatusOr<std::unique_ptr<StoreServer>> StoreServer::Start(const ServerOpti
                  .served_key = p.slab.served_key(),
                  .admit = [engine = p.engine.get()](const std::string& address) { return engine->Admit(address); },
                  .quiesce = [engine = p.engine.get()] { engine->Quiesce(); },
+                 .forget_puts = [&p](std::span<const std::byte> bytes) { p.slab.ForgetPuts(bytes); },
+                 .unsummed_bytes = [&p](std::span<const std::byte> bytes) { return p.slab.UnsummedBytes(bytes); },
                  .slab_address = p.slab.address(),
                  .slab_bytes = p.slab.size_bytes()};
   p.service = MakeStoreService(p.store.get(), p.sessions.get(), data);

@@ -385,9 +385,9 @@ class Service final : public v1::KvStore::Service {
       case QuickCall::kCommit:
         return Quickly<v1::CommitRequest, v1::CommitResponse>(
             token, payload, [this](const StoreSession& session, const v1::CommitRequest& request, auto* response) {
-              // A trusted client is believed that it is not much payload.
               PERIGEE_RETURN_IF_ERROR(CheckQuick(session.trusted && !store_->has_ssd() && !store_->has_remote() &&
-                                                 request.planes_size() <= static_cast<int>(kMaxQuickPlanes)));
+                                                 request.planes_size() <= static_cast<int>(kMaxQuickPlanes) &&
+                                                 UnsummedBytes(request) <= kMaxQuickSumBytes));
               return Commit(session, request, response);
             });
       case QuickCall::kAcquire:
@@ -428,6 +428,7 @@ class Service final : public v1::KvStore::Service {
     for (size_t i = 0; i < reserved.size(); ++i) {
       const Reservation& r = reserved[i];
       if (!r.already_committed) {
+        data_.forget_puts(Bytes(r.address, planes[i].payload_bytes));
         sessions_->GrantReservation(session, r.id, r.address, planes[i].payload_bytes, expiry);
       }
       auto* wire = response->add_planes();
@@ -522,6 +523,19 @@ class Service final : public v1::KvStore::Service {
     PERIGEE_RETURN_IF_ERROR(CheckOwner(session, request.lease_id(), "lease"));
     if (!session.trusted) Revoke(session, std::array{request.lease_id()});
     return store_->Release(request.lease_id(), request.fetched_bytes(), request.fetch_us());
+  }
+
+  static std::span<const std::byte> Bytes(uint64_t address, uint64_t bytes) {
+    return {reinterpret_cast<const std::byte*>(address), static_cast<size_t>(bytes)};
+  }
+
+  uint64_t UnsummedBytes(const v1::CommitRequest& request) const {
+    uint64_t bytes = 0;
+    for (const auto& plane : request.planes()) {
+      const SessionTable::Range range = sessions_->Reserved(plane.reservation_id());
+      if (range.bytes > 0) bytes += data_.unsummed_bytes(Bytes(range.address, range.bytes));
+    }
+    return bytes;
   }
 
   static absl::Status CheckQuick(bool quick) {

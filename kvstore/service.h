@@ -2,9 +2,11 @@
 #ifndef PERIGEE_KVSTORE_SERVICE_H_
 #define PERIGEE_KVSTORE_SERVICE_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "kvstore/sessions.h"
@@ -35,6 +37,9 @@ struct DataPlane {
   // Opens the data plane's port to an address of a client that has been let in.
   std::function<absl::Status(const std::string& address)> admit = [](const std::string&) { return absl::OkStatus(); };
   std::function<void()> quiesce = [] {};  // see transport::Context::Quiesce
+  // See transport::MemoryRegion.
+  std::function<void(std::span<const std::byte>)> forget_puts = [](std::span<const std::byte>) {};
+  std::function<size_t(std::span<const std::byte>)> unsummed_bytes = [](auto bytes) { return bytes.size(); };
   uint64_t slab_address = 0;
   uint64_t slab_bytes = 0;
 };

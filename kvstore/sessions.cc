@@ -189,7 +189,14 @@ void SessionTable::GrantReservation(const StoreSession& session, uint64_t reserv
                                     absl::Time expiry) {
   const uint64_t writer = session.trusted ? transport::kTrustedSession : session.id;
   absl::MutexLock lock(&mu_);
-  granted_[reservation] = {writer, expiry, {grants_->Grant(writer, address, bytes, transport::Access::kWrite, expiry)}};
+  granted_[reservation] = {
+      writer, expiry, {grants_->Grant(writer, address, bytes, transport::Access::kWrite, expiry)}, {address, bytes}};
+}
+
+SessionTable::Range SessionTable::Reserved(uint64_t reservation) const {
+  absl::MutexLock lock(&mu_);
+  const auto found = granted_.find(reservation);
+  return found == granted_.end() ? Range{} : found->second.reserved;
 }
 
 void SessionTable::GrantLease(const StoreSession& session, uint64_t lease, const std::vector<Range>& ranges,

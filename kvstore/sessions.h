@@ -60,13 +60,15 @@ class SessionTable {
   // For the data plane: also refuses another context than the token's.
   absl::StatusOr<transport::PeerIdentity> Authenticate(absl::string_view token, absl::string_view context_id);
 
+  struct Range {
+    uint64_t address = 0, bytes = 0;
+  };
   // What sessions may touch, by reservation and by lease. What one trusted session reserves, all may write; their
   // leases are not recorded.
   void GrantReservation(const StoreSession& session, uint64_t reservation, uint64_t address, uint64_t bytes,
                         absl::Time expiry);
-  struct Range {
-    uint64_t address = 0, bytes = 0;
-  };
+  // Of a reservation; empty for what is unknown or has ended.
+  Range Reserved(uint64_t reservation) const;
   void GrantLease(const StoreSession& session, uint64_t lease, const std::vector<Range>& ranges, absl::Time expiry);
   void ExtendLease(uint64_t lease, absl::Time expiry);
   // False when it is another session's. True for trusted sessions, and for what has ended (the store knows better).
@@ -89,6 +91,7 @@ class SessionTable {
     uint64_t session = 0;
     absl::Time expiry;
     std::vector<uint64_t> grants;
+    Range reserved = {};
   };
 
   const std::vector<Credential> credentials_;

@@ -121,7 +121,8 @@ absl::Status JoinedBatch::Put(std::span<const PutRange> ranges) {
 
 absl::Status JoinedBatch::Finish() {
   if (state_ == nullptr) return absl::FailedPreconditionError("finish of an empty batch");
-  return state_->Wait();
+  PERIGEE_RETURN_IF_ERROR(state_->Wait());
+  return state_->AwaitNotice();
 }
 
 absl::StatusOr<JoinedBatch> StoreClient::Join(absl::string_view description, absl::Time described_after) {

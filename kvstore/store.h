@@ -74,6 +74,8 @@ struct StoreOptions {
     std::span<const std::byte> memory;
   };
   std::function<bool(std::span<const Reclaimed>)> before_reclaim;
+  // CRC32C of reserved memory whose writers have finished. Default: Crc32c; a server has sums from the transport.
+  std::function<uint32_t(std::span<const std::byte>)> sum_of_puts;
   size_t max_batch_planes = 65536;
   size_t history_planes = 65536;
   size_t event_log_events = 65536;

@@ -8,6 +8,7 @@
 
 #include "absl/time/clock.h"
 #include "base/clock.h"
+#include "base/crc32c.h"
 #include "base/status.h"
 
 namespace perigee::kvstore {
@@ -84,6 +85,7 @@ absl::StatusOr<std::unique_ptr<Store>> Store::Open(StoreOptions options, std::sp
   }
   if (!options.now) options.now = SteadyNow;
   if (!options.wall) options.wall = absl::Now;
+  if (!options.sum_of_puts) options.sum_of_puts = [](std::span<const std::byte> bytes) { return Crc32c(bytes); };
   const uint32_t max_planes = MaxPlanes(options, slab.size());
   const auto policy = [&](uint64_t bytes) {
     const uint64_t usual = std::max<uint64_t>(bytes / kUsualPlaneBytes, kLeastUsual);

@@ -189,7 +189,8 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
     Pending& p = pending[i];
     if (!p.known) return;
     p.status = CheckHeader(p, items[i].header, &p.header);
-    if (p.status.ok()) p.status = pod::VerifyPayload(p.header, c.Memory(p.extent, p.payload_bytes));
+    if (p.status.ok())
+      p.status = pod::VerifyPayload(p.header, c.Memory(p.extent, p.payload_bytes), c.options.sum_of_puts);
     if (!p.status.ok()) return;
     const uint64_t padded = RoundUpToPage(p.payload_bytes);
     std::memset(c.Memory(p.extent, padded).data() + p.payload_bytes, 0, padded - p.payload_bytes);

@@ -49,6 +49,13 @@ absl::Status Puts::Wait() {
   return Annotate(status, absl::StrCat("writing to the store at ", core->address));
 }
 
+absl::Status Puts::AwaitNotice() {
+  if (session->slab.path() != "shared memory") return absl::OkStatus();  // elsewhere the store itself has ended them
+  const absl::Status came = session->connection.Send(kQuickCallId, "", "", absl::Now() + core->options.call_deadline);
+  if (!came.ok() && !session->connection.connected()) session->lost = true;
+  return Annotate(came, absl::StrCat("writing to the store at ", core->address));
+}
+
 absl::Status WriteState::Commit(std::span<const size_t> some, std::span<const pod::PlaneHeader> headers,
                                 Durability durability, uint32_t ttl_s, bool quick,
                                 std::vector<absl::Status>* statuses) {
@@ -60,6 +67,7 @@ absl::Status WriteState::Commit(std::span<const size_t> some, std::span<const po
     wire->set_reservation_id(reservations[plane].id);
     wire->set_header(pod::EncodePlaneHeader(headers[plane]));
   }
+  if (!quick) PERIGEE_RETURN_IF_ERROR(AwaitNotice());
   v1::CommitResponse response;
   const absl::Duration deadline = core->options.call_deadline;
   PERIGEE_RETURN_IF_ERROR(

@@ -177,7 +177,12 @@ std::vector<SectionSum> SumSections(const Layout& layout, PlaneKind kind, std::s
   return sums;
 }
 
-absl::Status VerifyPayload(const PlaneHeader& h, std::span<const std::byte> payload) {
+absl::Status VerifyPayload(const PlaneHeader& header, std::span<const std::byte> payload) {
+  return VerifyPayload(header, payload, [](std::span<const std::byte> bytes) { return Crc32c(bytes); });
+}
+
+absl::Status VerifyPayload(const PlaneHeader& h, std::span<const std::byte> payload,
+                           absl::FunctionRef<uint32_t(std::span<const std::byte>)> sum) {
   if (payload.size() != h.payload_bytes) {
     return absl::DataLossError(absl::StrCat("plane ", h.key.ToString(), "/", PlaneKindName(h.kind), ": ",
                                             payload.size(), " bytes arrived, the header says ", h.payload_bytes));
@@ -186,7 +191,7 @@ absl::Status VerifyPayload(const PlaneHeader& h, std::span<const std::byte> payl
   for (size_t i = 0; i < h.sections.size(); ++i) {
     if (h.sections[i].bytes > payload.size() - offset)
       break;  // Only in a header that did not come from DecodePlaneHeader.
-    const uint32_t crc = Crc32c(payload.subspan(offset, h.sections[i].bytes));
+    const uint32_t crc = sum(payload.subspan(offset, h.sections[i].bytes));
     if (crc != h.sections[i].crc32c) {
       return absl::DataLossError(absl::StrCat("plane ", h.key.ToString(), "/", PlaneKindName(h.kind), ": section ", i,
                                               " has CRC32C ", crc, ", the header says ", h.sections[i].crc32c));

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "pod/block_key.h"
 #include "pod/layout.h"
@@ -60,6 +61,9 @@ std::vector<SectionSum> SumSections(const Layout& layout, PlaneKind kind, std::s
 // DATA_LOSS, naming the first wrong section, unless the payload matches the header's sums. Needs no layout, so a store
 // can check too.
 absl::Status VerifyPayload(const PlaneHeader& header, std::span<const std::byte> payload);
+// The same by sums that somebody else has: `sum` gives the CRC32C of a part of the payload.
+absl::Status VerifyPayload(const PlaneHeader& header, std::span<const std::byte> payload,
+                           absl::FunctionRef<uint32_t(std::span<const std::byte>)> sum);
 
 }  // namespace perigee::pod
 

@@ -195,6 +195,9 @@ absl::StatusOr<std::shared_ptr<Region>> MakeRegion(const std::shared_ptr<Shared>
       return region->rail->PackKey(region.get(), &key.ucx_key);
     }));
   }
+  if (sharing == Sharing::kLeased && kind != MemoryKind::kDevice) {
+    region->sums = std::make_unique<PutSums>(std::span(region->base, region->size));
+  }
   key.base = reinterpret_cast<uint64_t>(region->base);
   key.size_bytes = region->size;
   region->remote_key = EncodeRemoteKey(key);

@@ -39,7 +39,8 @@ struct Options {
   // moves by RDMA. On, UCX also answers one-sided requests that arrive over tcp, from any authenticated peer, without
   // any bounds (its emulation): only for networks where every peer is trusted.
   bool one_sided = false;
-  // How long a driver polls after the last movement before it sleeps. More: lower latency; less: less processor time.
+  // How long a driver polls after the last movement before it sleeps, at least: where silences have mostly been shorter
+  // than half a millisecond, as long as that. More: lower latency; less: less processor time.
   int spin_us = 20;
   // Idle connections are asked for signs of life this often; three missed answers close them.
   absl::Duration keepalive = absl::Seconds(5);
@@ -155,7 +156,7 @@ class Context {
   absl::StatusOr<Endpoint> Connect(const std::string& host, uint16_t port, absl::Time deadline,
                                    absl::string_view token = "");
 
-  // Drives, for those who wait for a handler to have run: until done(), `until`, or nothing has moved for spin_us, or
+  // Drives, for those who wait for a handler to have run: until done(), `until`, or nothing moves for a while, or
   // somebody else drives. Returns done(). Not from a handler.
   bool Drive(absl::FunctionRef<bool()> done, absl::Time until) const;
 

@@ -168,6 +168,8 @@ absl::StatusOr<PeerIdentity> Shared::Authenticate(const Hello& hello) const {
 Core::Core(Shared* shared, size_t rail)
     : shared_(shared),
       rail_(rail),
+      caller_patience_(absl::Microseconds(shared_->options.spin_us)),
+      thread_patience_(absl::Microseconds(shared_->options.spin_us)),
       op_slots_(kSlots, shared_->options.device.get(), &shared_->device_mutex),
       serve_slots_(kSlots, shared_->options.device.get(), &shared_->device_mutex) {}
 
@@ -311,6 +313,7 @@ absl::Status Core::Run(absl::FunctionRef<absl::Status()> fn, Then then) {
     }
     absl::Status result = fn();
     AdvanceAll();
+    last_driven_us_.store(NowUs(), std::memory_order_relaxed);
     HandOver(then == Then::kWait);
     return result;
   }
@@ -326,22 +329,22 @@ absl::Status Core::Run(absl::FunctionRef<absl::Status()> fn, Then then) {
   return result;
 }
 
-bool Core::Drive(absl::FunctionRef<bool()> done, absl::Time until) {
+// *moved_at: when something moved last, or this began.
+bool Core::Drive(absl::FunctionRef<bool()> done, absl::Time until, absl::Time* moved_at) {
+  *moved_at = absl::Now();
   if (Driving() || !Claim()) return done();
-  const absl::Duration spin = absl::Microseconds(shared_->options.spin_us);
-  absl::Time last_movement = absl::Now();
+  const absl::Duration patience = caller_patience_.limit();
   bool is_done = done();
   while (!is_done && worker_ != nullptr && !stopping_) {
     const bool moved = Step();
     is_done = done();
-    if (is_done) break;
     const absl::Time now = absl::Now();
-    if (now >= until) break;
     if (moved) {
-      last_movement = now;
-    } else if (now - last_movement >= spin) {
-      break;
+      caller_patience_.Note(now - *moved_at);
+      *moved_at = now;
     }
+    if (is_done || now >= until || now - *moved_at >= patience) break;
+    if (now - *moved_at > caller_patience_.standing()) std::this_thread::yield();  // the peer may be on this processor
   }
   if (is_done) last_driven_us_.store(NowUs(), std::memory_order_relaxed);
   HandOver(false);
@@ -358,10 +361,13 @@ void Core::HandOver(bool caller_returns) {
 }
 
 bool Core::Wait(const Event& event, absl::Time until) {
-  if (!Drive([&] { return event.Happened(); }, until)) {
+  absl::Time moved_at;
+  if (!Drive([&] { return event.Happened(); }, until, &moved_at)) {
     handed_over_.store(true);
     Wake();
-    return event.Wait(until);
+    if (!event.Wait(until)) return false;
+    caller_patience_.Note(absl::Now() - moved_at);
+    return true;
   }
   return event.Wait();  // at once; the notifier may still be inside
 }
@@ -370,7 +376,7 @@ bool Core::Wait(const Event& event, absl::Time until) {
 
 void Core::Loop() {
   int64_t nap_us = kNapUs;
-  absl::Time last_movement = absl::Now();
+  absl::Time moved_at = absl::Now();
   while (true) {
     // What wakes this thread while callers drive is most likely their answer.
     const bool callers = !handed_over_.load() && !has_posted_.load() &&
@@ -378,7 +384,7 @@ void Core::Loop() {
     if (callers || claims_.load() > 0 || !TryTake()) {
       Nap(nap_us);
       if (callers) nap_us = std::min(nap_us * 2, kLongestNapUs);
-      last_movement = absl::Now();
+      moved_at = absl::Now();
       continue;
     }
     nap_us = kNapUs;
@@ -387,8 +393,11 @@ void Core::Loop() {
     const bool moved = Step();
     if (transfers_.empty() && messages_.empty()) handed_over_.store(false);
     const absl::Time now = absl::Now();
-    if (moved) last_movement = now;
-    if (moved || now - last_movement < absl::Microseconds(shared_->options.spin_us)) {
+    if (moved) {
+      thread_patience_.Note(now - moved_at);
+      moved_at = now;
+    }
+    if (moved || now - moved_at < thread_patience_.limit()) {
       Release();
       if (!moved) std::this_thread::yield();
       continue;
@@ -398,7 +407,6 @@ void Core::Loop() {
       continue;
     }
     Sleep();  // releases
-    last_movement = absl::Now();
   }
   Stop();
   Release();

@@ -30,7 +30,9 @@
 #include "base/file.h"
 #include "transport/context.h"
 #include "transport/event.h"
+#include "transport/patience.h"
 #include "transport/port_guard.h"
+#include "transport/put_sums.h"
 #include "transport/slots.h"
 #include "transport/transfer.h"
 #include "transport/wire.h"
@@ -83,7 +85,8 @@ struct Region {
   std::byte* base = nullptr;
   size_t size = 0;
   std::string remote_key, served_key;
-  std::shared_ptr<Core> rail;  // where it is mapped
+  std::unique_ptr<PutSums> sums;  // of leased host memory
+  std::shared_ptr<Core> rail;     // where it is mapped
   ucp_mem_h handle = nullptr;
 };
 
@@ -244,6 +247,7 @@ struct Serve {
   void* descriptor = nullptr;  // of a long put that has not begun
   size_t descriptor_bytes = 0;
   bool straight = false;            // such a put goes to where it belongs, else through the slot
+  uint32_t put_sum = 0;             // of Region::sums, while it does
   std::vector<std::byte> stash;     // of a put to a device that came with its message
   GetDataHeader header;             // UCX reads it until the send has ended
   std::vector<ucp_dt_iov_t> parts;  // of a get that is sent from where its pieces lie
@@ -274,7 +278,10 @@ class Core : public std::enable_shared_from_this<Core> {
   // Waits for `event`, driving if the role is free. False when `until` comes first.
   bool Wait(const Event& event, absl::Time until);
   // Drives while the role is free and things move, until `done`. True when done.
-  bool Drive(absl::FunctionRef<bool()> done, absl::Time until);
+  bool Drive(absl::FunctionRef<bool()> done, absl::Time until) {
+    absl::Time moved_at;
+    return Drive(done, until, &moved_at);
+  }
 
   size_t rail() const { return rail_; }
 
@@ -312,6 +319,7 @@ class Core : public std::enable_shared_from_this<Core> {
   absl::Status Init(const std::string& device);
   bool TryTake();
   bool Claim();
+  bool Drive(absl::FunctionRef<bool()> done, absl::Time until, absl::Time* moved_at);
   void Release();
   void HandOver(bool caller_returns);
   void Wake();
@@ -341,7 +349,8 @@ class Core : public std::enable_shared_from_this<Core> {
   bool AdvanceTransfer(RailTransfer* rail);  // true when the rail has let go of it
   void Issue(RailTransfer* rail);
   bool IssueOp(RailTransfer* rail, uint32_t op);
-  void CopyMapped(Transfer* transfer, uint32_t op);
+  void CopyMapped(RailTransfer* rail, uint32_t op);
+  void SendCopied(RailTransfer* rail, uint32_t op);
   void IssueOneSided(RailTransfer* rail, uint32_t op);
   void SendOp(WireOp* op);
   void ReceiveGet(WireOp* op);
@@ -368,6 +377,7 @@ class Core : public std::enable_shared_from_this<Core> {
   bool TakeServeSlot(Serve* serve);
   void RunServe(Serve* serve);
   void ReceivePut(Serve* serve);
+  void SumStraight(Serve* serve);
   void Scatter(Serve* serve, const std::byte* data);
   void SendGet(Serve* serve);
   void SendData(Serve* serve);
@@ -390,6 +400,7 @@ class Core : public std::enable_shared_from_this<Core> {
   void OnGet(const void*, size_t, void*, size_t, const ucp_am_recv_param_t*, bool* keep);
   void OnGetData(const void*, size_t, void*, size_t, const ucp_am_recv_param_t*, bool* keep);
   void OnAnswer(const void*, size_t, void*, size_t, const ucp_am_recv_param_t*, bool* keep);
+  void OnCopied(const void*, size_t, void*, size_t, const ucp_am_recv_param_t*, bool* keep);
 
   static void OnPeerError(void* peer, ucp_ep_h handle, ucs_status_t status);
   static void OnPeerClosed(void* request, ucs_status_t status, void* peer);
@@ -411,7 +422,8 @@ class Core : public std::enable_shared_from_this<Core> {
 
   std::mutex role_;
   std::atomic<std::thread::id> driver_{};
-  std::atomic<int64_t> last_driven_us_{0};  // by a caller who got what it waited for
+  Patience caller_patience_, thread_patience_;
+  std::atomic<int64_t> last_driven_us_{0};  // by a caller who got what it waited for, or has moved something itself
   std::atomic<bool> thread_drives_{false};  // the rail's own
   std::atomic<bool> handed_over_{false};    // a caller has left work to it
   std::atomic<int> claims_{0};              // callers who wait for it to let go

@@ -35,6 +35,26 @@ void Move(std::byte* to, const std::byte* from, size_t size, bool sum, uint32_t*
   }
 }
 
+// An operation's header but for its number, and its table, neighbours joined; empty for a single piece.
+OpHeader HeaderOf(const RailTransfer& rail, const Operation& operation, std::vector<WirePiece>* table) {
+  Transfer& transfer = *rail.transfer;
+  for (const Piece& piece : transfer.PiecesOf(operation)) {
+    const uint64_t remote = transfer.Remote(piece);
+    if (!table->empty() && table->back().address + table->back().size == remote) {
+      table->back().size += piece.size;
+    } else {
+      table->push_back({remote, piece.size});
+    }
+  }
+  const OpHeader header{.channel = rail.peer->remote_channel,
+                        .region = transfer.Key(operation)->region_id,
+                        .address = table->front().address,
+                        .size = operation.size,
+                        .pieces = static_cast<uint32_t>(table->size())};
+  if (table->size() == 1) table->clear();
+  return header;
+}
+
 // Other rails look for what this one returned or finished.
 void Kick(const Transfer& transfer, const Core* self) {
   if (transfer.link->shared->rails.size() == 1) return;
@@ -116,7 +136,7 @@ void Core::Issue(RailTransfer* rail) {
     const Operation& operation = transfer->operations[*op];
     const Path path = transfer->OnDevice(operation) ? Path::kMessages : transfer->Key(operation)->path;
     if (path == Path::kMapped) {
-      CopyMapped(transfer, *op);
+      CopyMapped(rail, *op);
       copied += operation.size;
     } else if (path == Path::kOneSided) {
       IssueOneSided(rail, *op);
@@ -127,7 +147,8 @@ void Core::Issue(RailTransfer* rail) {
   }
 }
 
-void Core::CopyMapped(Transfer* transfer, uint32_t op) {
+void Core::CopyMapped(RailTransfer* rail, uint32_t op) {
+  Transfer* transfer = rail->transfer.get();
   const RemoteKey* key = transfer->Key(transfer->operations[op]);
   for (Piece& piece : transfer->PiecesOf(transfer->operations[op])) {
     std::byte* peer = key->mapped + (transfer->Remote(piece) - key->base);
@@ -135,8 +156,17 @@ void Core::CopyMapped(Transfer* transfer, uint32_t op) {
     const bool put = transfer->direction == Direction::kPut;
     Move(put ? peer : local, put ? local : peer, piece.size, transfer->checksums, &piece.crc32c);
   }
+  if (transfer->direction == Direction::kPut) SendCopied(rail, op);
   transfer->OpDone(op);
   dirty_ = true;
+}
+
+// The owner notices what it did not move, and sums it while this side goes on.
+void Core::SendCopied(RailTransfer* rail, uint32_t op) {
+  std::vector<WirePiece> table;
+  const OpHeader copied = HeaderOf(*rail, rail->transfer->operations[op], &table);
+  SendNote(rail->peer.get(), kCopiedId, std::string(reinterpret_cast<const char*>(&copied), sizeof(copied)),
+           std::string(reinterpret_cast<const char*>(table.data()), table.size() * sizeof(WirePiece)));
 }
 
 void Core::IssueOneSided(RailTransfer* rail, uint32_t op) {
@@ -201,25 +231,12 @@ bool Core::IssueOp(RailTransfer* rail, uint32_t index) {
   op->id = NewId();
   op->op = index;
   op->slot = slot;
-  for (const Piece& piece : pieces) {
-    const uint64_t remote = transfer->Remote(piece);
-    if (!op->table.empty() && op->table.back().address + op->table.back().size == remote) {
-      op->table.back().size += piece.size;
-    } else {
-      op->table.push_back({remote, piece.size});
-    }
-  }
-  op->header.channel = rail->peer->remote_channel;
+  op->header = HeaderOf(*rail, operation, &op->table);
   op->header.op = op->id;
-  op->header.region = transfer->Key(operation)->region_id;
-  op->header.address = op->table[0].address;
-  op->header.size = operation.size;
-  op->header.pieces = static_cast<uint32_t>(op->table.size());
   ops_[op->id] = op;
   rail->ops[op->id] = std::move(owned);
   rail->unanswered++;
   rail->peer->issued++;
-  if (op->table.size() == 1) op->table.clear();
   if (!put || slot == nullptr) {
     SendOp(op);
     return true;

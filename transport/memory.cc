@@ -1,6 +1,7 @@
 #include "transport/memory.h"
 
 #include "absl/strings/str_cat.h"
+#include "base/crc32c.h"
 #include "transport/core.h"
 
 namespace perigee::transport {
@@ -32,6 +33,16 @@ const std::string& Empty() {
 
 const std::string& MemoryRegion::remote_key() const { return region_ == nullptr ? Empty() : region_->remote_key; }
 const std::string& MemoryRegion::served_key() const { return region_ == nullptr ? Empty() : region_->served_key; }
+
+uint32_t MemoryRegion::SumOfPuts(std::span<const std::byte> bytes) const {
+  return region_ == nullptr || region_->sums == nullptr ? Crc32c(bytes) : region_->sums->Sum(bytes);
+}
+size_t MemoryRegion::UnsummedBytes(std::span<const std::byte> bytes) const {
+  return region_ == nullptr || region_->sums == nullptr ? bytes.size() : region_->sums->UnknownBytes(bytes);
+}
+void MemoryRegion::ForgetPuts(std::span<const std::byte> bytes) const {
+  if (region_ != nullptr && region_->sums != nullptr) region_->sums->Forget(bytes);
+}
 
 uint64_t RemoteRegion::address() const { return key_ == nullptr ? 0 : key_->base; }
 uint64_t RemoteRegion::size_bytes() const { return key_ == nullptr ? 0 : key_->size; }

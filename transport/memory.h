@@ -59,6 +59,16 @@ class MemoryRegion {
   // The same without UCX's part: opens nothing by itself, every transfer is a message that the owner serves.
   const std::string& served_key() const;
 
+  // The owner of a leased host region has to check what peers have put there, and the transport has summed most of it
+  // when it arrived. CRC32C of a part of the region, for which nothing needs to be read that long puts have brought
+  // since ForgetPuts. Only for bytes that nobody writes any more, and that none but peers have written. Of any other
+  // region all is read.
+  uint32_t SumOfPuts(std::span<const std::byte> bytes) const;
+  // How much of it SumOfPuts would read.
+  size_t UnsummedBytes(std::span<const std::byte> bytes) const;
+  // Before peers may write there.
+  void ForgetPuts(std::span<const std::byte> bytes) const;
+
  private:
   friend class Context;
   explicit MemoryRegion(std::shared_ptr<internal::Region> region) : region_(std::move(region)) {}

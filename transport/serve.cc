@@ -24,6 +24,10 @@ constexpr size_t kMaxServes = 1024;  // of one peer; each may hold a table of pi
 constexpr size_t kSlotsPerPeer = 8;  // so that one that stalls leaves some to others
 constexpr absl::Duration kServeLimit = absl::Seconds(30);
 
+std::span<const std::byte> BytesOf(const WirePiece& piece) {
+  return {reinterpret_cast<const std::byte*>(piece.address), piece.size};
+}
+
 size_t TableBytes(const OpHeader& request) { return request.pieces == 1 ? 0 : request.pieces * sizeof(WirePiece); }
 
 }  // namespace
@@ -46,7 +50,8 @@ absl::Status Core::SetAmHandlers() {
       {kHelloId, &OnAm<&Core::OnHello>},     {kHelloAnswerId, &OnAm<&Core::OnHelloAnswer>},
       {kPingId, &OnAm<&Core::OnPing>},       {kMessageId, &OnAm<&Core::OnMessage>},
       {kPutId, &OnAm<&Core::OnPut>},         {kGetId, &OnAm<&Core::OnGet>},
-      {kGetDataId, &OnAm<&Core::OnGetData>}, {kAnswerId, &OnAm<&Core::OnAnswer>}};
+      {kGetDataId, &OnAm<&Core::OnGetData>}, {kAnswerId, &OnAm<&Core::OnAnswer>},
+      {kCopiedId, &OnAm<&Core::OnCopied>}};
   const auto set = [&](unsigned id, ucp_am_recv_callback_t callback) {
     ucp_am_handler_param_t handler{};
     handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS |
@@ -151,6 +156,7 @@ void Core::ReceivePut(Serve* serve) {
   if (serve->straight) {
     const absl::Status status = Check(serve);
     if (!status.ok()) return EndServe(serve, status);
+    if (serve->region->sums != nullptr) serve->put_sum = serve->region->sums->Begin(BytesOf(serve->pieces[0]));
   }
   std::byte* to = serve->straight ? reinterpret_cast<std::byte*>(serve->request.address) : serve->slot->memory;
   serve->outstanding = true;
@@ -168,6 +174,10 @@ void Core::OnServeReceived(void* request, ucs_status_t status, size_t, void* arg
   serve->outstanding = false;
   core->ReceiveEnded(serve->peer);
   if (status != UCS_OK || serve->peer->failed) return core->EndServe(serve, absl::UnavailableError("receive"));
+  if (serve->straight && serve->region->sums != nullptr) {
+    serve->outstanding = true;  // nobody ends it before
+    return core->AfterProgress([core, serve] { core->SumStraight(serve); });
+  }
   if (serve->straight) return core->EndServe(serve, absl::OkStatus());
   const std::byte* data = serve->slot->memory;
   absl::Status checked = ReadPieces(serve->request, data, serve->descriptor_bytes, &serve->pieces)
@@ -175,6 +185,33 @@ void Core::OnServeReceived(void* request, ucs_status_t status, size_t, void* arg
                              : absl::InvalidArgumentError("a put's pieces do not add up");
   if (!checked.ok()) return core->EndServe(serve, checked);
   core->Scatter(serve, data + TableBytes(serve->request));
+}
+
+// After the next one has been asked for, so that the wire is busy meanwhile.
+void Core::SumStraight(Serve* serve) {
+  serve->outstanding = false;
+  serve->region->sums->End(BytesOf(serve->pieces[0]), serve->put_sum);
+  EndServe(serve, serve->peer->failed ? absl::UnavailableError("receive") : absl::OkStatus());
+}
+
+// The peer has copied a put by itself. It is believed in where, not in what.
+void Core::OnCopied(const void* header, size_t header_length, void* data, size_t length,
+                    const ucp_am_recv_param_t* param, bool*) {
+  OpHeader copied;
+  std::vector<WirePiece> pieces;
+  if (IsRendezvous(param) || !ReadHeader(header, header_length, &copied) ||
+      !ReadPieces(copied, data, length, &pieces)) {
+    return;
+  }
+  const Peer* peer = PeerOf(copied.channel);
+  if (peer == nullptr || !peer->identity.trusted) return;
+  const std::shared_ptr<Region> region = shared_->FindRegion(copied.region);
+  if (region == nullptr || region->sums == nullptr) return;
+  for (const WirePiece& piece : pieces) {
+    if (!region->Contains(piece.address, piece.size)) continue;
+    const uint32_t put = region->sums->Begin(BytesOf(piece));
+    if (piece.size >= PutSums::kGranuleBytes) region->sums->End(BytesOf(piece), put);
+  }
 }
 
 // The bytes are here, and the pieces were checked just now.
@@ -191,6 +228,10 @@ void Core::Scatter(Serve* serve, const std::byte* data) {
         break;
       }
       serve->copies.push_back(*ticket);
+    } else if (PutSums* sums = serve->region->sums.get(); sums != nullptr) {
+      const uint32_t put = sums->Begin(BytesOf(piece));
+      std::memcpy(to, data, piece.size);
+      if (piece.size >= PutSums::kGranuleBytes) sums->End(BytesOf(piece), put);
     } else {
       std::memcpy(to, data, piece.size);
     }

@@ -34,6 +34,7 @@ enum AmId : unsigned {
   kGetId = 6,
   kGetDataId = 7,
   kAnswerId = 8,
+  kCopiedId = 9,  // since a later release of version 3: others do not hear it
 };
 
 inline constexpr size_t kOpBytes = size_t{1} << 20;         // the most that one put or get message carries
@@ -66,7 +67,8 @@ struct MessageHeader {
   uint32_t reserved = 0;
 };
 
-// Put: the data follows; get: nothing does. With more than one piece, a table of them comes first.
+// Put: the data follows; get: nothing does. With more than one piece, a table of them comes first. Copied: the peer has
+// written these bytes itself, through a mapping of the region; op is 0, and nothing answers.
 struct OpHeader {
   uint64_t channel = 0;
   uint64_t op = 0;

@@ -179,9 +179,9 @@ absl::StatusOr<IndexEntry> DecodeIndexEntry(absl::string_view key, absl::string_
   if (tail.U32() != Crc32c(AsBytes(body), Crc32c(AsBytes(key)))) return wrong("checksum does not match");
   ByteReader r(body);
   const uint8_t version = r.U8();
-  if (version != kIndexVersion) {
+  if (version == 0 || version > kIndexVersion) {
     return absl::FailedPreconditionError(absl::StrCat(
-        "the store's index has entries of version ", static_cast<int>(version), ", this program reads version ",
+        "the store's index has entries of version ", static_cast<int>(version), ", this program reads up to version ",
         static_cast<int>(kIndexVersion), ": start the program that wrote them"));
   }
   e.location.segment = r.U64();
@@ -190,11 +190,11 @@ absl::StatusOr<IndexEntry> DecodeIndexEntry(absl::string_view key, absl::string_
   e.location.payload_bytes = r.U64();
   e.meta.payload_bytes = e.location.payload_bytes;
   e.meta.created_unix_us = static_cast<int64_t>(r.U64());
-  e.meta.ttl_s = r.U32();
+  if (version > 1) e.meta.ttl_s = r.U32();
   e.meta.base_position = static_cast<int64_t>(r.U64());
   e.meta.tokens = static_cast<int32_t>(r.U32());
   e.meta.tenant = std::string(r.Counted());
-  if (const absl::string_view parent = r.Counted(); r.ok() && !parent.empty()) {
+  if (const absl::string_view parent = version > 1 ? r.Counted() : absl::string_view(); r.ok() && !parent.empty()) {
     if (parent.size() != e.id.key.digest.size()) return wrong("impossible key of the block before");
     std::copy(parent.begin(), parent.end(), e.meta.parent.emplace().digest.begin());
   }

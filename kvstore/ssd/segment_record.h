@@ -29,6 +29,8 @@
 //   u8 version, 2 | u64 segment | u64 offset | u32 head bytes (= payload offset) | u64 P | i64 created, Unix us | u32
 //   time to live, s | i64 base position | u32 tokens | u32 length, tenant | u32 length (0 or 32), key of the block
 //   before | u32 CRC32C over the database key followed by the value before this field
+//
+// Version 1, without time to live and block before, is read too.
 #ifndef PERIGEE_KVSTORE_SSD_SEGMENT_RECORD_H_
 #define PERIGEE_KVSTORE_SSD_SEGMENT_RECORD_H_
 

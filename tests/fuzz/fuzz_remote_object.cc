@@ -47,6 +47,7 @@ void TryObject(absl::string_view object, const PlaneId& id) {
     put.encoded_header = whole->encoded_header;
     put.payload = memory;
     put.created_unix_us = whole->created_unix_us;
+    put.ttl_s = whole->ttl_s;
     const absl::StatusOr<CheckedPut> checked = CheckPut(put);
     Expect(checked.ok() && checked->record_bytes == object.size());
     std::string again(checked->record_bytes, '\x55');

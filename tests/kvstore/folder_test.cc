@@ -112,7 +112,7 @@ TEST(Folder, AnIndexWithEntriesOfAFutureVersionIsRefusedWithBothVersionsAndNothi
   const auto files = Contents(folder.path(), /*with_index=*/false);
   const absl::Status refused = OpenStatus(folder.path());
   EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition) << refused;
-  EXPECT_THAT(std::string(refused.message()), AllOf(HasSubstr("version 3"), HasSubstr("version 2")));
+  EXPECT_THAT(std::string(refused.message()), AllOf(HasSubstr("version 3"), HasSubstr("up to version 2")));
   EXPECT_EQ(Contents(folder.path(), false), files);
   EXPECT_EQ(entries(), before);
   entries([&](rocksdb::DB& db) { ASSERT_TRUE(db.Put({}, key, own).ok()); });  // What the newer program could do.

@@ -4,6 +4,8 @@
 
 #include <random>
 
+#include "base/bytes.h"
+#include "base/crc32c.h"
 #include "planes.h"
 
 namespace perigee::kvstore {
@@ -67,6 +69,26 @@ TEST(SegmentRecord, AnotherPlanesRecordIsRefused) {
   EXPECT_FALSE(DecodeRecordHead(r.head, PlaneId{TestKey(8), r.plane.id.kind}, 5000).ok());
   EXPECT_FALSE(DecodeRecordHead(r.head, PlaneId{r.plane.id.key, pod::PlaneKind::kSummary}, 5000).ok());
   EXPECT_FALSE(DecodeRecordHead(r.head, r.plane.id, 5001).ok());
+}
+
+TEST(SegmentRecord, AnIndexEntryOfVersion1IsReadWithoutTimeToLiveAndBlockBefore) {
+  const Record r = MakeRecord();
+  const std::string key = EncodeIndexKey(r.plane.id);
+  ByteWriter w;
+  w.U8(1);
+  w.U64(3);     // segment
+  w.U64(8192);  // offset
+  w.U32(4096);  // head
+  w.U64(5000);  // payload
+  w.U64(99);    // created
+  w.U64(448);   // base position
+  w.U32(64);    // tokens
+  w.Counted("tenant-a");
+  w.U32(Crc32c(AsBytes(w.bytes()), Crc32c(AsBytes(key))));
+  const auto entry = DecodeIndexEntry(key, w.Take());
+  ASSERT_TRUE(entry.ok()) << entry.status();
+  EXPECT_EQ(entry->meta, MetaOf(r.plane.header, 99));
+  EXPECT_EQ(entry->location.offset, 8192u);
 }
 
 TEST(SegmentRecord, RandomMutationsOfHeadAndIndexEntryNeverPassOrCrash) {

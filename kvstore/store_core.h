@@ -207,8 +207,6 @@ class Store::Core {
   void CopyToRemote(std::span<const EntryId> planes) ABSL_LOCKS_EXCLUDED(mu);
   void ScanRemote();  // A thread's work.
   absl::Status RemoveFromSsd(std::span<const SsdStored> planes);
-  // But for what has been stored there again.
-  absl::Status RemoveFromRemote(std::vector<PlaneId> names) ABSL_LOCKS_EXCLUDED(mu);
   absl::Status RemoveClaimedFromRemote(const std::vector<PlaneId>& names) ABSL_LOCKS_EXCLUDED(mu);  // And unclaims.
 
   StoreOptions options;  // Unchanged after Open.

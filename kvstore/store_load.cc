@@ -281,8 +281,8 @@ void Store::Core::Finish(LoadEnd end) {
     const absl::Status removed = RemoveFromSsd({&*wrong, 1});
     if (!removed.ok()) spdlog::warn("quarantine: {}", std::string(removed.message()));
   }
-  if (wrong_on_remote) {
-    const absl::Status removed = claimed ? RemoveClaimedFromRemote({job.id}) : RemoveFromRemote({job.id});
+  if (claimed) {  // Else somebody else is about to store or remove it there.
+    const absl::Status removed = RemoveClaimedFromRemote({job.id});
     if (!removed.ok()) spdlog::warn("quarantine: {}", std::string(removed.message()));
   }
 }

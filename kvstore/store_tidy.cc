@@ -77,19 +77,6 @@ absl::Status Store::Core::RemoveClaimedFromRemote(const std::vector<PlaneId>& na
   return removed;
 }
 
-absl::Status Store::Core::RemoveFromRemote(std::vector<PlaneId> names) {
-  {
-    absl::MutexLock lock(&mu);
-    AwaitIdle(names);
-    std::erase_if(names, [this](const PlaneId& name) ABSL_NO_THREAD_SAFETY_ANALYSIS {
-      const EntryId id = table.Find(name);
-      return id != kNoEntry && table[id].Is(kOnRemote);
-    });
-    Claim(names);
-  }
-  return RemoveClaimedFromRemote(names);
-}
-
 void Store::Core::ExpireDue() {
   if (plane_ends.size() == 0) return;
   const int64_t now = WallUs();
@@ -224,13 +211,13 @@ void Store::Core::MoveOut(std::span<const EntryId> planes) {
           ++stats.demoted_to_remote;
         }
       }
-      busy.erase(all[i].id);
+      if (!(dead && put[i].ok())) busy.erase(all[i].id);
       Unpin(id);
       if (!dead && EvictableBytes(id) > 0) EvictFromDram(id);
     }
   }
   absl::Status removed = RemoveFromSsd(unwanted);
-  if (!unwanted_remote.empty()) removed.Update(RemoveFromRemote(std::move(unwanted_remote)));
+  if (!unwanted_remote.empty()) removed.Update(RemoveClaimedFromRemote(unwanted_remote));
   if (!removed.ok()) spdlog::warn("planes deleted while they moved: {}", std::string(removed.message()));
 }
 
@@ -353,7 +340,12 @@ void Store::Core::CopyToRemote(std::span<const EntryId> planes) {
     }
   }
   if (unwanted.empty()) return;
-  const absl::Status removed = RemoveFromRemote(std::move(unwanted));
+  // Claimed until FreeSsd has done with them.
+  const absl::Status removed = DeleteAll(*options.remote, unwanted, absl::Now() + options.remote_deadline);
+  {
+    absl::MutexLock lock(&mu);
+    if (removed_since_listed) removed_since_listed->insert(unwanted.begin(), unwanted.end());
+  }
   if (!removed.ok()) spdlog::warn("planes deleted while they moved: {}", std::string(removed.message()));
 }
 

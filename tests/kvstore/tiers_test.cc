@@ -222,7 +222,7 @@ TEST_F(TiersTest, WhatIsReadOnceIntoFullMemoryIsServedAndNotKeptTheSecondTimeItI
   Open(100);
   WriteAll(20, 4096);
   Open(100);
-  const TestPlane kept = MakePlane(500, 92 * 4096);
+  const TestPlane kept = MakePlane(500, 90 * 4096);
   ASSERT_TRUE(Write(*store_, kept, Durability::kDram).ok());
   const auto lease = store_->Acquire({&kept.id, 1}, absl::Seconds(60));
   for (uint64_t i = 0; i < 5; ++i) ASSERT_TRUE(ReadAndCompare(*store_, ChainPlane(i, 4096)).ok()) << i;
@@ -247,7 +247,7 @@ TEST_F(TiersTest, APassingPlaneThatIsPinnedHardStays) {
   Open(100);
   WriteAll(5, 4096);
   Open(100);
-  const TestPlane kept = MakePlane(500, 92 * 4096);
+  const TestPlane kept = MakePlane(500, 90 * 4096);
   ASSERT_TRUE(Write(*store_, kept, Durability::kDram).ok());
   const auto held = store_->Acquire({&kept.id, 1}, absl::Seconds(60));
   const PlaneId id = ChainPlane(0, 1).id;

@@ -369,6 +369,42 @@ bool Store::Core::FreeEntry(std::vector<SsdStored>* stored) {
   return true;
 }
 
+void Store::Core::NoteSsdDrops(std::span<const SsdDropped> dropped) {
+  if (dropped.empty()) return;
+  absl::MutexLock lock(&mu);
+  for (const SsdDropped& gone : dropped) {
+    const bool evicted = gone.reason == SsdDropReason::kEvicted;
+    const bool wrong = gone.reason == SsdDropReason::kWrong;
+    if (evicted) ++stats.ssd_evictions;
+    const EntryId id = table.Find(gone.id);
+    if (id == kNoEntry || table.SsdRecordOf(id) != gone.record) continue;
+    if (wrong) ++stats.checksum_failures;
+    LeaveSsd(id, evicted);
+    // Where DRAM has it, or is just getting it, it stays for now.
+    DropIfNowhere(id, evicted ? MissReason::kEvicted : wrong ? MissReason::kChecksum : MissReason::kDiskLost);
+  }
+}
+
+void Store::Core::AwaitIdle(std::span<const PlaneId> names) {
+  for (;;) {
+    const auto first =
+        std::find_if(names.begin(), names.end(),
+                     [this](const PlaneId& name) ABSL_NO_THREAD_SAFETY_ANALYSIS { return busy.contains(name); });
+    if (first == names.end()) return;
+    const auto idle = [this, &first]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) { return !busy.contains(*first); };
+    mu.Await(absl::Condition(&idle));
+  }
+}
+
+void Store::Core::Claim(std::span<const PlaneId> names) {
+  AwaitIdle(names);
+  busy.insert(names.begin(), names.end());
+}
+
+void Store::Core::Unclaim(std::span<const PlaneId> names) {
+  for (const PlaneId& name : names) busy.erase(name);
+}
+
 void Store::Core::ScanRemote() {
   std::string token;
   absl::Duration again = kScanAgain;

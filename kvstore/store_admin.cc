@@ -6,7 +6,6 @@
 
 #include "absl/time/clock.h"
 #include "base/status.h"
-#include "kvstore/remote/batch.h"
 #include "kvstore/ssd/aligned_buffer.h"
 #include "kvstore/store_core.h"
 
@@ -37,12 +36,7 @@ absl::StatusOr<uint32_t> Store::Pin(std::span<const pod::BlockKey> keys, PinMode
     }
     for (const EntryId id : planes) {
       c.SetPinMode(id, mode);
-      if (mode != PinMode::kHard || c.table[id].Is(kInDram)) continue;
-      const uint32_t account = c.dram_quotas.NumberOf(c.table.tenants().Name(c.table[id].tenant));
-      c.Pin(id);  // Making room must not drop it.
-      const std::optional<Extent> extent = c.AllocateExtent(c.table[id].payload_bytes, account);
-      if (extent) c.StartLoad(id, *extent, /*ahead=*/true);
-      c.Unpin(id);
+      c.BringPinned(id);
     }
     jobs = c.TakeLoads();
   }
@@ -136,25 +130,27 @@ absl::StatusOr<uint32_t> Store::Delete(std::span<const pod::BlockKey> keys) {
   std::vector<SsdStored> stored;
   std::vector<PlaneId> names;
   uint32_t deleted = 0;
+  for (const pod::BlockKey& key : keys) {
+    for (const pod::PlaneKind kind : pod::kPlaneKinds) names.push_back({key, kind});
+  }
   {
     absl::MutexLock lock(&c.mu);
     c.Reap();
-    for (const pod::BlockKey& key : keys) {
-      for (const pod::PlaneKind kind : pod::kPlaneKinds) {
-        names.push_back({key, kind});
-        const EntryId id = c.table.Find(names.back());
-        if (id == kNoEntry) continue;
-        if (const auto record = c.table.SsdRecordOf(id)) stored.push_back({names.back(), *record});
-        c.Drop(id, MissReason::kDeleted);
-        ++deleted;
-      }
+    // What others are about to store, here or in a slower tier, is deleted too.
+    c.AwaitIdle(names);
+    if (c.options.remote) c.Claim(names);
+    for (const PlaneId& name : names) {
+      const EntryId id = c.table.Find(name);
+      if (id == kNoEntry) continue;
+      if (const auto record = c.table.SsdRecordOf(id)) stored.push_back({name, *record});
+      c.Drop(id, MissReason::kDeleted);
+      ++deleted;
     }
   }
-  PERIGEE_RETURN_IF_ERROR(Annotate(c.RemoveFromSsd(stored), "delete"));
-  if (c.options.remote) {  // Known to be there or not: the store may not have heard of it yet.
-    PERIGEE_RETURN_IF_ERROR(
-        Annotate(DeleteAll(*c.options.remote, names, absl::Now() + c.options.remote_deadline), "delete"));
-  }
+  absl::Status removed = c.RemoveFromSsd(stored);
+  // Known to be there or not: the store may not have heard of it yet.
+  if (c.options.remote) removed.Update(c.RemoveClaimedFromRemote(names));
+  PERIGEE_RETURN_IF_ERROR(Annotate(removed, "delete"));
   return deleted;
 }
 
@@ -171,6 +167,7 @@ absl::StatusOr<ListPage> Store::List(absl::string_view page_token, size_t limit,
   }
   ListPage page;
   absl::MutexLock lock(&c.mu);
+  c.ExpireDue();
   size_t looked_at = 0;
   for (EntryId id = c.table.NextFrom(from); id != kNoEntry; id = c.table.NextFrom(id + 1)) {
     // Also bounds what a filter may pass over in one call; such a page is short and has a token.

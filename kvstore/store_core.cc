@@ -170,7 +170,7 @@ Store::Core::~Core() {
     for (const auto& [id, load] : loads) {
       if (load.operation != 0) options.remote->Cancel(load.operation);
     }
-    const auto ended = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) { return loads_begun == 0; };
+    const auto ended = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) { return from_ssd.begun + from_remote.begun == 0; };
     mu.Await(absl::Condition(&ended));
   }
   {
@@ -465,17 +465,18 @@ void Store::Core::Unpin(EntryId id) {
     table.Free(id);
     return;
   }
-  if (!e.Is(kInDram)) {
-    DropIfNowhere(id, MissReason::kEvicted);
+  if (!e.Is(kInDram) && LastCopy(id)) {
+    Drop(id, MissReason::kEvicted);
     return;
   }
+  if (table.details(id).ssd_number != 0) ssd_policy->Unpinned(id);
+  if (!e.Is(kInDram)) return;
   evictable_bytes += EvictableBytes(id);
   if (e.Is(kPassing) && !LastCopy(id)) {
     EvictFromDram(id);
-    return;
+  } else {
+    dram_policy->Unpinned(id);
   }
-  dram_policy->Unpinned(id);
-  if (table.details(id).ssd_number != 0) ssd_policy->Unpinned(id);
 }
 
 void Store::Core::SetPinMode(EntryId id, PinMode mode) {
@@ -486,6 +487,7 @@ void Store::Core::SetPinMode(EntryId id, PinMode mode) {
   e.Set(kSoftPinned, mode == PinMode::kSoft);
   e.Set(kHardPinned, mode == PinMode::kHard);
   if (e.Is(kHardPinned)) stats.hard_pinned_bytes += bytes;
+  if (mode != PinMode::kNone) e.Set(kPassing, false);
   evictable_bytes += EvictableBytes(id) - evictable;
   // Policies that have set it aside look again.
   if (e.Is(kInDram)) dram_policy->Unpinned(id);
@@ -522,16 +524,23 @@ std::optional<EntryId> Store::Core::DramVictim(std::optional<uint32_t> account) 
 
 std::optional<Extent> Store::Core::AllocateExtent(uint64_t bytes, uint32_t account) {
   const uint64_t room = RoundUpToPage(bytes);
-  if (bytes > slab.capacity_bytes() || room > slab.free_bytes() + evictable_bytes) return std::nullopt;
+  const uint64_t quota = dram_quotas.QuotaBytes(account);
+  if (bytes > slab.capacity_bytes() || room > slab.free_bytes() + evictable_bytes || room > quota) return std::nullopt;
   bool others_give = true;
   for (;;) {
-    if (const auto gives = dram_quotas.MustGive(account, room); gives && (others_give || *gives == account)) {
+    std::optional<uint32_t> gives = dram_quotas.MustGive(account, room);
+    if (gives && *gives != account && !others_give) {
+      gives = dram_quotas.UsedBytes(account) + room > quota ? std::optional(account) : std::nullopt;
+    }
+    if (gives) {
       if (const std::optional<EntryId> victim = DramVictim(*gives)) {
         EvictFromDram(*victim);
-        continue;
+      } else if (*gives == account) {
+        return std::nullopt;
+      } else {
+        others_give = false;
       }
-      if (*gives == account) return std::nullopt;
-      others_give = false;
+      continue;
     }
     if (const std::optional<Extent> extent = slab.Allocate(bytes)) {
       if (slab.free_bytes() < LowBytes()) untidy = true;
@@ -569,6 +578,7 @@ void Store::Core::EndLease(uint64_t id) {
 }
 
 void Store::Core::Reap() {
+  ExpireDue();
   const int64_t now = Nanos(options.now());
   for (auto due = lease_ends.Earliest(); due && due->when <= now; due = lease_ends.Earliest()) {
     EndLease(due->what);
@@ -593,22 +603,6 @@ void Store::Core::EndReservations(std::span<const uint64_t> ids) {
     if (it == reservations.end()) continue;
     if (!it->second.ended) ++stats.expired_reservations;
     EndReservation(id);
-  }
-}
-
-void Store::Core::NoteSsdDrops(std::span<const SsdDropped> dropped) {
-  if (dropped.empty()) return;
-  absl::MutexLock lock(&mu);
-  for (const SsdDropped& gone : dropped) {
-    const bool evicted = gone.reason == SsdDropReason::kEvicted;
-    const bool wrong = gone.reason == SsdDropReason::kWrong;
-    if (evicted) ++stats.ssd_evictions;
-    const EntryId id = table.Find(gone.id);
-    if (id == kNoEntry || table.SsdRecordOf(id) != gone.record) continue;
-    if (wrong) ++stats.checksum_failures;
-    LeaveSsd(id, evicted);
-    // Where DRAM has it, or is just getting it, it stays for now.
-    DropIfNowhere(id, evicted ? MissReason::kEvicted : wrong ? MissReason::kChecksum : MissReason::kDiskLost);
   }
 }
 

@@ -4,7 +4,7 @@
 //   store_write.cc   Reserve, Commit, Abort
 //   store_read.cc    Lookup, Acquire, Renew, Release
 //   store_load.cc    planes on their way from a slower tier into DRAM: Promote, read-ahead, waiting
-//   store_tidy.cc    the store's own thread: times to live, room ahead of demand, moving planes to slower tiers
+//   store_tidy.cc    the store's own thread: times to live, room ahead of demand, moving planes to slower tiers, claims
 //   store_admin.cc   Pin, ReportCorrupt, Delete, List, Stats
 #ifndef PERIGEE_KVSTORE_STORE_CORE_H_
 #define PERIGEE_KVSTORE_STORE_CORE_H_
@@ -70,6 +70,13 @@ struct LoadJob {
   uint64_t payload_bytes = 0;
   std::span<std::byte> padded;
   std::optional<SsdRecord> record;
+  absl::Time deadline;  // Of the remote tier.
+};
+// Loads that wait for one tier, and how many it is asked for. Tiers do not wait for each other.
+struct LoadQueue {
+  std::deque<EntryId> wanted, ahead;  // Some have been dropped, or begun.
+  size_t begun = 0;
+  uint64_t bytes_begun = 0;
 };
 struct LoadEnd {
   LoadJob job;
@@ -145,22 +152,38 @@ class Store::Core {
   uint64_t LowBytes() const;
   uint64_t HighBytes() const;
 
+  // A place in the index: a plane goes from everywhere but the remote tier. Its record is the caller's to remove.
+  bool FreeEntry(std::vector<SsdStored>* stored) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+
+  // Names that the caller works on without the lock (`busy`). All of them or none: no two wait for each other.
+  void AwaitIdle(std::span<const PlaneId> names) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void Claim(std::span<const PlaneId> names) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void Unclaim(std::span<const PlaneId> names) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+
   void EndReservation(uint64_t id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   // Whose ttl and grace have passed.
   std::vector<uint64_t> OverdueReservations() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void EndReservations(std::span<const uint64_t> ids) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void EndLease(uint64_t id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // Planes whose time has passed are gone; Tidy tells the tiers.
+  void ExpireDue() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // What has ended by now: planes, leases and, where nobody has to be asked before, reservations.
   void Reap() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void NoteSsdDrops(std::span<const SsdDropped> dropped) ABSL_LOCKS_EXCLUDED(mu);
 
   // ---- Loads: store_load.cc ----
 
   // The plane is in a slower tier. It enters DRAM, loading; TakeLoads hands it out in turn.
+  LoadQueue& QueueOf(EntryId id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    return table.details(id).ssd_number != 0 ? from_ssd : from_remote;
+  }
   void StartLoad(EntryId id, Extent extent, bool ahead) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   // Somebody waits for a plane that is loading.
   void WaitFor(EntryId id, LoadWaiter* waiter) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   // Nobody of this waiter waits any more; what nobody needs is not read.
   void GiveUp(std::span<const EntryId> ids, LoadWaiter* waiter) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // A plane that is pinned hard, from where it is; another time where there is no room now.
+  void BringPinned(EntryId id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   bool DropLoad(EntryId id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);  // False: begun, or needed.
   // Only where memory is free.
   bool LoadAhead(EntryId id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
@@ -184,6 +207,7 @@ class Store::Core {
   void CopyToRemote(std::span<const EntryId> planes) ABSL_LOCKS_EXCLUDED(mu);
   void ScanRemote();  // A thread's work.
   absl::Status RemoveFromSsd(std::span<const SsdStored> planes);
+  absl::Status RemoveClaimedFromRemote(const std::vector<PlaneId>& names) ABSL_LOCKS_EXCLUDED(mu);  // And unclaims.
 
   StoreOptions options;  // Unchanged after Open.
   const std::span<std::byte> slab_memory;
@@ -206,12 +230,16 @@ class Store::Core {
   DeadlineHeap reservation_ends ABSL_GUARDED_BY(mu), lease_ends ABSL_GUARDED_BY(mu);  // Nanoseconds of options.now.
   DeadlineHeap plane_ends ABSL_GUARDED_BY(mu);                                        // Microseconds of options.wall.
   absl::flat_hash_map<EntryId, DeadlineHeap::Handle> plane_end_of ABSL_GUARDED_BY(mu);
-  absl::flat_hash_set<PlaneId> committing ABSL_GUARDED_BY(mu);  // Planes that some Commit is about to make visible.
+  std::vector<SsdStored> expired_on_ssd ABSL_GUARDED_BY(mu);   // To be removed there.
+  std::vector<PlaneId> expired_on_remote ABSL_GUARDED_BY(mu);  // Likewise, and claimed.
+  // Planes that some call is about to make visible, moves to a slower tier or removes there, without the lock.
+  absl::flat_hash_set<PlaneId> busy ABSL_GUARDED_BY(mu);
+  // While the remote tier is listed: what was removed from it since the page was asked for.
+  std::optional<absl::flat_hash_set<PlaneId>> removed_since_listed ABSL_GUARDED_BY(mu);
 
   absl::flat_hash_map<EntryId, LoadState> loads ABSL_GUARDED_BY(mu);
-  std::deque<EntryId> wanted ABSL_GUARDED_BY(mu), wanted_ahead ABSL_GUARDED_BY(mu);  // Some have been dropped.
-  size_t loads_begun ABSL_GUARDED_BY(mu) = 0;
-  uint64_t load_bytes_begun ABSL_GUARDED_BY(mu) = 0;
+  std::vector<EntryId> pinned_outside ABSL_GUARDED_BY(mu);  // BringPinned found no room for them.
+  LoadQueue from_ssd ABSL_GUARDED_BY(mu), from_remote ABSL_GUARDED_BY(mu);
 
   MissHistory history ABSL_GUARDED_BY(mu);
   absl::BitGen random ABSL_GUARDED_BY(mu);
@@ -225,6 +253,7 @@ class Store::Core {
   absl::Mutex tidy_mu;  // One Tidy at a time. Before mu.
   absl::Mutex ends_mu;
   std::deque<LoadEnd> ends ABSL_GUARDED_BY(ends_mu);
+  std::vector<LoadJob> refused ABSL_GUARDED_BY(ends_mu);  // The remote tier has no room for them: to be tried again.
   bool no_more_ends ABSL_GUARDED_BY(ends_mu) = false;
   std::vector<std::thread> threads;
 

@@ -9,7 +9,6 @@
 
 #include "absl/time/clock.h"
 #include "base/status.h"
-#include "kvstore/remote/batch.h"
 #include "kvstore/store_core.h"
 
 namespace perigee::kvstore {
@@ -18,6 +17,7 @@ namespace {
 // Under way at the tiers: enough to keep disks busy, few enough that what is begun soon ends.
 constexpr size_t kMostBegun = 64;
 constexpr uint64_t kMostBytesBegun = uint64_t{128} << 20;
+constexpr absl::Duration kRefusedWait = absl::Milliseconds(2);
 
 }  // namespace
 
@@ -26,14 +26,15 @@ void Store::Core::StartLoad(EntryId id, Extent extent, bool ahead) {
   EnterDram(id, extent);
   Pin(id);
   loads[id].ahead = ahead;
-  (ahead ? wanted_ahead : wanted).push_back(id);
+  LoadQueue& queue = QueueOf(id);
+  (ahead ? queue.ahead : queue.wanted).push_back(id);
 }
 
 void Store::Core::WaitFor(EntryId id, LoadWaiter* waiter) {
   LoadState& load = loads.at(id);
   if (load.ahead) {
     load.ahead = false;
-    if (!load.begun) wanted.push_back(id);
+    if (!load.begun) QueueOf(id).wanted.push_back(id);
   }
   load.waiters.push_back(waiter);
   ++waiter->left;
@@ -51,7 +52,10 @@ void Store::Core::GiveUp(std::span<const EntryId> ids, LoadWaiter* waiter) {
 bool Store::Core::DropLoad(EntryId id) {
   const auto it = loads.find(id);
   // The load's own pin is the only one.
-  if (it == loads.end() || it->second.begun || !it->second.waiters.empty() || table[id].pins > 1) return false;
+  if (it == loads.end() || it->second.begun || !it->second.waiters.empty() || table[id].pins > 1 ||
+      table[id].Is(kHardPinned)) {
+    return false;
+  }
   loads.erase(it);
   ++stats.cancelled_reads;
   if (!table[id].Is(kDead)) LeaveDram(id, /*evicted=*/false);
@@ -70,6 +74,18 @@ bool Store::Core::LoadAhead(EntryId id) {
   return true;
 }
 
+void Store::Core::BringPinned(EntryId id) {
+  if (table[id].Is(kDead) || !table[id].Is(kHardPinned) || table[id].Is(kInDram)) return;
+  const uint32_t account = dram_quotas.NumberOf(table.tenants().Name(table[id].tenant));
+  Pin(id);  // Making room must not drop it.
+  if (const std::optional<Extent> extent = AllocateExtent(table[id].payload_bytes, account)) {
+    StartLoad(id, *extent, /*ahead=*/true);
+  } else {
+    pinned_outside.push_back(id);
+  }
+  Unpin(id);
+}
+
 void Store::Core::ReadAhead(EntryId distant) {
   uint64_t left = options.read_ahead_bytes;
   for (EntryId id = Next(distant); id != kNoEntry && table[id].payload_bytes <= left; id = Next(id)) {
@@ -81,23 +97,33 @@ void Store::Core::ReadAhead(EntryId distant) {
 std::vector<LoadJob> Store::Core::TakeLoads() {
   std::vector<LoadJob> jobs;
   if (stopping) return jobs;
-  for (std::deque<EntryId>* queue : {&wanted, &wanted_ahead}) {
-    while (!queue->empty() && loads_begun < kMostBegun && (loads_begun == 0 || load_bytes_begun < kMostBytesBegun)) {
-      const EntryId id = queue->front();
-      queue->pop_front();
-      const auto it = loads.find(id);
-      if (it == loads.end() || it->second.begun) continue;
-      it->second.begun = true;
-      const uint64_t bytes = table[id].payload_bytes;
-      ++loads_begun;
-      load_bytes_begun += bytes;
-      const std::optional<SsdRecord> record = table.SsdRecordOf(id);
-      (record ? ssd_rate : remote_rate).Begin(absl::Now());
-      jobs.push_back({.entry = id,
-                      .id = table[id].id,
-                      .payload_bytes = bytes,
-                      .padded = Memory(table.ExtentOf(id), RoundUpToPage(bytes)),
-                      .record = record});
+  for (LoadQueue* const queue : {&from_ssd, &from_remote}) {
+    for (std::deque<EntryId> LoadQueue::*const list : {&LoadQueue::wanted, &LoadQueue::ahead}) {
+      std::deque<EntryId>& ids = queue->*list;
+      while (!ids.empty() && queue->begun < kMostBegun && (queue->begun == 0 || queue->bytes_begun < kMostBytesBegun)) {
+        const EntryId id = ids.front();
+        ids.pop_front();
+        const auto it = loads.find(id);
+        if (it == loads.end() || it->second.begun) continue;
+        LoadQueue& from = QueueOf(id);
+        if (queue == &from_ssd && &from != queue) {  // Its SSD copy has gone.
+          (from.*list).push_back(id);
+          continue;
+        }
+        it->second.begun = true;
+        const uint64_t bytes = table[id].payload_bytes;
+        ++from.begun;
+        from.bytes_begun += bytes;
+        const std::optional<SsdRecord> record = table.SsdRecordOf(id);
+        const absl::Time now = absl::Now();
+        (record ? ssd_rate : remote_rate).Begin(now);
+        jobs.push_back({.entry = id,
+                        .id = table[id].id,
+                        .payload_bytes = bytes,
+                        .padded = Memory(table.ExtentOf(id), RoundUpToPage(bytes)),
+                        .record = record,
+                        .deadline = now + options.remote_deadline});
+      }
     }
   }
   return jobs;
@@ -127,19 +153,26 @@ void Store::Core::Begin(std::vector<LoadJob> jobs) {
                              .payload_bytes = job.payload_bytes,
                              .offset_bytes = 0,
                              .destination = job.padded.first(job.payload_bytes)},
-                            absl::Now() + options.remote_deadline, [hand_in, job](absl::StatusOr<RecordHead> record) {
+                            job.deadline, [hand_in, job](absl::StatusOr<RecordHead> record) {
                               const absl::Status status = record.status();
                               hand_in({.job = job,
                                        .status = status,
                                        .head = {},
                                        .record = record.ok() ? std::optional(*std::move(record)) : std::nullopt});
                             });
-    if (!begun.ok()) {
-      hand_in({.job = job, .status = begun.status(), .head = {}, .record = {}});
+    absl::MutexLock lock(&mu);
+    if (begun.ok()) {
+      if (const auto it = loads.find(job.entry); it != loads.end()) it->second.operation = *begun;
+      if (stopping) options.remote->Cancel(*begun);
       continue;
     }
-    absl::MutexLock lock(&mu);
-    if (const auto it = loads.find(job.entry); it != loads.end()) it->second.operation = *begun;
+    const bool again = absl::IsAborted(begun.status()) && !stopping && absl::Now() < job.deadline;
+    absl::MutexLock ends_lock(&ends_mu);
+    if (again) {
+      refused.push_back(std::move(job));
+    } else {
+      ends.push_back({.job = job, .status = begun.status(), .head = {}, .record = {}});
+    }
   }
   if (!reads.empty()) ssd->ReadAsync(std::move(reads));
 }
@@ -147,15 +180,27 @@ void Store::Core::Begin(std::vector<LoadJob> jobs) {
 void Store::Core::FinishLoads() {
   for (;;) {
     std::optional<LoadEnd> end;
+    std::vector<LoadJob> again;
     {
       absl::MutexLock lock(&ends_mu);
       const auto some = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(ends_mu) { return !ends.empty() || no_more_ends; };
-      ends_mu.Await(absl::Condition(&some));
-      if (ends.empty()) return;
-      end = std::move(ends.front());
-      ends.pop_front();
+      const auto work = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(ends_mu) {
+        return !ends.empty() || no_more_ends || !refused.empty();
+      };
+      ends_mu.Await(absl::Condition(&work));
+      if (!refused.empty()) {
+        ends_mu.AwaitWithTimeout(absl::Condition(&some), kRefusedWait);
+        again.swap(refused);
+      }
+      if (!ends.empty()) {
+        end = std::move(ends.front());
+        ends.pop_front();
+      } else if (again.empty() && no_more_ends) {
+        return;
+      }
     }
-    Finish(*std::move(end));
+    Begin(std::move(again));
+    if (end) Finish(*std::move(end));
   }
 }
 
@@ -171,12 +216,13 @@ void Store::Core::Finish(LoadEnd end) {
   }
   std::vector<LoadJob> next;
   std::optional<SsdStored> wrong;
-  bool wrong_on_remote = false, again = false;
+  bool wrong_on_remote = false, claimed = false, again = false;
   {
     absl::MutexLock lock(&mu);
     const EntryId id = job.entry;
-    --loads_begun;
-    load_bytes_begun -= job.payload_bytes;
+    LoadQueue& from = job.record ? from_ssd : from_remote;
+    --from.begun;
+    from.bytes_begun -= job.payload_bytes;
     (job.record ? ssd_rate : remote_rate).End(record.ok() ? job.payload_bytes : 0, absl::Now());
     PlaneEntry& e = table[id];
     LoadState& load = loads.at(id);
@@ -201,7 +247,7 @@ void Store::Core::Finish(LoadEnd end) {
       if (!e.Is(kDead) && e.Is(kOnRemote)) {  // There is another copy: nobody need know.
         again = true;
         load.begun = false;
-        wanted.push_front(id);
+        from_remote.wanted.push_front(id);
       } else if (!e.Is(kDead)) {
         LeaveDram(id, /*evicted=*/false);
         Drop(id, evicted ? MissReason::kEvicted : unreadable ? MissReason::kDiskLost : MissReason::kChecksum);
@@ -213,9 +259,15 @@ void Store::Core::Finish(LoadEnd end) {
       spdlog::warn("remote tier: {}: {}", e.id.ToString(), record.status().ToString());
       LeaveDram(id, /*evicted=*/false);
       if (gone || wrong_on_remote) {
+        if (wrong_on_remote) claimed = busy.insert(e.id).second;
         SetOnRemote(id, false);
         DropIfNowhere(id, gone ? MissReason::kDiskLost : MissReason::kChecksum);
       }
+    }
+    if (header == HeaderArena::kNone && e.Is(kDead)) {  // Nobody is to take it for resident.
+      slab.Free(table.ExtentOf(id));
+      table.SetExtent(id, Extent{});
+      e.Set(kLoading, false);
     }
     if (!again) {
       for (LoadWaiter* const w : load.waiters) --w->left;
@@ -229,8 +281,8 @@ void Store::Core::Finish(LoadEnd end) {
     const absl::Status removed = RemoveFromSsd({&*wrong, 1});
     if (!removed.ok()) spdlog::warn("quarantine: {}", std::string(removed.message()));
   }
-  if (wrong_on_remote) {
-    const absl::Status removed = DeleteAll(*options.remote, {job.id}, absl::Now() + options.remote_deadline);
+  if (claimed) {  // Else somebody else is about to store or remove it there.
+    const absl::Status removed = RemoveClaimedFromRemote({job.id});
     if (!removed.ok()) spdlog::warn("quarantine: {}", std::string(removed.message()));
   }
 }
@@ -242,6 +294,7 @@ absl::StatusOr<uint32_t> Store::Promote(std::span<const PlaneId> planes, absl::s
   uint32_t on_their_way = 0;
   {
     absl::MutexLock lock(&c.mu);
+    c.ExpireDue();
     std::vector<EntryId> entries(planes.size());
     c.table.FindAll(planes, entries);
     for (const EntryId id : entries) {

@@ -32,6 +32,7 @@ absl::StatusOr<std::vector<BlockInfo>> Store::Lookup(std::span<const pod::BlockK
     }
     found.resize(names.size());
     absl::MutexLock lock(&c.mu);
+    c.ExpireDue();
     c.table.FindAll(names, found);
     for (size_t i = 0; i < names.size(); ++i) {
       if (i % kKinds == 0) out.emplace_back();
@@ -101,7 +102,9 @@ absl::StatusOr<Lease> Store::Acquire(std::span<const PlaneId> planes, absl::Dura
     } else {
       plane.tier = c.FastestTier(id);
       c.Pin(id);
+      if (!c.table[id].Is(kInDram)) continue;
       c.Touch(id, now_us);
+      c.table[id].Set(kPassing, false);  // Wanted twice already.
     }
   }
   EntryId last_read = kNoEntry;
@@ -112,24 +115,26 @@ absl::StatusOr<Lease> Store::Acquire(std::span<const PlaneId> planes, absl::Dura
       const uint64_t bytes = c.table[id].payload_bytes;
       const uint32_t account = c.dram_quotas.NumberOf(c.table.tenants().Name(c.table[id].tenant));
       const std::optional<Extent> extent = c.AllocateExtent(bytes, account);
+      // Whether it is worth its room is asked before this use of it counts.
+      bool stays = true;
+      if (extent && c.slab.free_bytes() < c.LowBytes()) {
+        const PlaneFacts facts = c.DramFacts(id);
+        stays = c.table[id].Is(kSoftPinned) || c.table[id].Is(kHardPinned) ||
+                c.dram_policy->Admit(facts, kLeastReuse * facts.cost_us);
+      }
+      c.Touch(id, now_us);
       if (!extent) {
         out.planes[i].miss = {MissReason::kNoRoom, 0};
         entries[i] = kNoEntry;
         c.Unpin(id);
         continue;
       }
-      const bool full = c.slab.free_bytes() < c.LowBytes();
       c.StartLoad(id, *extent, /*ahead=*/false);
-      if (full) {
-        const PlaneFacts facts = c.DramFacts(id);
-        if (!c.dram_policy->Admit(facts, kLeastReuse * facts.cost_us)) {
-          c.table[id].Set(kPassing);
-          ++c.stats.unadmitted_reads;
-        }
+      if (!stays) {
+        c.table[id].Set(kPassing);
+        ++c.stats.unadmitted_reads;
       }
       if (planes[i].kind == pod::PlaneKind::kDistant) last_read = id;
-    } else {
-      c.table[id].Set(kPassing, false);  // Wanted twice already.
     }
     c.WaitFor(id, &waiter);
   }

@@ -21,7 +21,7 @@ constexpr double kSsdFull = 0.90, kSsdEnough = 0.87;
 // Of the time that a write to a slower tier takes, what others lose by it.
 constexpr double kWriteBusy = 0.1;
 constexpr size_t kScanPlanes = 256;
-constexpr absl::Duration kScanAgain = absl::Seconds(5);
+constexpr absl::Duration kScanAgain = absl::Milliseconds(100), kScanAgainMost = absl::Seconds(5);
 
 }  // namespace
 
@@ -53,6 +53,13 @@ void Store::Core::Tidy() {
     table.AddRoom(std::move(room));
   }
   ExpirePlanes();
+  std::vector<LoadJob> jobs;
+  {
+    absl::MutexLock lock(&mu);
+    for (const EntryId id : std::exchange(pinned_outside, {})) BringPinned(id);
+    jobs = TakeLoads();
+  }
+  Begin(std::move(jobs));
   FreeDram();
   while (FreeSsd()) {
   }
@@ -62,46 +69,66 @@ absl::Status Store::Core::RemoveFromSsd(std::span<const SsdStored> planes) {
   return planes.empty() ? absl::OkStatus() : ssd->Remove(planes);
 }
 
+absl::Status Store::Core::RemoveClaimedFromRemote(const std::vector<PlaneId>& names) {
+  const absl::Status removed = DeleteAll(*options.remote, names, absl::Now() + options.remote_deadline);
+  absl::MutexLock lock(&mu);
+  Unclaim(names);
+  if (removed_since_listed) removed_since_listed->insert(names.begin(), names.end());
+  return removed;
+}
+
+void Store::Core::ExpireDue() {
+  if (plane_ends.size() == 0) return;
+  const int64_t now = WallUs();
+  for (auto due = plane_ends.Earliest(); due && due->when <= now; due = plane_ends.Earliest()) {
+    const auto id = static_cast<EntryId>(due->what);
+    const PlaneId name = table[id].id;
+    if (const auto record = table.SsdRecordOf(id)) expired_on_ssd.push_back({name, *record});
+    // Claimed, so that who stores it again does not find the old one there.
+    if (table[id].Is(kOnRemote) && busy.insert(name).second) expired_on_remote.push_back(name);
+    ++stats.expired_planes;
+    Drop(id, MissReason::kExpired);
+    untidy = true;
+  }
+}
+
 void Store::Core::ExpirePlanes() {
   std::vector<SsdStored> stored;
   std::vector<PlaneId> remote;
   {
-    const int64_t now = WallUs();
     absl::MutexLock lock(&mu);
-    for (auto due = plane_ends.Earliest(); due && due->when <= now; due = plane_ends.Earliest()) {
-      const auto id = static_cast<EntryId>(due->what);
-      if (const auto record = table.SsdRecordOf(id)) stored.push_back({table[id].id, *record});
-      if (table[id].Is(kOnRemote)) remote.push_back(table[id].id);
-      ++stats.expired_planes;
-      Drop(id, MissReason::kExpired);
-    }
+    ExpireDue();
+    stored.swap(expired_on_ssd);
+    remote.swap(expired_on_remote);
   }
   // What could not be removed has its end written beside it: the next start removes it.
   if (const absl::Status removed = RemoveFromSsd(stored); !removed.ok()) {
     spdlog::warn("planes whose time has passed: {}", std::string(removed.message()));
   }
   if (remote.empty()) return;
-  const absl::Status removed = DeleteAll(*options.remote, remote, absl::Now() + options.remote_deadline);
+  const absl::Status removed = RemoveClaimedFromRemote(remote);
   if (!removed.ok()) spdlog::warn("planes whose time has passed: {}", std::string(removed.message()));
 }
 
 void Store::Core::FreeDram() {
-  for (;;) {
+  // Once begun, until there is enough.
+  for (bool begun = false;; begun = true) {
     std::vector<EntryId> moving;
     {
       absl::MutexLock lock(&mu);
-      // Once begun, until there is enough.
-      if (slab.free_bytes() >= LowBytes()) return;
+      if (slab.free_bytes() >= (begun ? HighBytes() : LowBytes())) return;
       uint64_t moving_bytes = 0;
       while (slab.free_bytes() + moving_bytes < HighBytes() && moving_bytes < kBatchBytes) {
-        const std::optional<EntryId> victim = DramVictim(dram_quotas.MustGive(0, 0));
+        std::optional<EntryId> victim = DramVictim(dram_quotas.MustGive(0, 0));
+        if (!victim) victim = DramVictim(std::nullopt);
         if (!victim) break;
         bool worth = false;
         if (LastCopy(*victim) && (ssd || options.remote)) {
           PlaneFacts facts = DramFacts(*victim);
           facts.past = dram_policy->PastOf(*victim);
           const uint64_t write_us = (ssd ? ssd_rate : remote_rate).EstimateUs(facts.payload_bytes);
-          worth = (ssd ? ssd_policy : dram_policy)->Admit(facts, kWriteBusy * static_cast<double>(write_us));
+          worth = (ssd ? ssd_policy : dram_policy)->Admit(facts, kWriteBusy * static_cast<double>(write_us)) &&
+                  busy.insert(table[*victim].id).second;
         }
         if (!worth) {
           EvictFromDram(*victim);
@@ -159,6 +186,8 @@ void Store::Core::MoveOut(std::span<const EntryId> planes) {
                       .ttl_s = m.meta.ttl_s});
     }
     put = PutAll(*options.remote, std::move(puts), absl::Now() + options.remote_deadline);
+    const auto failed = std::find_if(put.begin(), put.end(), [](const absl::Status& status) { return !status.ok(); });
+    if (failed != put.end()) spdlog::warn("demotion to the remote tier: {}", std::string(failed->message()));
   }
   std::vector<SsdStored> unwanted;
   std::vector<PlaneId> unwanted_remote;
@@ -182,14 +211,13 @@ void Store::Core::MoveOut(std::span<const EntryId> planes) {
           ++stats.demoted_to_remote;
         }
       }
+      if (!(dead && put[i].ok())) busy.erase(all[i].id);
       Unpin(id);
       if (!dead && EvictableBytes(id) > 0) EvictFromDram(id);
     }
   }
   absl::Status removed = RemoveFromSsd(unwanted);
-  if (!unwanted_remote.empty()) {
-    removed.Update(DeleteAll(*options.remote, unwanted_remote, absl::Now() + options.remote_deadline));
-  }
+  if (!unwanted_remote.empty()) removed.Update(RemoveClaimedFromRemote(unwanted_remote));
   if (!removed.ok()) spdlog::warn("planes deleted while they moved: {}", std::string(removed.message()));
 }
 
@@ -217,7 +245,8 @@ bool Store::Core::FreeSsd() {
         PlaneFacts facts = SsdFacts(*victim);
         facts.past = ssd_policy->PastOf(*victim);
         const uint64_t write_us = remote_rate.EstimateUs(facts.payload_bytes);
-        worth = ssd_policy->Admit(facts, kWriteBusy * static_cast<double>(write_us));
+        worth = ssd_policy->Admit(facts, kWriteBusy * static_cast<double>(write_us)) &&
+                busy.insert(table[*victim].id).second;
       }
       if (worth) {
         Pin(*victim);  // And is no victim again.
@@ -241,6 +270,7 @@ bool Store::Core::FreeSsd() {
         ++stats.ssd_evictions;
         LeaveSsd(id, /*evicted=*/true);
       }
+      busy.erase(table[id].id);
       Unpin(id);
     }
   }
@@ -310,13 +340,79 @@ void Store::Core::CopyToRemote(std::span<const EntryId> planes) {
     }
   }
   if (unwanted.empty()) return;
+  // Claimed until FreeSsd has done with them.
   const absl::Status removed = DeleteAll(*options.remote, unwanted, absl::Now() + options.remote_deadline);
+  {
+    absl::MutexLock lock(&mu);
+    if (removed_since_listed) removed_since_listed->insert(unwanted.begin(), unwanted.end());
+  }
   if (!removed.ok()) spdlog::warn("planes deleted while they moved: {}", std::string(removed.message()));
+}
+
+bool Store::Core::FreeEntry(std::vector<SsdStored>* stored) {
+  std::optional<EntryId> victim;
+  if (ssd) {
+    victim = ssd_policy->Victim(std::nullopt, [this](EntryId id) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+      return table[id].pins == 0 && !table[id].Is(kSoftPinned) && !table[id].Is(kHardPinned);
+    });
+  }
+  if (!victim) victim = DramVictim(std::nullopt);
+  if (!victim) return false;
+  stats.dram_evictions += table[*victim].Is(kInDram);
+  if (const auto record = table.SsdRecordOf(*victim)) {
+    stored->push_back({table[*victim].id, *record});
+    ++stats.ssd_evictions;
+  } else if (LastCopy(*victim)) {
+    ++stats.dram_only_evictions;
+  }
+  Drop(*victim, MissReason::kEvicted);
+  return true;
+}
+
+void Store::Core::NoteSsdDrops(std::span<const SsdDropped> dropped) {
+  if (dropped.empty()) return;
+  absl::MutexLock lock(&mu);
+  for (const SsdDropped& gone : dropped) {
+    const bool evicted = gone.reason == SsdDropReason::kEvicted;
+    const bool wrong = gone.reason == SsdDropReason::kWrong;
+    if (evicted) ++stats.ssd_evictions;
+    const EntryId id = table.Find(gone.id);
+    if (id == kNoEntry || table.SsdRecordOf(id) != gone.record) continue;
+    if (wrong) ++stats.checksum_failures;
+    LeaveSsd(id, evicted);
+    // Where DRAM has it, or is just getting it, it stays for now.
+    DropIfNowhere(id, evicted ? MissReason::kEvicted : wrong ? MissReason::kChecksum : MissReason::kDiskLost);
+  }
+}
+
+void Store::Core::AwaitIdle(std::span<const PlaneId> names) {
+  for (;;) {
+    const auto first =
+        std::find_if(names.begin(), names.end(),
+                     [this](const PlaneId& name) ABSL_NO_THREAD_SAFETY_ANALYSIS { return busy.contains(name); });
+    if (first == names.end()) return;
+    const auto idle = [this, &first]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) { return !busy.contains(*first); };
+    mu.Await(absl::Condition(&idle));
+  }
+}
+
+void Store::Core::Claim(std::span<const PlaneId> names) {
+  AwaitIdle(names);
+  busy.insert(names.begin(), names.end());
+}
+
+void Store::Core::Unclaim(std::span<const PlaneId> names) {
+  for (const PlaneId& name : names) busy.erase(name);
 }
 
 void Store::Core::ScanRemote() {
   std::string token;
+  absl::Duration again = kScanAgain;
   for (;;) {
+    {
+      absl::MutexLock lock(&mu);
+      removed_since_listed.emplace();
+    }
     const absl::Time deadline = absl::Now() + options.remote_deadline;
     absl::Status status;
     absl::StatusOr<RemoteListPage> page = ListNow(*options.remote, token, kScanPlanes, deadline);
@@ -327,11 +423,19 @@ void Store::Core::ScanRemote() {
         absl::MutexLock lock(&mu);
         for (size_t i = 0; i < heads->size() && !stopping; ++i) {
           const absl::StatusOr<RecordHead>& head = (*heads)[i];
-          if (!head.ok()) continue;  // Gone, or wrong: not ours to judge before somebody wants it.
+          if (!head.ok()) {
+            // Gone, or wrong: not ours to judge before somebody wants it. Else it may be there another time.
+            const bool judged = absl::IsNotFound(head.status()) || absl::IsDataLoss(head.status()) ||
+                                absl::IsFailedPrecondition(head.status());
+            if (!judged) status = head.status();
+            continue;
+          }
+          if (busy.contains(page->planes[i]) || removed_since_listed->contains(page->planes[i])) continue;
           const bool is_new = table.Find(page->planes[i]) == kNoEntry;
           const EntryId id = Insert(page->planes[i], MetaOf(head->header, head->created_unix_us, head->ttl_s));
           if (id == kNoEntry) {
             spdlog::error("the remote tier holds more planes than the store's index: the others stay unknown");
+            removed_since_listed.reset();
             return;
           }
           SetOnRemote(id, true);
@@ -341,16 +445,20 @@ void Store::Core::ScanRemote() {
     }
     if (page.ok() && status.ok()) {
       token = page->next_page_token;
-      if (token.empty()) return;
+      again = kScanAgain;
     } else {
       spdlog::warn("the remote tier's planes cannot be listed yet: {}",
                    std::string((page.ok() ? status : page.status()).message()));
     }
     absl::MutexLock lock(&mu);
-    const auto called = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) { return stopping; };
-    if (mu.AwaitWithTimeout(absl::Condition(&called), status.ok() && page.ok() ? absl::ZeroDuration() : kScanAgain)) {
-      return;
+    removed_since_listed.reset();
+    if (page.ok() && status.ok()) {
+      if (stopping || token.empty()) return;
+      continue;
     }
+    const auto called = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) { return stopping; };
+    if (mu.AwaitWithTimeout(absl::Condition(&called), again)) return;
+    again = std::min(2 * again, kScanAgainMost);
   }
 }
 

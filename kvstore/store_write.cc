@@ -22,7 +22,7 @@ struct Pending {
   uint64_t payload_bytes = 0;
   pod::PlaneHeader header;
   bool known = false;      // The reservation is marked as committing.
-  bool claimed = false;    // The plane is in `committing`.
+  bool claimed = false;    // The plane is in `busy`.
   bool present = false;    // Somebody else committed the plane meanwhile.
   bool own_fault = false;  // The store failed, not the writer: the reservation stays.
   absl::Status status;
@@ -95,7 +95,7 @@ absl::StatusOr<std::vector<Reservation>> Store::Reserve(std::span<const PlaneReq
     c.Pin(held[i]);
     out[i].already_committed = true;
   }
-  bool enough = need <= c.slab.free_bytes() + c.evictable_bytes;
+  bool enough = need <= c.slab.free_bytes() + c.evictable_bytes && need <= c.dram_quotas.QuotaBytes(account);
   std::vector<uint64_t> made;
   for (size_t i = 0; enough && i < planes.size(); ++i) {
     if (out[i].already_committed) continue;
@@ -196,19 +196,18 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
     std::memset(c.Memory(p.extent, padded).data() + p.payload_bytes, 0, padded - p.payload_bytes);
   });
 
-  // 3. One Commit at a time per plane. All at once or none, so that two Commits cannot wait for each other.
+  // 3. One call at a time per plane.
+  std::vector<PlaneId> names;
+  for (const Pending& p : pending) {
+    if (p.known && p.status.ok()) names.push_back(p.id);
+  }
   {
     absl::MutexLock lock(&c.mu);
-    const auto free = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(c.mu) {
-      return std::none_of(pending.begin(), pending.end(), [&](const Pending& p) ABSL_EXCLUSIVE_LOCKS_REQUIRED(c.mu) {
-        return p.known && p.status.ok() && c.committing.contains(p.id);
-      });
-    };
-    c.mu.Await(absl::Condition(&free));
+    c.AwaitIdle(names);
     for (Pending& p : pending) {
       if (!p.known || !p.status.ok()) continue;
       p.present = c.table.Find(p.id) != kNoEntry;
-      p.claimed = !p.present && c.committing.insert(p.id).second;
+      p.claimed = !p.present && c.busy.insert(p.id).second;
     }
   }
 
@@ -290,12 +289,14 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
       }
       ReservationState& r = c.reservations.at(p.reservation_id);
       r.committing = false;
-      if (p.claimed) c.committing.erase(p.id);
+      if (p.claimed) c.busy.erase(p.id);
       EntryId id = kNoEntry;
       if (p.status.ok() && !p.present) {
         // The background may have heard of it from the remote tier meanwhile.
         id = c.table.Find(p.id);
-        if (id == kNoEntry) id = c.Insert(p.id, MetaOf(p.header, created, items[i].ttl_s));
+        const PlaneMeta meta = MetaOf(p.header, created, items[i].ttl_s);
+        if (id == kNoEntry) id = c.Insert(p.id, meta);
+        while (id == kNoEntry && c.FreeEntry(&homeless)) id = c.Insert(p.id, meta);
         if (id == kNoEntry) {
           p.status = absl::ResourceExhaustedError("the store's index is full: evict planes, or allow more of them");
           p.own_fault = true;
@@ -327,7 +328,7 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
   }
   if (!homeless.empty()) {
     if (const absl::Status removed = c.RemoveFromSsd(homeless); !removed.ok()) {
-      spdlog::warn("an unfinished commit: {}", std::string(removed.message()));
+      spdlog::warn("planes that the index has no room for: {}", std::string(removed.message()));
     }
   }
   return out;

@@ -70,14 +70,19 @@ class ValuePolicy : public EvictionPolicy {
     e.tick = now();
     entries_.MoveToNewest(id, QueueOf(id));
   }
-  void Unpinned(EntryId id) override { entries_.Return(id); }
+  void Unpinned(EntryId id) override {
+    entries_.Return(id);
+    // Its queue may have been empty meanwhile, and forgotten.
+    const auto& e = entries_[id];
+    occupied_[TenantOf(e)][GroupOf(e)] |= uint64_t{1} << e.queue % kDensities;
+  }
   void CostChanged(EntryId id, uint64_t payload_bytes, double cost_us, bool) override {
     const auto& e = entries_[id];
     entries_.MoveAcross(id, Occupy(TenantOf(e), GroupOf(e), DensityOf(payload_bytes, cost_us)));
   }
   void Evicted(EntryId id, uint64_t key_hash) override {
     const auto& e = entries_[id];
-    stay_ += 0.01f * (Age(e) - stay_);
+    stay_ += (evicted_any_ ? 0.01f : 1.0f) * (Age(e) - stay_);
     evicted_any_ = true;
     if (GroupOf(e) != kWorthless) {
       const GhostHistory::Ghost ghost{.touched_tick = e.tick,
@@ -132,7 +137,7 @@ class ValuePolicy : public EvictionPolicy {
     uint8_t uses = facts.past.uses;
     if (ghosts_.Contains(facts.key_hash) && uses < UINT8_MAX) ++uses;
     // Nobody has had to go yet: it stays for long.
-    const float stay = evicted_any_ ? stay_ : kLongStay * model_.scale();
+    const float stay = evicted_any_ ? std::max(stay_, Span(1)) : kLongStay * model_.scale();
     return model_.ProbabilityBefore(ReuseModel::ClassOf(facts.kind, uses, facts.past.continued), stay) * facts.cost_us >
            write_us;
   }

@@ -110,6 +110,15 @@ TEST_P(PolicyOrderTest, PinnedOnesAreNoVictimsAndGoOnceUnpinned) {
   for (uint64_t key = 11; key <= 400; ++key) EXPECT_TRUE(tier.Has(key));
 }
 
+TEST_P(PolicyOrderTest, WhereAllWerePinnedTheyGoOnceUnpinned) {
+  TestTier tier(GetParam(), {.max_entries = 1000});
+  for (uint64_t key = 1; key <= 8; ++key) tier.Insert(key);
+  for (uint64_t key = 1; key <= 8; ++key) tier.Pin(key);
+  EXPECT_EQ(tier.Evict(), kNoKey);
+  for (uint64_t key = 1; key <= 8; ++key) tier.Unpin(key);
+  for (int i = 0; i < 8; ++i) EXPECT_NE(tier.Evict(), kNoKey);
+}
+
 // Ten thousand leases over a store that evicts all the time: what was seen pinned once is not looked at again.
 TEST_P(PolicyOrderTest, PinnedEntriesAreLookedAtOnceNotAtEveryEviction) {
   auto policy = *MakeEvictionPolicy(GetParam(), {.max_entries = 20000});

@@ -17,7 +17,9 @@ class Rate {
 
   void Add(uint64_t bytes, double seconds) {
     if (bytes < kPageBytes || seconds <= 0) return;  // Too small to say anything.
-    bytes_per_s_ += 0.2 * (static_cast<double>(bytes) / seconds - bytes_per_s_);
+    // One outlier, or somebody who lies, moves it a little.
+    const double rate = std::clamp(static_cast<double>(bytes) / seconds, bytes_per_s_ / 4, bytes_per_s_ * 4);
+    bytes_per_s_ = std::clamp(bytes_per_s_ + 0.2 * (rate - bytes_per_s_), kLeast, kMost);
   }
   // For operations that overlap: all bytes of a time in which at least one was under way are counted together.
   void Begin(absl::Time now) {
@@ -40,6 +42,7 @@ class Rate {
   }
 
  private:
+  static constexpr double kLeast = 1e5, kMost = 1e12;
   double bytes_per_s_;
   size_t under_way_ = 0;
   absl::Time since_;

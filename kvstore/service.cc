@@ -216,7 +216,7 @@ class Service final : public v1::KvStore::Service {
                              v1::ReportCorruptResponse* response) override {
     return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
       PERIGEE_ASSIGN_OR_RETURN(const PlaneId id, PlaneIdFromWire(request->id()));
-      const CorruptReport report = store_->ReportCorrupt(id);
+      const CorruptReport report = store_->ReportCorrupt(id, session.tenant);
       response->set_dram_copy_dropped(report.dram_copy_dropped);
       response->set_ssd_copy_dropped(report.ssd_copy_dropped);
       response->set_still_stored(report.still_stored);
@@ -227,16 +227,8 @@ class Service final : public v1::KvStore::Service {
   grpc::Status Delete(grpc::ServerContext* context, const v1::DeleteRequest* request,
                       v1::DeleteResponse* response) override {
     return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
-      PERIGEE_ASSIGN_OR_RETURN(std::vector<pod::BlockKey> keys, KeysFromWire(request->keys()));
-      if (!session.tenant.empty()) {
-        PERIGEE_ASSIGN_OR_RETURN(const std::vector<BlockInfo> blocks, store_->Lookup(keys, session.tenant));
-        std::vector<pod::BlockKey> own;
-        for (size_t i = 0; i < keys.size(); ++i) {
-          if (!blocks[i].planes.empty()) own.push_back(keys[i]);
-        }
-        keys = std::move(own);
-      }
-      PERIGEE_ASSIGN_OR_RETURN(const uint32_t deleted, store_->Delete(keys));
+      PERIGEE_ASSIGN_OR_RETURN(const std::vector<pod::BlockKey> keys, KeysFromWire(request->keys()));
+      PERIGEE_ASSIGN_OR_RETURN(const uint32_t deleted, store_->Delete(keys, session.tenant));
       response->set_deleted_planes(deleted);
       return absl::OkStatus();
     });

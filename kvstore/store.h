@@ -47,8 +47,8 @@ struct TenantQuota {
 
 struct StoreOptions {
   std::optional<SsdOptions> ssd;  // Without it, and without a remote tier, planes live and die in DRAM.
-  // What is stored under its prefix becomes known in the background after Open; what other stores put there later is not
-  // known before the next Open.
+  // What is stored under its prefix becomes known in the background after Open; what other stores put there later is
+  // not known before the next Open.
   std::shared_ptr<RemoteTier> remote;
   std::string policy = "default";  // Of DRAM and SSD, see EvictionPolicyNames.
   std::vector<TenantQuota> quotas;
@@ -208,10 +208,10 @@ class Store {
   absl::StatusOr<std::vector<Reservation>> Reserve(std::span<const PlaneRequest> planes, absl::Duration ttl,
                                                    absl::string_view tenant = {});
 
-  // One status per item. OK also when another writer committed the same plane first, with the durability that he asked
-  // for. Not OK: the plane does not exist. A refused header or payload ends its reservation; a failure of the store's
-  // own (RESOURCE_EXHAUSTED: disk full; UNAVAILABLE: no remote tier) keeps it, so that the same Commit can be tried
-  // again.
+  // One status per item. OK also when another writer committed the same plane first; it then gets the durability asked
+  // for here, where it had less. (What Reserve said is stored already keeps its own.) Not OK: the plane does not exist.
+  // A refused header or payload ends its reservation; a failure of the store's own (RESOURCE_EXHAUSTED: disk full;
+  // UNAVAILABLE: no remote tier) keeps it, so that the same Commit can be tried again.
   absl::StatusOr<std::vector<absl::Status>> Commit(std::span<const CommitItem> items, Durability durability);
 
   // writes_may_arrive: the memory stays unused until the reservation's ttl and the grace have passed. Returns how many
@@ -238,9 +238,11 @@ class Store {
   // nothing changes, when more than max_hard_pinned of the slab would be pinned hard.
   absl::StatusOr<uint32_t> Pin(std::span<const pod::BlockKey> keys, PinMode mode, absl::string_view tenant);
 
-  CorruptReport ReportCorrupt(const PlaneId& id);
+  // tenant, of both: another's planes are left alone; empty: not checked.
+  CorruptReport ReportCorrupt(const PlaneId& id, absl::string_view tenant = {});
   // All planes of the blocks; the number that existed. An error means that some may be back after a restart: try again.
-  absl::StatusOr<uint32_t> Delete(std::span<const pod::BlockKey> keys);
+  // (What the remote tier still has is also tried again in the background.)
+  absl::StatusOr<uint32_t> Delete(std::span<const pod::BlockKey> keys, absl::string_view tenant = {});
   absl::StatusOr<ListPage> List(absl::string_view page_token, size_t limit, absl::string_view tenant);
   StoreStats Stats();
   EventLog& events();  // Lives as long as the store.

@@ -34,17 +34,19 @@ absl::StatusOr<uint32_t> Store::Pin(std::span<const pod::BlockKey> keys, PinMode
                                                        more_bytes, " more would be; at most ", most,
                                                        " may: unpin others, or pin softly"));
     }
+    for (const EntryId id : planes) c.Pin(id);  // Making room for one must not drop another.
     for (const EntryId id : planes) {
       c.SetPinMode(id, mode);
       c.BringPinned(id);
     }
+    for (const EntryId id : planes) c.Unpin(id);
     jobs = c.TakeLoads();
   }
   c.Begin(std::move(jobs));
   return static_cast<uint32_t>(planes.size());
 }
 
-CorruptReport Store::ReportCorrupt(const PlaneId& name) {
+CorruptReport Store::ReportCorrupt(const PlaneId& name, absl::string_view tenant) {
   Core& c = *core_;
   CorruptReport report;
   EntryId id = kNoEntry;
@@ -56,7 +58,7 @@ CorruptReport Store::ReportCorrupt(const PlaneId& name) {
     absl::MutexLock lock(&c.mu);
     c.Reap();
     id = c.table.Find(name);
-    if (id == kNoEntry) return report;
+    if (id == kNoEntry || c.IsOthers(id, tenant)) return report;
     c.Pin(id);
     const auto ready = [&c, id]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(c.mu) { return !c.table[id].Is(kLoading); };
     c.mu.Await(absl::Condition(&ready));
@@ -77,8 +79,9 @@ CorruptReport Store::ReportCorrupt(const PlaneId& name) {
   if (record) {
     const AlignedBuffer copy(record->payload_bytes);
     const absl::StatusOr<std::string> head = c.ssd->Read(name, *record, copy.span());
-    const bool good = head.ok() && VerifyRecord(*head, copy.span(), name, record->payload_bytes).ok();
-    ssd_wrong = !good && !absl::IsNotFound(head.status());
+    const absl::Status read =
+        head.ok() ? VerifyRecord(*head, copy.span(), name, record->payload_bytes).status() : head.status();
+    ssd_wrong = absl::IsDataLoss(read) || absl::IsFailedPrecondition(read);  // Else gone, or the disk's trouble.
   }
 
   {
@@ -104,8 +107,10 @@ CorruptReport Store::ReportCorrupt(const PlaneId& name) {
           c.SetOnRemote(fresh, on_remote);
           c.events.Stored(name, meta.payload_bytes, meta.tenant, c.WallUs());
         }
-      } else if (report.dram_copy_dropped || (!in_dram && c.LastCopy(id))) {
+      } else if (report.dram_copy_dropped) {
         c.Drop(id, MissReason::kChecksum);
+      } else {
+        c.DropIfNowhere(id, MissReason::kChecksum);
       }
     }
     report.still_stored = c.table.Find(name) != kNoEntry;
@@ -123,7 +128,7 @@ CorruptReport Store::ReportCorrupt(const PlaneId& name) {
   return report;
 }
 
-absl::StatusOr<uint32_t> Store::Delete(std::span<const pod::BlockKey> keys) {
+absl::StatusOr<uint32_t> Store::Delete(std::span<const pod::BlockKey> keys, absl::string_view tenant) {
   Core& c = *core_;
   PERIGEE_RETURN_IF_ERROR(c.CheckBatch(keys.size()));
   if (c.ssd) PERIGEE_RETURN_IF_ERROR(Annotate(c.ssd->NoteDeletion(), "delete"));
@@ -136,8 +141,17 @@ absl::StatusOr<uint32_t> Store::Delete(std::span<const pod::BlockKey> keys) {
   {
     absl::MutexLock lock(&c.mu);
     c.Reap();
+    if (!tenant.empty() && c.options.remote && !c.remote_listed) {
+      return absl::UnavailableError("whose planes the remote tier holds is not all known yet; try again");
+    }
     // What others are about to store, here or in a slower tier, is deleted too.
     c.AwaitIdle(names);
+    if (!tenant.empty()) {
+      std::erase_if(names, [&](const PlaneId& name) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+        const EntryId id = c.table.Find(name);
+        return id == kNoEntry || c.IsOthers(id, tenant);
+      });
+    }
     if (c.options.remote) c.Claim(names);
     for (const PlaneId& name : names) {
       const EntryId id = c.table.Find(name);

@@ -57,7 +57,7 @@ const char* MissReasonName(MissReason reason) {
     case MissReason::kExpired:
       return "its time to live has passed";
     case MissReason::kUnreachable:
-      return "in the remote tier, which does not answer";
+      return "in a slower tier, which does not answer";
     case MissReason::kOverQuota:
       return "over the tenant's bandwidth";
   }
@@ -108,10 +108,11 @@ absl::StatusOr<std::unique_ptr<Store>> Store::Open(StoreOptions options, std::sp
     const auto note = [&found](const IndexEntry& entry, const SsdRecord& record) { found.emplace_back(entry, record); };
     PERIGEE_ASSIGN_OR_RETURN(c->ssd, SsdTier::Open(*c->options.ssd, note));
     // As they came, so that chains are in order.
-    std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) {
-      return std::tuple(a.first.meta.created_unix_us, a.first.meta.base_position) <
-             std::tuple(b.first.meta.created_unix_us, b.first.meta.base_position);
-    });
+    const auto place = [](const IndexEntry& e) {
+      return std::pair(e.meta.created_unix_us, PlaceInChain(e.id, e.meta.base_position));
+    };
+    std::sort(found.begin(), found.end(),
+              [&](const auto& a, const auto& b) { return place(a.first) < place(b.first); });
     absl::MutexLock lock(&c->mu);
     for (const auto& [entry, record] : found) {
       const EntryId id = c->Insert(entry.id, entry.meta);
@@ -256,7 +257,7 @@ EntryId Store::Core::Previous(EntryId id) const {
 EntryId Store::Core::Next(EntryId distant) const {
   const EntryId next = table.details(distant).next;
   return next != kNoEntry && !table[next].Is(kDead) && table.details(next).previous == distant &&
-                 table[next].id.kind == pod::PlaneKind::kDistant
+                 table[next].tenant == table[distant].tenant && table[next].id.kind == pod::PlaneKind::kDistant
              ? next
              : kNoEntry;
 }
@@ -321,7 +322,7 @@ EntryId Store::Core::Insert(const PlaneId& name, const PlaneMeta& meta) {
 void Store::Core::Link(EntryId id, const std::optional<pod::BlockKey>& parent) {
   if (!parent) return;
   const EntryId previous = table.Find({*parent, pod::PlaneKind::kDistant});
-  if (previous == kNoEntry) return;
+  if (previous == kNoEntry || table[previous].tenant != table[id].tenant) return;
   table.details(id).previous = previous;
   if (table[id].id.kind == pod::PlaneKind::kDistant) table.details(previous).next = id;
 }
@@ -358,7 +359,7 @@ void Store::Core::EnterDram(EntryId id, Extent extent) {
   dram_quotas.Add(facts.tenant, facts.payload_bytes);
   Count(stats, Tier::kDram, table[id], true);
   evictable_bytes += EvictableBytes(id);
-  if (slab.free_bytes() < LowBytes()) untidy = true;
+  if (slab.free_bytes() < LowBytes() || dram_quotas.MustGive(0, 0)) untidy = true;
 }
 
 void Store::Core::LeaveDram(EntryId id, bool evicted) {

@@ -13,6 +13,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -39,6 +40,7 @@ struct ReservationState {
   uint64_t payload_bytes = 0;
   Extent extent;
   uint32_t account = 0;  // Of the DRAM quotas.
+  bool charged = false;  // To its tenant's bandwidth.
   absl::Time expiry;
   DeadlineHeap::Handle end = DeadlineHeap::kNone;
   bool committing = false;  // A Commit works on it: nobody else may end it.
@@ -57,8 +59,9 @@ struct LoadWaiter {
 
 // A plane on its way into DRAM, pinned meanwhile.
 struct LoadState {
-  bool begun = false;  // A tier has been asked for it: it can no longer be dropped.
-  bool ahead = false;  // Nobody has asked for its bytes yet.
+  bool begun = false;     // A tier has been asked for it: it can no longer be dropped.
+  bool ahead = false;     // Nobody has asked for its bytes yet.
+  bool past_ssd = false;  // The SSD could not read its copy: from the remote tier.
   std::vector<LoadWaiter*> waiters;
   RemoteTier::OperationId operation = 0;
 };
@@ -84,6 +87,11 @@ struct LoadEnd {
   std::string head;                  // Of an SSD record, not verified yet.
   std::optional<RecordHead> record;  // Of the remote tier, verified.
 };
+
+// Blocks before those that follow them, and of one block what others are worthless without first.
+inline std::tuple<int64_t, int, pod::PlaneKind> PlaceInChain(const PlaneId& id, int64_t base_position) {
+  return {base_position, id.kind == pod::PlaneKind::kSummary ? 0 : 1, id.kind};
+}
 
 class Store::Core {
  public:
@@ -175,7 +183,9 @@ class Store::Core {
 
   // The plane is in a slower tier. It enters DRAM, loading; TakeLoads hands it out in turn.
   LoadQueue& QueueOf(EntryId id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
-    return table.details(id).ssd_number != 0 ? from_ssd : from_remote;
+    const auto it = loads.find(id);
+    const bool past_ssd = it != loads.end() && it->second.past_ssd;
+    return table.details(id).ssd_number != 0 && !past_ssd ? from_ssd : from_remote;
   }
   void StartLoad(EntryId id, Extent extent, bool ahead) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   // Somebody waits for a plane that is loading.
@@ -199,7 +209,10 @@ class Store::Core {
   void Tidy() ABSL_LOCKS_EXCLUDED(mu);
   void TidyLoop();
   void ExpirePlanes() ABSL_LOCKS_EXCLUDED(mu);
+  void RemoveUnremoved() ABSL_LOCKS_EXCLUDED(mu);
+  bool RemoteAnswers() const { return options.remote && options.remote->health().reachable; }
   void FreeDram() ABSL_LOCKS_EXCLUDED(mu);
+  std::optional<EntryId> SsdVictim(std::optional<uint32_t> account, bool soft_pinned) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   bool FreeSsd() ABSL_LOCKS_EXCLUDED(mu);  // One batch; true: there is more to do.
   // Pinned planes to a slower tier: SSD, else remote.
   void MoveOut(std::span<const EntryId> planes) ABSL_LOCKS_EXCLUDED(mu);
@@ -232,6 +245,9 @@ class Store::Core {
   absl::flat_hash_map<EntryId, DeadlineHeap::Handle> plane_end_of ABSL_GUARDED_BY(mu);
   std::vector<SsdStored> expired_on_ssd ABSL_GUARDED_BY(mu);   // To be removed there.
   std::vector<PlaneId> expired_on_remote ABSL_GUARDED_BY(mu);  // Likewise, and claimed.
+  // Not stored any more, and the remote tier may still have them: tried again now and then.
+  absl::flat_hash_set<PlaneId> unremoved ABSL_GUARDED_BY(mu);
+  bool remote_listed ABSL_GUARDED_BY(mu) = false;  // All that it held at the start is known.
   // Planes that some call is about to make visible, moves to a slower tier or removes there, without the lock.
   absl::flat_hash_set<PlaneId> busy ABSL_GUARDED_BY(mu);
   // While the remote tier is listed: what was removed from it since the page was asked for.
@@ -239,6 +255,7 @@ class Store::Core {
 
   absl::flat_hash_map<EntryId, LoadState> loads ABSL_GUARDED_BY(mu);
   std::vector<EntryId> pinned_outside ABSL_GUARDED_BY(mu);  // BringPinned found no room for them.
+  int pinned_passes ABSL_GUARDED_BY(mu) = 0, pinned_wait ABSL_GUARDED_BY(mu) = 0;  // Of Tidy, until it tries again.
   LoadQueue from_ssd ABSL_GUARDED_BY(mu), from_remote ABSL_GUARDED_BY(mu);
 
   MissHistory history ABSL_GUARDED_BY(mu);

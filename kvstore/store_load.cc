@@ -80,7 +80,7 @@ void Store::Core::BringPinned(EntryId id) {
   Pin(id);  // Making room must not drop it.
   if (const std::optional<Extent> extent = AllocateExtent(table[id].payload_bytes, account)) {
     StartLoad(id, *extent, /*ahead=*/true);
-  } else {
+  } else if (std::find(pinned_outside.begin(), pinned_outside.end(), id) == pinned_outside.end()) {
     pinned_outside.push_back(id);
   }
   Unpin(id);
@@ -114,7 +114,7 @@ std::vector<LoadJob> Store::Core::TakeLoads() {
         const uint64_t bytes = table[id].payload_bytes;
         ++from.begun;
         from.bytes_begun += bytes;
-        const std::optional<SsdRecord> record = table.SsdRecordOf(id);
+        const std::optional<SsdRecord> record = &from == &from_ssd ? table.SsdRecordOf(id) : std::nullopt;
         const absl::Time now = absl::Now();
         (record ? ssd_rate : remote_rate).Begin(now);
         jobs.push_back({.entry = id,
@@ -216,7 +216,7 @@ void Store::Core::Finish(LoadEnd end) {
   }
   std::vector<LoadJob> next;
   std::optional<SsdStored> wrong;
-  bool wrong_on_remote = false, claimed = false, again = false;
+  bool wrong_on_remote = false, again = false;
   {
     absl::MutexLock lock(&mu);
     const EntryId id = job.entry;
@@ -238,19 +238,22 @@ void Store::Core::Finish(LoadEnd end) {
       const bool evicted = absl::IsNotFound(record.status());
       const bool unreadable = absl::IsUnavailable(record.status());
       const bool known = !e.Is(kDead) && table.SsdRecordOf(id) == job.record;  // Else somebody else was first.
-      if (!evicted) {
-        if (!unreadable && known) ++stats.checksum_failures;
+      if (unreadable) {  // It may be read another time; the disk tier gives up disks that stay so.
+        spdlog::error("not read: {}", std::string(record.status().message()));
+      } else if (!evicted) {
+        if (known) ++stats.checksum_failures;
         wrong = {e.id, *job.record};
         spdlog::error("quarantined: {}", std::string(record.status().message()));
       }
-      if (known) LeaveSsd(id, evicted);
+      if (known && !unreadable) LeaveSsd(id, evicted);
       if (!e.Is(kDead) && e.Is(kOnRemote)) {  // There is another copy: nobody need know.
         again = true;
         load.begun = false;
+        load.past_ssd = true;
         from_remote.wanted.push_front(id);
       } else if (!e.Is(kDead)) {
         LeaveDram(id, /*evicted=*/false);
-        Drop(id, evicted ? MissReason::kEvicted : unreadable ? MissReason::kDiskLost : MissReason::kChecksum);
+        DropIfNowhere(id, evicted ? MissReason::kEvicted : unreadable ? MissReason::kDiskLost : MissReason::kChecksum);
       }
     } else if (!e.Is(kDead)) {
       const bool gone = absl::IsNotFound(record.status());
@@ -259,7 +262,7 @@ void Store::Core::Finish(LoadEnd end) {
       spdlog::warn("remote tier: {}: {}", e.id.ToString(), record.status().ToString());
       LeaveDram(id, /*evicted=*/false);
       if (gone || wrong_on_remote) {
-        if (wrong_on_remote) claimed = busy.insert(e.id).second;
+        if (wrong_on_remote) unremoved.insert(e.id);
         SetOnRemote(id, false);
         DropIfNowhere(id, gone ? MissReason::kDiskLost : MissReason::kChecksum);
       }
@@ -279,10 +282,6 @@ void Store::Core::Finish(LoadEnd end) {
   Begin(std::move(next));
   if (wrong) {
     const absl::Status removed = RemoveFromSsd({&*wrong, 1});
-    if (!removed.ok()) spdlog::warn("quarantine: {}", std::string(removed.message()));
-  }
-  if (claimed) {  // Else somebody else is about to store or remove it there.
-    const absl::Status removed = RemoveClaimedFromRemote({job.id});
     if (!removed.ok()) spdlog::warn("quarantine: {}", std::string(removed.message()));
   }
 }

@@ -85,7 +85,7 @@ absl::StatusOr<Lease> Store::Acquire(std::span<const PlaneId> planes, absl::Dura
       return absl::UnimplementedError(absl::StrCat(name, " has to come from a slower tier first"));
     }
   }
-  const bool over_quota = c.bandwidth.Wait(options.tenant, c.options.now()) > absl::ZeroDuration();
+  const absl::Time now = c.options.now();
   // First those that are there, so that making room for the others does not throw them out.
   for (size_t i = 0; i < planes.size(); ++i) {
     EntryId& id = entries[i];
@@ -95,7 +95,7 @@ absl::StatusOr<Lease> Store::Acquire(std::span<const PlaneId> planes, absl::Dura
     } else if (c.IsOthers(id, options.tenant)) {
       plane.miss = {MissReason::kOtherTenant, 0};
       id = kNoEntry;
-    } else if (over_quota) {
+    } else if (c.bandwidth.Wait(c.table.tenants().Name(c.table[id].tenant), now) > absl::ZeroDuration()) {
       plane.miss = {MissReason::kOverQuota, 0};
       ++c.stats.over_quota;
       id = kNoEntry;
@@ -182,9 +182,9 @@ absl::StatusOr<Lease> Store::Acquire(std::span<const PlaneId> planes, absl::Dura
        : plane.tier == Tier::kSsd ? c.stats.hits_ssd
                                   : c.stats.hits_remote);
     payload += plane.payload_bytes;
+    c.bandwidth.Use(c.table.tenants().Name(entry.tenant), plane.payload_bytes);
   }
   c.stats.leased_payload_bytes += payload;
-  c.bandwidth.Use(options.tenant, payload);
   std::erase(entries, kNoEntry);
   if (!entries.empty()) {
     out.id = c.NewId();
@@ -211,8 +211,14 @@ absl::Status Store::Release(uint64_t lease_id, uint64_t fetched_bytes, uint64_t 
   Core& c = *core_;
   absl::MutexLock lock(&c.mu);
   c.Reap();
-  if (!c.leases.contains(lease_id)) {
+  const auto it = c.leases.find(lease_id);
+  if (it == c.leases.end()) {
     return absl::NotFoundError(absl::StrCat("lease ", lease_id, " is unknown or has expired"));
+  }
+  if (fetched_bytes > 0) {  // Believed as far as it can be.
+    uint64_t leased = 0;
+    for (const EntryId id : it->second.planes) leased += c.table[id].payload_bytes;
+    fetched_bytes = std::min(fetched_bytes, leased);
   }
   c.EndLease(lease_id);
   c.stats.fetched_bytes += fetched_bytes;

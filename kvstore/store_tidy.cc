@@ -20,6 +20,9 @@ constexpr size_t kBatchPlanes = 256;
 constexpr double kSsdFull = 0.90, kSsdEnough = 0.87;
 // Of the time that a write to a slower tier takes, what others lose by it.
 constexpr double kWriteBusy = 0.1;
+// One batch to the remote tier holds up the room that others wait for.
+constexpr absl::Duration kDemotionDeadline = absl::Seconds(5);
+constexpr int kMostPinnedWait = 256;  // Passes.
 constexpr size_t kScanPlanes = 256;
 constexpr absl::Duration kScanAgain = absl::Milliseconds(100), kScanAgainMost = absl::Seconds(5);
 
@@ -53,10 +56,16 @@ void Store::Core::Tidy() {
     table.AddRoom(std::move(room));
   }
   ExpirePlanes();
+  RemoveUnremoved();
   std::vector<LoadJob> jobs;
   {
     absl::MutexLock lock(&mu);
-    for (const EntryId id : std::exchange(pinned_outside, {})) BringPinned(id);
+    // Ever more rarely: others are not to go again and again for what does not fit.
+    if (!pinned_outside.empty() && pinned_passes++ >= pinned_wait) {
+      for (const EntryId id : std::exchange(pinned_outside, {})) BringPinned(id);
+      pinned_passes = 0;
+      pinned_wait = pinned_outside.empty() ? 0 : std::min(2 * pinned_wait + 1, kMostPinnedWait);
+    }
     jobs = TakeLoads();
   }
   Begin(std::move(jobs));
@@ -74,7 +83,29 @@ absl::Status Store::Core::RemoveClaimedFromRemote(const std::vector<PlaneId>& na
   absl::MutexLock lock(&mu);
   Unclaim(names);
   if (removed_since_listed) removed_since_listed->insert(names.begin(), names.end());
+  if (!removed.ok()) unremoved.insert(names.begin(), names.end());
   return removed;
+}
+
+void Store::Core::RemoveUnremoved() {
+  std::vector<PlaneId> names;
+  {
+    absl::MutexLock lock(&mu);
+    if (unremoved.empty() || stopping || !RemoteAnswers()) return;
+    for (auto it = unremoved.begin(); it != unremoved.end() && names.size() < kBatchPlanes;) {
+      const EntryId id = table.Find(*it);
+      const bool stored_again = id != kNoEntry && table[id].Is(kOnRemote);
+      if (stored_again || busy.insert(*it).second) {
+        if (!stored_again) names.push_back(*it);
+        unremoved.erase(it++);
+      } else {
+        ++it;
+      }
+    }
+  }
+  if (names.empty()) return;
+  const absl::Status removed = RemoveClaimedFromRemote(names);
+  if (!removed.ok()) spdlog::warn("planes to be removed from the remote tier: {}", std::string(removed.message()));
 }
 
 void Store::Core::ExpireDue() {
@@ -114,16 +145,21 @@ void Store::Core::FreeDram() {
   // Once begun, until there is enough.
   for (bool begun = false;; begun = true) {
     std::vector<EntryId> moving;
+    const bool remote = RemoteAnswers();
     {
       absl::MutexLock lock(&mu);
-      if (slab.free_bytes() >= (begun ? HighBytes() : LowBytes())) return;
+      if (stopping) return;
+      const bool low = slab.free_bytes() < (begun ? HighBytes() : LowBytes());
       uint64_t moving_bytes = 0;
-      while (slab.free_bytes() + moving_bytes < HighBytes() && moving_bytes < kBatchBytes) {
-        std::optional<EntryId> victim = DramVictim(dram_quotas.MustGive(0, 0));
-        if (!victim) victim = DramVictim(std::nullopt);
+      while (moving_bytes < kBatchBytes) {
+        const bool more_room = low && slab.free_bytes() + moving_bytes < HighBytes();
+        const std::optional<uint32_t> gives = dram_quotas.MustGive(0, 0);  // A tenant over its quota, first.
+        if (!more_room && (!gives || !moving.empty())) break;
+        std::optional<EntryId> victim = DramVictim(gives);
+        if (!victim && more_room) victim = DramVictim(std::nullopt);
         if (!victim) break;
         bool worth = false;
-        if (LastCopy(*victim) && (ssd || options.remote)) {
+        if (LastCopy(*victim) && (ssd || remote)) {
           PlaneFacts facts = DramFacts(*victim);
           facts.past = dram_policy->PastOf(*victim);
           const uint64_t write_us = (ssd ? ssd_rate : remote_rate).EstimateUs(facts.payload_bytes);
@@ -185,7 +221,7 @@ void Store::Core::MoveOut(std::span<const EntryId> planes) {
                       .created_unix_us = m.meta.created_unix_us,
                       .ttl_s = m.meta.ttl_s});
     }
-    put = PutAll(*options.remote, std::move(puts), absl::Now() + options.remote_deadline);
+    put = PutAll(*options.remote, std::move(puts), absl::Now() + std::min(options.remote_deadline, kDemotionDeadline));
     const auto failed = std::find_if(put.begin(), put.end(), [](const absl::Status& status) { return !status.ok(); });
     if (failed != put.end()) spdlog::warn("demotion to the remote tier: {}", std::string(failed->message()));
   }
@@ -221,12 +257,20 @@ void Store::Core::MoveOut(std::span<const EntryId> planes) {
   if (!removed.ok()) spdlog::warn("planes deleted while they moved: {}", std::string(removed.message()));
 }
 
+std::optional<EntryId> Store::Core::SsdVictim(std::optional<uint32_t> account, bool soft_pinned) {
+  return ssd_policy->Victim(account, [this, soft_pinned](EntryId id) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    return table[id].pins == 0 && (soft_pinned || !table[id].Is(kSoftPinned)) && !table[id].Is(kHardPinned);
+  });
+}
+
 bool Store::Core::FreeSsd() {
   if (!ssd) return false;
   std::vector<SsdStored> stored;
   std::vector<EntryId> copying;
+  const bool remote = RemoteAnswers();
   {
     absl::MutexLock lock(&mu);
+    if (stopping) return false;
     const auto capacity = static_cast<double>(options.ssd->capacity_bytes);
     const auto full = [&](double share) ABSL_NO_THREAD_SAFETY_ANALYSIS {
       return capacity > 0 && static_cast<double>(ssd_bytes) > share * capacity;
@@ -236,12 +280,13 @@ bool Store::Core::FreeSsd() {
     while (stored.size() < kBatchPlanes && copying_bytes < kBatchBytes) {
       const auto gives = ssd_quotas.MustGive(0, 0);
       if (!gives && !full(kSsdEnough)) break;
-      const auto victim = ssd_policy->Victim(gives, [this](EntryId id) ABSL_NO_THREAD_SAFETY_ANALYSIS {
-        return table[id].pins == 0 && !table[id].Is(kSoftPinned) && !table[id].Is(kHardPinned);
-      });
+      std::optional<EntryId> victim = SsdVictim(gives, /*soft_pinned=*/false);
+      if (!victim && gives && full(kSsdEnough)) victim = SsdVictim(std::nullopt, /*soft_pinned=*/false);
+      if (!victim) victim = SsdVictim(gives, /*soft_pinned=*/true);
+      if (!victim && gives && full(kSsdEnough)) victim = SsdVictim(std::nullopt, /*soft_pinned=*/true);
       if (!victim) break;
       bool worth = false;
-      if (options.remote && !table[*victim].Is(kOnRemote)) {
+      if (remote && !table[*victim].Is(kOnRemote)) {
         PlaneFacts facts = SsdFacts(*victim);
         facts.past = ssd_policy->PastOf(*victim);
         const uint64_t write_us = remote_rate.EstimateUs(facts.payload_bytes);
@@ -323,7 +368,8 @@ void Store::Core::CopyToRemote(std::span<const EntryId> planes) {
     puts.push_back(*std::move(copies[i].put));
     places.push_back(i);
   }
-  const std::vector<absl::Status> put = PutAll(*options.remote, std::move(puts), absl::Now() + options.remote_deadline);
+  const std::vector<absl::Status> put =
+      PutAll(*options.remote, std::move(puts), absl::Now() + std::min(options.remote_deadline, kDemotionDeadline));
   std::vector<PlaneId> unwanted;
   {
     absl::MutexLock lock(&mu);
@@ -352,9 +398,7 @@ void Store::Core::CopyToRemote(std::span<const EntryId> planes) {
 bool Store::Core::FreeEntry(std::vector<SsdStored>* stored) {
   std::optional<EntryId> victim;
   if (ssd) {
-    victim = ssd_policy->Victim(std::nullopt, [this](EntryId id) ABSL_NO_THREAD_SAFETY_ANALYSIS {
-      return table[id].pins == 0 && !table[id].Is(kSoftPinned) && !table[id].Is(kHardPinned);
-    });
+    victim = SsdVictim(std::nullopt, /*soft_pinned=*/false);
   }
   if (!victim) victim = DramVictim(std::nullopt);
   if (!victim) return false;
@@ -453,6 +497,7 @@ void Store::Core::ScanRemote() {
     absl::MutexLock lock(&mu);
     removed_since_listed.reset();
     if (page.ok() && status.ok()) {
+      if (token.empty()) remote_listed = true;
       if (stopping || token.empty()) return;
       continue;
     }

@@ -21,10 +21,11 @@ struct Pending {
   Extent extent;
   uint64_t payload_bytes = 0;
   pod::PlaneHeader header;
-  bool known = false;      // The reservation is marked as committing.
-  bool claimed = false;    // The plane is in `busy`.
-  bool present = false;    // Somebody else committed the plane meanwhile.
-  bool own_fault = false;  // The store failed, not the writer: the reservation stays.
+  bool known = false;                      // The reservation is marked as committing.
+  bool claimed = false;                    // The plane is in `busy`.
+  bool present = false;                    // Somebody else committed the plane meanwhile.
+  bool to_ssd = false, to_remote = false;  // What is still to be done for the durability asked for.
+  bool own_fault = false;                  // The store failed, not the writer: the reservation stays.
   absl::Status status;
   std::optional<SsdRecord> record;  // Stored on the SSD.
   bool on_remote = false;
@@ -49,6 +50,11 @@ absl::Status CheckHeader(const Pending& p, absl::string_view encoded, pod::Plane
                                                    " payload bytes, the reservation ", p.payload_bytes));
   }
   return absl::OkStatus();
+}
+
+absl::Status OverBandwidth(absl::string_view tenant, absl::Duration wait) {
+  return absl::ResourceExhaustedError(
+      absl::StrCat("tenant '", tenant, "' is over its bandwidth; try again in ", absl::FormatDuration(wait)));
 }
 
 }  // namespace
@@ -76,8 +82,7 @@ absl::StatusOr<std::vector<Reservation>> Store::Reserve(std::span<const PlaneReq
   const absl::Time now = c.options.now();
   if (const absl::Duration wait = c.bandwidth.Wait(tenant, now); wait > absl::ZeroDuration()) {
     c.stats.over_quota += planes.size();
-    return absl::ResourceExhaustedError(
-        absl::StrCat("tenant '", tenant, "' is over its bandwidth; try again in ", absl::FormatDuration(wait)));
+    return OverBandwidth(tenant, wait);
   }
   const uint32_t account = c.dram_quotas.NumberOf(tenant);
   uint64_t need = 0, payload = 0;
@@ -112,6 +117,7 @@ absl::StatusOr<std::vector<Reservation>> Store::Reserve(std::span<const PlaneReq
                                                        .payload_bytes = planes[i].payload_bytes,
                                                        .extent = *extent,
                                                        .account = account,
+                                                       .charged = !tenant.empty(),
                                                        .expiry = expiry,
                                                        .end = end});
     c.stats.reserved_bytes += RoundUpToPage(planes[i].payload_bytes);
@@ -206,18 +212,38 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
     c.AwaitIdle(names);
     for (Pending& p : pending) {
       if (!p.known || !p.status.ok()) continue;
-      p.present = c.table.Find(p.id) != kNoEntry;
-      p.claimed = !p.present && c.busy.insert(p.id).second;
+      ReservationState& r = c.reservations.at(p.reservation_id);
+      if (!r.charged) {  // Whose it is was not known before.
+        const absl::Duration wait = c.bandwidth.Wait(p.header.tenant, c.options.now());
+        if (wait > absl::ZeroDuration()) {
+          ++c.stats.over_quota;
+          p.status = OverBandwidth(p.header.tenant, wait);
+          p.own_fault = true;
+          continue;
+        }
+        c.bandwidth.Use(p.header.tenant, p.payload_bytes);
+        r.charged = true;
+      }
+      const EntryId there = c.table.Find(p.id);
+      p.present = there != kNoEntry;
+      p.to_ssd = to_ssd && !(p.present && c.table.SsdRecordOf(there));
+      p.to_remote = durability == Durability::kReplicated && !(p.present && c.table[there].Is(kOnRemote));
+      if (p.present && !p.to_ssd && !p.to_remote) continue;
+      p.present = false;  // Or not durable enough: stored once more, in what it lacks.
+      p.claimed = c.busy.insert(p.id).second;
     }
   }
 
   // 4. To slower tiers: all of the batch under one sync.
   const int64_t created = c.WallUs();
-  std::vector<size_t> moving;
-  for (size_t i = 0; i < pending.size(); ++i) {
-    if (pending[i].known && pending[i].status.ok() && !pending[i].present) moving.push_back(i);
-  }
-  if (to_ssd && !moving.empty()) {
+  const auto those = [&](auto wanted) {
+    std::vector<size_t> out;
+    for (size_t i = 0; i < pending.size(); ++i) {
+      if (pending[i].known && pending[i].status.ok() && wanted(pending[i])) out.push_back(i);
+    }
+    return out;
+  };
+  if (const std::vector<size_t> moving = those([](const Pending& p) { return p.to_ssd; }); !moving.empty()) {
     std::vector<SsdWrite> writes;
     for (const size_t i : moving) {
       const Pending& p = pending[i];
@@ -240,7 +266,7 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
       spdlog::warn("commit of {} planes: {}", writes.size(), std::string(records.status().message()));
     }
   }
-  if (durability == Durability::kReplicated && !moving.empty()) {
+  if (const std::vector<size_t> moving = those([](const Pending& p) { return p.to_remote; }); !moving.empty()) {
     std::vector<RemotePut> puts;
     for (const size_t i : moving) {
       const Pending& p = pending[i];
@@ -272,10 +298,7 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
   std::vector<absl::Status> out(pending.size());
   std::vector<size_t> order(pending.size());
   std::iota(order.begin(), order.end(), size_t{0});
-  const auto place = [&](size_t i) {
-    return std::tuple(pending[i].header.base_position, pending[i].id.kind == pod::PlaneKind::kSummary ? 0 : 1,
-                      pending[i].id.kind);
-  };
+  const auto place = [&](size_t i) { return PlaceInChain(pending[i].id, pending[i].header.base_position); };
   std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return place(a) < place(b); });
   std::vector<SsdStored> homeless;
   {
@@ -291,9 +314,10 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
       r.committing = false;
       if (p.claimed) c.busy.erase(p.id);
       EntryId id = kNoEntry;
+      bool is_new = false;
       if (p.status.ok() && !p.present) {
-        // The background may have heard of it from the remote tier meanwhile.
-        id = c.table.Find(p.id);
+        id = c.table.Find(p.id);  // It was there already, or the background has heard of it from the remote tier.
+        is_new = id == kNoEntry;
         const PlaneMeta meta = MetaOf(p.header, created, items[i].ttl_s);
         if (id == kNoEntry) id = c.Insert(p.id, meta);
         while (id == kNoEntry && c.FreeEntry(&homeless)) id = c.Insert(p.id, meta);
@@ -309,7 +333,10 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
         if (!p.own_fault) c.EndReservation(p.reservation_id);
         continue;
       }
-      if (!p.present && p.record && !c.table.SsdRecordOf(id)) c.EnterSsd(id, *p.record);
+      if (!p.present && p.record) {
+        c.LeaveSsd(id, /*evicted=*/false);  // The new record took the old one's place.
+        c.EnterSsd(id, *p.record);
+      }
       if (!p.present && p.on_remote) c.SetOnRemote(id, true);
       if (p.present || c.table[id].Is(kInDram)) {
         c.EndReservation(p.reservation_id);
@@ -323,7 +350,7 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
       c.table[id].header = c.headers.Add(items[i].header);
       c.EnterDram(id, p.extent);
       c.stats.committed_bytes += p.payload_bytes;
-      c.events.Stored(p.id, p.payload_bytes, p.header.tenant, created);
+      if (is_new) c.events.Stored(p.id, p.payload_bytes, p.header.tenant, created);
     }
   }
   if (!homeless.empty()) {

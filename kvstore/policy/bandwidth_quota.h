@@ -23,6 +23,7 @@ class BandwidthQuota {
   }
   // How long the tenant has to wait before its next call; zero: it may go on.
   absl::Duration Wait(absl::string_view tenant, absl::Time now) {
+    if (buckets_.empty()) return absl::ZeroDuration();
     const auto it = buckets_.find(tenant);
     if (it == buckets_.end()) return absl::ZeroDuration();
     Bucket& b = it->second;
@@ -32,6 +33,7 @@ class BandwidthQuota {
     return b.bytes >= 0 ? absl::ZeroDuration() : absl::Seconds(-b.bytes / b.bytes_per_s);
   }
   void Use(absl::string_view tenant, uint64_t bytes) {
+    if (buckets_.empty()) return;
     const auto it = buckets_.find(tenant);
     if (it != buckets_.end()) it->second.bytes -= static_cast<double>(bytes);
   }

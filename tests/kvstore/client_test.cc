@@ -210,7 +210,7 @@ TEST(Client, SaysHowLongAndHowFirmlyPlanesAreKept) {
   EXPECT_EQ((*client)->GetStat()->store.hard_pinned_bytes, 0u);
 }
 
-TEST(Client, LearnsThatAPlaneIsLostWithItsDisk) {
+TEST(Client, LearnsThatAPlanesDiskDoesNotAnswerAndFindsThePlaneLater) {
   TempFolder folder;
   const TestPlane plane = MakePlane(1, 9000);
   {
@@ -231,7 +231,11 @@ TEST(Client, LearnsThatAPlaneIsLostWithItsDisk) {
   const auto lease = (*client)->Acquire({&plane.id, 1});
   ASSERT_TRUE(lease.ok()) << lease.status();
   EXPECT_FALSE(lease->planes()[0].found);
-  EXPECT_EQ(lease->planes()[0].miss.reason, MissReason::kDiskLost);
+  EXPECT_EQ(lease->planes()[0].miss.reason, MissReason::kUnreachable);
+  faults->Clear();
+  const auto again = (*client)->Acquire({&plane.id, 1});
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_TRUE(again->planes()[0].found) << "one error is no reason to throw a plane away";
 }
 
 TEST(Client, FetchesSingleSectionsAndRefusesWrongSizes) {

@@ -278,6 +278,24 @@ TEST_F(LifetimesTest, AHardPinnedPlaneForWhichThereWasNoRoomComesInLater) {
   EXPECT_TRUE(Eventually([&] { return TierOf(MakePlane(1, 1).id) == Tier::kDram; }, absl::Seconds(5)));
 }
 
+TEST_F(LifetimesTest, MakingRoomForOneOfSeveralHardPinsDropsNoneOfTheOthers) {
+  options_.max_hard_pinned = 1;
+  Open(true, 2);
+  const TestPlane on_ssd = MakePlane(1, 4096), in_memory = MakePlane(2, 4096), leased = MakePlane(3, 4096);
+  ASSERT_TRUE(Write(*store_, on_ssd).ok());
+  ASSERT_TRUE(Write(*store_, leased, Durability::kDram).ok());
+  const auto lease = store_->Acquire({&leased.id, 1}, absl::Seconds(60));
+  ASSERT_TRUE(lease.ok() && lease->planes[0].found);
+  ASSERT_TRUE(Write(*store_, in_memory, Durability::kDram).ok());
+  ASSERT_EQ(TierOf(on_ssd.id), Tier::kSsd);
+  const std::vector<pod::BlockKey> keys = {on_ssd.id.key, in_memory.id.key};
+  EXPECT_EQ(*store_->Pin(keys, PinMode::kHard, ""), 2u);
+  EXPECT_EQ(TierOf(in_memory.id), Tier::kDram);
+  EXPECT_TRUE(ReadAndCompare(*store_, in_memory).ok());
+  EXPECT_EQ(*store_->Pin(keys, PinMode::kNone, ""), 2u);
+  EXPECT_EQ(store_->Stats().hard_pinned_bytes, 0u);
+}
+
 TEST_F(LifetimesTest, OneExpiredLeaseOfManyHurtsNoOther) {
   Open(false);
   std::vector<Lease> leases;

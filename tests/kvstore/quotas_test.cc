@@ -213,6 +213,47 @@ TEST_F(QuotasTest, ATenantOverItsSsdQuotaGivesItsOwn) {
   EXPECT_EQ(OnSsd("other"), 20u);
 }
 
+TEST_F(QuotasTest, SoftPinsPutNobodyAboveItsSsdQuota) {
+  options_.quotas = {{.tenant = "greedy", .ssd_bytes = 10 * 4096}};
+  Open(true);
+  std::vector<pod::BlockKey> keys;
+  for (uint64_t i = 0; i < 8; ++i) ASSERT_TRUE(WriteOf(PlaneOf("other", i)).ok());
+  for (uint64_t i = 0; i < 40; ++i) {
+    ASSERT_TRUE(WriteOf(PlaneOf("greedy", 100 + i)).ok());
+    keys.assign(1, TestKey(100 + i));
+    store_->Pin(keys, PinMode::kSoft, "greedy").IgnoreError();
+  }
+  store_->Tidy();
+  EXPECT_EQ(OnSsd("greedy"), 10u);
+  EXPECT_EQ(OnSsd("other"), 8u);
+}
+
+TEST_F(QuotasTest, WhoCommitsWithoutSayingItsTenantIsChargedToThePlanes) {
+  options_.quotas = {{.tenant = "busy", .bytes_per_s = 8 * 4096}, {.tenant = "small", .dram_bytes = 4 * 4096}};
+  Open(false);
+  ASSERT_TRUE(Write(*store_, PlaneOf("busy", 1, 24)).ok());
+  const absl::Status refused = Write(*store_, PlaneOf("busy", 2));
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("bandwidth"));
+  now_us_ += 3 * 1000000;
+  EXPECT_TRUE(Write(*store_, PlaneOf("busy", 2)).ok());
+  for (uint64_t i = 10; i < 20; ++i) ASSERT_TRUE(Write(*store_, PlaneOf("small", i)).ok());
+  store_->Tidy();
+  EXPECT_LE(Resident("small"), 4u);
+  EXPECT_EQ(Resident("busy"), 2u);
+}
+
+TEST_F(QuotasTest, ATenantDeletesNothingOfAnothersBlock) {
+  Open(true);
+  const TestPlane mine = MakePlane(1, 4096, kDistant, "a"), yours = MakePlane(1, 4096, pod::PlaneKind::kProximal, "b");
+  ASSERT_TRUE(WriteOf(mine).ok());
+  ASSERT_TRUE(WriteOf(yours).ok());
+  EXPECT_EQ(*store_->Delete({&mine.id.key, 1}, "b"), 1u);
+  EXPECT_TRUE(ReadAndCompare(*store_, mine).ok());
+  EXPECT_FALSE(ReadAndCompare(*store_, yours).ok());
+  EXPECT_FALSE(store_->ReportCorrupt(mine.id, "b").still_stored) << "it learns nothing of it";
+}
+
 TEST_F(QuotasTest, BeyondItsBandwidthATenantsWritesAreRefusedAndItsReadsAreMisses) {
   options_.quotas = {{.tenant = "busy", .bytes_per_s = 8 * 4096}};
   Open(false);
@@ -230,7 +271,7 @@ TEST_F(QuotasTest, BeyondItsBandwidthATenantsWritesAreRefusedAndItsReadsAreMisse
   EXPECT_EQ(read("busy").miss.reason, MissReason::kOverQuota);
   EXPECT_EQ(store_->Stats().over_quota, 3u);
   EXPECT_TRUE(WriteOf(PlaneOf("other", 3)).ok());
-  EXPECT_TRUE(read("").found) << "of nobody in particular";
+  EXPECT_FALSE(read("").found) << "whoever reads, it is the tenant's";
   now_us_ += 2 * 1000000;
   EXPECT_TRUE(read("busy").found);
   EXPECT_EQ(WriteOf(PlaneOf("busy", 2)).code(), absl::StatusCode::kResourceExhausted);

@@ -278,6 +278,30 @@ TEST_F(SsdTest, AFullTierEvictsTheLongestUnusedSegmentAndGoesOn) {
   EXPECT_EQ(MissOf(*store, MakePlane(20, 1).id), MissReason::kNeverStored);
 }
 
+TEST_F(SsdTest, WhoCommitsAPlaneThatIsThereGetsTheDurabilityThatItLacked) {
+  const TestPlane plane = MakePlane(1, 5000);
+  {
+    auto store = OpenStore(slab_, folder_.path());
+    const PlaneRequest request = plane.request();
+    std::vector<CommitItem> items;
+    for (int writer = 0; writer < 2; ++writer) {
+      const auto reserved = store->Reserve({&request, 1}, absl::Seconds(60));
+      ASSERT_TRUE(reserved.ok()) << reserved.status();
+      Poke((*reserved)[0].address, plane.payload);
+      items.push_back({(*reserved)[0].id, plane.encoded(), 0});
+    }
+    ASSERT_TRUE((*store->Commit({&items[0], 1}, Durability::kDram))[0].ok());
+    EXPECT_FALSE(store->List("", 0, "")->planes[0].on_ssd);
+    ASSERT_TRUE((*store->Commit({&items[1], 1}, Durability::kSynced))[0].ok());
+    EXPECT_TRUE(store->List("", 0, "")->planes[0].on_ssd);
+    const StoreStats stats = store->Stats();
+    EXPECT_EQ(stats.counts[0][0].planes, 1u);
+    EXPECT_EQ(stats.slab_used_bytes, 8192u);
+    EXPECT_EQ(stats.reservations, 0u);
+  }
+  EXPECT_TRUE(ReadAndCompare(*OpenStore(slab_, folder_.path()), plane).ok());
+}
+
 TEST_F(SsdTest, ASecondStoreOnTheSameFolderIsRefusedClearly) {
   auto store = OpenStore(slab_, folder_.path());
   FakeSlab other(1 << 20);

@@ -17,31 +17,36 @@ namespace {
 
 std::string FileOf(const std::string& path) { return path + "/CLOSED"; }
 
+}  // namespace
+
 // "sequence 12 planes 3 crc32c 305419896\n", the checksum over what is before its word.
-std::string Encode(const ClosedNote& note) {
+std::string EncodeClosedNote(const ClosedNote& note) {
   const std::string text = absl::StrCat("sequence ", note.sequence, " planes ", note.planes);
   return absl::StrCat(text, " crc32c ", Crc32c(AsBytes(text)), "\n");
 }
 
-}  // namespace
+std::optional<ClosedNote> DecodeClosedNote(absl::string_view text) {
+  ClosedNote note;
+  const std::vector<absl::string_view> words = absl::StrSplit(text, ' ');
+  if (words.size() != 6 || !absl::SimpleAtoi(words[1], &note.sequence) || !absl::SimpleAtoi(words[3], &note.planes) ||
+      EncodeClosedNote(note) != text) {
+    return std::nullopt;
+  }
+  return note;
+}
 
 std::optional<ClosedNote> ReadClosedNote(const std::string& path) {
   const absl::StatusOr<std::string> text = ReadFile(FileOf(path), 4096);
   if (absl::IsNotFound(text.status())) return std::nullopt;
-  ClosedNote note;
   if (text.ok()) {
-    const std::vector<std::string> words = absl::StrSplit(*text, ' ');
-    if (words.size() == 6 && absl::SimpleAtoi(words[1], &note.sequence) && absl::SimpleAtoi(words[3], &note.planes) &&
-        Encode(note) == *text) {
-      return note;
-    }
+    if (const std::optional<ClosedNote> note = DecodeClosedNote(*text)) return note;
   }
   spdlog::warn("{} cannot be read; whether the index is all there is not checked", FileOf(path));
   return std::nullopt;
 }
 
 absl::Status WriteClosedNote(const std::string& path, const ClosedNote& note) {
-  return WriteFileAtomically(FileOf(path), Encode(note));
+  return WriteFileAtomically(FileOf(path), EncodeClosedNote(note));
 }
 
 void RemoveClosedNote(const std::string& path) { ::unlink(FileOf(path).c_str()); }

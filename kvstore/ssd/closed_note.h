@@ -12,6 +12,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 
 namespace perigee::kvstore {
 
@@ -19,6 +20,10 @@ struct ClosedNote {
   uint64_t sequence = 0;  // SsdIndex::sequence, all of it synced.
   uint64_t planes = 0;    // Entries of planes in the index.
 };
+
+// The file's text; nullopt for anything but exactly that.
+std::string EncodeClosedNote(const ClosedNote& note);
+std::optional<ClosedNote> DecodeClosedNote(absl::string_view text);
 
 // nullopt without one, and for one that is damaged itself (said in the log).
 std::optional<ClosedNote> ReadClosedNote(const std::string& path);

@@ -6,24 +6,18 @@
 #include <algorithm>
 #include <filesystem>
 
-#include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
-#include "base/bytes.h"
+#include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/status.h"
+#include "kvstore/ssd/volume_state.h"
 
 namespace perigee::kvstore {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr absl::string_view kFormatName = "perigee ssd tier ";
-constexpr int kFormatVersion = 1;
-constexpr absl::string_view kOwnKeys = "perigee.";  // Index keys that are no planes: these have 33 bytes.
-constexpr absl::string_view kAbsenceKey = "perigee.absence";
 constexpr int kFailedReadsOfALostPath = 8;
-static_assert(kOwnKeys.size() < 33 && kAbsenceKey.size() != 33);
 
 // An errno may look like a refusal of ours (a read-only disk's does): this one is the disk's.
 absl::Status AsDiskError(const absl::Status& status) {
@@ -41,23 +35,14 @@ absl::Status MakeFolder(const std::string& path) {
 }
 
 // Before anything is touched: another version's folder stays as it is.
-absl::Status CheckFormat(const std::string& path) {
+absl::Status CheckFolder(const std::string& path) {
   const std::string file = path + "/FORMAT";
   const absl::StatusOr<std::string> text = ReadFile(file, 4096);
   if (absl::IsNotFound(text.status())) {  // A new folder, or one from before there was the file: version 1 too.
-    return AsDiskError(WriteFileAtomically(file, absl::StrCat(kFormatName, kFormatVersion, "\n")));
+    return AsDiskError(WriteFileAtomically(file, EncodeFormat()));
   }
   PERIGEE_RETURN_IF_ERROR(AsDiskError(text.status()));
-  int version = 0;
-  if (!absl::StartsWith(*text, kFormatName) || !absl::SimpleAtoi(text->substr(kFormatName.size()), &version)) {
-    return absl::FailedPreconditionError(absl::StrCat(file, " is not a store's: this folder holds something else"));
-  }
-  if (version != kFormatVersion) {
-    return absl::FailedPreconditionError(absl::StrCat("the store's folder ", path, " is of version ", version,
-                                                      ", this program reads version ", kFormatVersion,
-                                                      ": start the program that wrote it"));
-  }
-  return absl::OkStatus();
+  return CheckFormat(path, *text);
 }
 
 // Segments without an index would look like garbage and be deleted. (An empty index beside a segment is a first commit
@@ -125,7 +110,7 @@ absl::StatusOr<std::unique_ptr<SsdVolume>> SsdVolume::Open(const SsdOptions& opt
   }
   std::unique_ptr<SsdVolume> volume(new SsdVolume(effective, path, number));
   PERIGEE_RETURN_IF_ERROR(MakeFolder(path));
-  PERIGEE_RETURN_IF_ERROR(CheckFormat(path));
+  PERIGEE_RETURN_IF_ERROR(CheckFolder(path));
   PERIGEE_RETURN_IF_ERROR(MakeFolder(path + "/segments"));
   PERIGEE_RETURN_IF_ERROR(CheckIndexIsThere(path));
   std::error_code error;
@@ -174,7 +159,7 @@ absl::Status SsdVolume::LoadIndex(const std::optional<ClosedNote>& closed, const
     absl::MutexLock lock(&mu_);
     PERIGEE_RETURN_IF_ERROR(index_->ForEach(
         [&](absl::string_view key, absl::string_view value) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::Status {
-          if (absl::StartsWith(key, kOwnKeys) && key.size() != 33) return absl::OkStatus();
+          if (IsOwnKey(key)) return absl::OkStatus();
           absl::StatusOr<IndexEntry> entry = DecodeIndexEntry(key, value);
           // Another version's entries are not damage: dropping them would delete what another program can still read.
           if (absl::IsFailedPrecondition(entry.status())) return entry.status();
@@ -369,11 +354,9 @@ uint64_t SsdVolume::absence() const {
 }
 
 absl::Status SsdVolume::SetAbsence(uint64_t absence) {
-  ByteWriter w;
-  w.U64(absence);
   {
     absl::MutexLock journal(&journal_mu_);
-    const SsdIndex::Change change{std::string(kAbsenceKey), w.Take()};
+    const SsdIndex::Change change{std::string(kAbsenceKey), EncodeAbsence(absence)};
     PERIGEE_RETURN_IF_ERROR(index_->Write({&change, 1}, /*synced=*/true));
   }
   absl::MutexLock lock(&mu_);

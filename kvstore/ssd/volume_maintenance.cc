@@ -9,12 +9,11 @@
 #include "base/crc32c.h"
 #include "base/status.h"
 #include "kvstore/ssd/ssd_volume.h"
+#include "kvstore/ssd/volume_state.h"
 
 namespace perigee::kvstore {
 namespace {
 
-constexpr absl::string_view kStatisticsKey = "perigee.statistics";
-constexpr uint8_t kStatisticsVersion = 1;
 constexpr absl::Duration kTick = absl::Milliseconds(100);
 constexpr absl::Duration kSaveEvery = absl::Seconds(10);
 constexpr uint64_t kMoveBytes = uint64_t{8} << 20;  // Moved under one sync.
@@ -262,47 +261,29 @@ std::optional<absl::Duration> SsdVolume::ScrubStep() {
   return TimeFor(bytes, options_.scrub_bytes_per_s);
 }
 
-// --- statistics: version | 6 counters | CRC32C of what is before it
+// --- statistics
 
 absl::Status SsdVolume::SaveStatistics(bool synced) {
-  ByteWriter w;
-  w.U8(kStatisticsVersion);
-  {
-    absl::MutexLock lock(&mu_);
-    for (uint64_t n : {counters_.written_bytes, counters_.compacted_bytes, counters_.scrubbed_bytes,
-                       counters_.scrub_passes, counters_.wrong_records, counters_.unreadable_records}) {
-      w.U64(n);
-    }
-  }
-  w.U32(Crc32c(AsBytes(w.bytes())));
+  const std::string value = EncodeStatistics(Counters());
   absl::MutexLock journal(&journal_mu_);
-  const SsdIndex::Change change{std::string(kStatisticsKey), w.Take()};
+  const SsdIndex::Change change{std::string(kStatisticsKey), value};
   const absl::Status saved = index_->Write({&change, 1}, synced);
   if (!saved.ok()) spdlog::warn("{}: statistics: {}", path_, std::string(saved.message()));
   return saved;
 }
 
 absl::Status SsdVolume::LoadStatistics() {
-  absl::StatusOr<std::string> absence = index_->Get("perigee.absence");
+  absl::StatusOr<std::string> absence = index_->Get(kAbsenceKey);
   absl::StatusOr<std::string> value = index_->Get(kStatisticsKey);
   absl::MutexLock lock(&mu_);
-  if (absence.ok() && absence->size() == 8) {
-    ByteReader reader(*absence);
-    absence_ = reader.U64();
-  }
+  if (absence.ok()) absence_ = DecodeAbsence(*absence).value_or(0);
   if (absl::IsNotFound(value.status())) return absl::OkStatus();
   PERIGEE_RETURN_IF_ERROR(value.status());
-  ByteReader tail(absl::string_view(*value).substr(value->size() < 4 ? 0 : value->size() - 4));
-  ByteReader r(*value);
-  // Counters are no reason not to start.
-  if (value->size() != 1 + 6 * 8 + 4 || r.U8() != kStatisticsVersion ||
-      tail.U32() != Crc32c(AsBytes(absl::string_view(*value).substr(0, value->size() - 4)))) {
+  const std::optional<SsdCounters> counters = DecodeStatistics(*value);
+  if (counters) {
+    counters_ = *counters;
+  } else {  // No reason not to start.
     spdlog::warn("{}: the statistics in the index cannot be read; they start at 0", path_);
-    return absl::OkStatus();
-  }
-  for (uint64_t* n : {&counters_.written_bytes, &counters_.compacted_bytes, &counters_.scrubbed_bytes,
-                      &counters_.scrub_passes, &counters_.wrong_records, &counters_.unreadable_records}) {
-    *n = r.U64();
   }
   return absl::OkStatus();
 }

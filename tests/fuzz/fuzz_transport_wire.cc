@@ -1,5 +1,7 @@
-// What peers send: whatever the bytes, an accepted hello, its answer and a table of pieces are within their bounds, and
-// mean the same when written again. The first byte chooses the parser.
+// What peers send, and the keys by which they reach memory: whatever the bytes, an accepted hello, its answer, a table
+// of pieces (of a put, a get, or what a peer says that it has copied), a remote key and a device memory handle are
+// within their bounds, and mean the same when written again. The first byte chooses the parser. What has a checksum is
+// tried as it is and with the right one.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -10,6 +12,10 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "base/bytes.h"
+#include "base/crc32c.h"
+#include "transport/cuda/plane_handle.h"
+#include "transport/remote_key.h"
 #include "transport/wire.h"
 
 namespace {
@@ -58,20 +64,49 @@ void TryPieces(absl::string_view bytes) {
   Expect(total == header.size && header.size <= kOpBytes);
 }
 
+std::string WithRightSum(absl::string_view bytes) {
+  perigee::ByteWriter w;
+  w.Raw(bytes.substr(0, bytes.size() < 4 ? 0 : bytes.size() - 4));
+  w.U32(perigee::Crc32c(perigee::AsBytes(w.bytes())));
+  return w.Take();
+}
+
+void TryRemoteKey(absl::string_view bytes) {
+  const auto key = perigee::transport::DecodeRemoteKey(bytes);
+  if (!key.ok()) return Expect(!key.status().message().empty());
+  Expect(perigee::transport::EncodeRemoteKey(*key) == bytes);
+  Expect(key->size_bytes > 0 && key->base + key->size_bytes > key->base);
+}
+
+void TryPlaneHandle(absl::string_view bytes) {
+  const auto handle = perigee::transport::DecodePlaneHandle(bytes);
+  if (!handle.ok()) return Expect(!handle.status().message().empty());
+  Expect(perigee::transport::EncodePlaneHandle(*handle) == bytes);
+  Expect(handle->base > 0 && handle->size_bytes > 0 && handle->base + handle->size_bytes > handle->base);
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
   const absl::string_view bytes(reinterpret_cast<const char*>(data) + 1, size - 1);
-  switch (data[0] % 3) {
+  switch (data[0] % 5) {
     case 0:
       TryHello(bytes);
       break;
     case 1:
       TryHelloAnswer(bytes);
       break;
-    default:
+    case 2:
       TryPieces(bytes);
+      break;
+    case 3:
+      TryRemoteKey(bytes);
+      TryRemoteKey(WithRightSum(bytes));
+      break;
+    default:
+      TryPlaneHandle(bytes);
+      TryPlaneHandle(WithRightSum(bytes));
   }
   return 0;
 }

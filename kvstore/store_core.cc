@@ -495,6 +495,15 @@ void Store::Core::SetPinMode(EntryId id, PinMode mode) {
   if (table.details(id).ssd_number != 0) ssd_policy->Unpinned(id);
 }
 
+void Store::Core::Prefetch(std::span<const EntryId> ids) const {
+  for (const EntryId id : ids) {
+    if (id == kNoEntry) continue;
+    __builtin_prefetch(&table.details(id));
+    headers.Prefetch(table[id].header);
+  }
+  dram_policy->Expect(ids);
+}
+
 void Store::Core::Touch(EntryId id, int64_t now_unix_us) {
   table[id].SetLastUsed(now_unix_us);
   if (table[id].Is(kInDram)) dram_policy->Touched(id);

@@ -150,6 +150,8 @@ class Store::Core {
   void Pin(EntryId id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void Unpin(EntryId id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void SetPinMode(EntryId id, PinMode mode) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  // What Acquire looks at, into the cache; kNoEntry among them is left out.
+  void Prefetch(std::span<const EntryId> ids) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void Touch(EntryId id, int64_t now_unix_us) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   uint64_t EvictableBytes(EntryId id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);  // 0 or its room.
 

@@ -86,6 +86,7 @@ absl::StatusOr<Lease> Store::Acquire(std::span<const PlaneId> planes, absl::Dura
     }
   }
   const absl::Time now = c.options.now();
+  c.Prefetch(entries);
   // First those that are there, so that making room for the others does not throw them out.
   for (size_t i = 0; i < planes.size(); ++i) {
     EntryId& id = entries[i];

@@ -34,6 +34,12 @@ class HeaderArena {
   // Good until Drop(handle), whatever else is added.
   absl::string_view Get(Handle handle) const;
   void Drop(Handle handle);
+  // Its beginning, into the cache.
+  void Prefetch(Handle handle) const {
+    if (handle == kNone) return;
+    const std::byte* const place = chunks_[handle / kUnits].memory + size_t{handle % kUnits} * kUnitBytes;
+    for (size_t line = 0; line < 4; ++line) __builtin_prefetch(place + line * 64);
+  }
 
   uint64_t headers() const { return headers_; }
   uint64_t header_bytes() const { return header_bytes_; }  // As they were added.

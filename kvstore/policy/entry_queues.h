@@ -62,6 +62,19 @@ class EntryQueues {
   // bounded number of them, at others each time.
   EntryId LastResort(EvictionPolicy::Evictable evictable);
 
+  // Into the cache: these, and those beside them in their queues.
+  void Prefetch(std::span<const EntryId> ids) const {
+    for (const EntryId id : ids) {
+      if (id < id_end_) __builtin_prefetch(&(*this)[id], 1);
+    }
+    for (const EntryId id : ids) {
+      if (id >= id_end_) continue;
+      const Entry& e = (*this)[id];
+      if (e.newer < id_end_) __builtin_prefetch(&(*this)[e.newer], 1);
+      if (e.older < id_end_) __builtin_prefetch(&(*this)[e.older], 1);
+    }
+  }
+
   bool Present(EntryId id) const { return id / kChunk < chunks_.size() && (*this)[id].present; }
   size_t MemoryBytes() const { return chunks_.size() * kChunk * sizeof(Entry) + queues_.capacity() * sizeof(Ends); }
 

@@ -25,6 +25,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -61,6 +62,8 @@ class EvictionPolicy {
 
   virtual void Inserted(EntryId id, const PlaneFacts& facts) = 0;
   virtual void Touched(EntryId id) = 0;
+  // Touched is about to be called for these: brings what it looks at into the cache, all misses together.
+  virtual void Expect(std::span<const EntryId>) const {}
   // Its last pin has gone.
   virtual void Unpinned(EntryId id) = 0;
   // What it takes to have it back is another now: a slower tier got a copy, or lost one. It keeps its age.

@@ -19,6 +19,7 @@ class LruPolicy : public EvictionPolicy {
     e.tick = ++clock_;
     if (e.past.uses < UINT8_MAX) ++e.past.uses;
   }
+  void Expect(std::span<const EntryId> ids) const override { entries_.Prefetch(ids); }
   void Unpinned(EntryId id) override { entries_.Return(id); }
   void CostChanged(EntryId id, uint64_t, double, bool last_copy) override {
     entries_.MoveAcross(id, QueueOf(entries_[id].queue / 2, last_copy));

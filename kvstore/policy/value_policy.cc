@@ -70,6 +70,7 @@ class ValuePolicy : public EvictionPolicy {
     e.tick = now();
     entries_.MoveToNewest(id, QueueOf(id));
   }
+  void Expect(std::span<const EntryId> ids) const override { entries_.Prefetch(ids); }
   void Unpinned(EntryId id) override {
     entries_.Return(id);
     // Its queue may have been empty meanwhile, and forgotten.
@@ -196,8 +197,8 @@ class ValuePolicy : public EvictionPolicy {
                   e.queue % kDensities);
   }
 
-  // Ticks are 32 bits wide and wrap after as many calls as 2^16 times the usual entries (at least 2^32); a plane that lay untouched for
-  // longer looks young for a while.
+  // Ticks are 32 bits wide and wrap after as many calls as 2^16 times the usual entries (at least 2^32); a plane that
+  // lay untouched for longer looks young for a while.
   const size_t calls_per_tick_;
   EntryQueues entries_;
   GhostHistory ghosts_;

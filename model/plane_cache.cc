@@ -61,6 +61,26 @@ void PlaneCache::RetireProximal(int64_t position, const std::function<bool(size_
   }
 }
 
+absl::StatusOr<PlaneCache> PlaneCache::Fork() const {
+  if (arrival_ != nullptr) return absl::FailedPreconditionError("the cache's blocks are still arriving");
+  PlaneCache fork = *this;
+  if (blocks_.empty() || blocks_.back().tokens == layout_->block_tokens()) return fork;
+  CachedBlock& last = fork.blocks_.back();
+  const auto copy = [&](pod::PlaneKind kind, PlaneBuffer& buffer) -> absl::Status {
+    if (buffer == nullptr) return absl::OkStatus();
+    const PlaneBuffer from = buffer;
+    PERIGEE_ASSIGN_OR_RETURN(buffer, allocator_(layout_->plane_bytes(kind)));
+    std::memcpy(buffer.get(), from.get(), layout_->plane_bytes(kind));
+    return absl::OkStatus();
+  };
+  PERIGEE_RETURN_IF_ERROR(copy(pod::PlaneKind::kDistant, last.distant));
+  PERIGEE_RETURN_IF_ERROR(copy(pod::PlaneKind::kProximal, last.proximal));
+  PERIGEE_RETURN_IF_ERROR(copy(pod::PlaneKind::kSummary, last.summary));
+  fork.refs_.back().distant = last.distant.get();
+  fork.refs_.back().proximal = last.proximal.get();
+  return fork;
+}
+
 void PlaneCache::AwaitArrival(std::function<absl::Status(int layer)> arrived) {
   arrival_ = std::move(arrived);
   arrived_layers_ = 0;

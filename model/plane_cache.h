@@ -44,6 +44,10 @@ class PlaneCache : public KvCache {
   // is filled up by later Appends, so its buffers must be this cache's alone and its proximal plane present.
   absl::Status AddBlock(CachedBlock block);
 
+  // Another sequence that goes on from here: full blocks are shared, the bytes of a block that is to be filled up are
+  // copied. Not while blocks are arriving (FAILED_PRECONDITION); RESOURCE_EXHAUSTED: the allocator.
+  absl::StatusOr<PlaneCache> Fork() const;
+
   // Blocks added so far may still be arriving: before Append and Attend touch a layer's tiles for the first time, they
   // call `arrived(layer)`, which returns once everything that this layer reads or writes is here, or ends the pass with
   // its error. Layers come in order; the hook is dropped after the last one.

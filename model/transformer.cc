@@ -28,6 +28,14 @@ kernels::Rope RopeOf(const ModelConfig& config) {
 
 const float* OrNull(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
 
+// An item's rows among those of the batch.
+struct Rows {
+  BatchItem* item = nullptr;
+  size_t begin = 0;
+  size_t count = 0;
+  size_t wanted = 0;  // Rows of logits.
+};
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Load(const std::string& folder, TensorParallel group) {
@@ -44,22 +52,39 @@ Transformer::Transformer(ModelConfig config, LlamaWeights weights, TensorParalle
       weights_(std::move(weights)),
       rope_(RopeOf(config_)) {}
 
-absl::Status Transformer::Forward(std::span<const int32_t> tokens, KvCache& cache, Logits which,
-                                  std::vector<float>* logits,
-                                  const std::function<absl::Status(int layer)>& after_layer) const {
-  const size_t n = tokens.size();
-  if (n == 0) return absl::InvalidArgumentError("no tokens to run");
-  const int64_t first = cache.tokens();
-  if (first + static_cast<int64_t>(n) > config_.max_positions) {
-    return absl::InvalidArgumentError(absl::StrCat("positions up to ", first + static_cast<int64_t>(n) - 1,
-                                                   " are past the model's context of ", config_.max_positions,
-                                                   " tokens"));
+absl::Status Transformer::Check(std::span<const int32_t> tokens, int64_t first_position) const {
+  if (tokens.empty()) return absl::InvalidArgumentError("no tokens to run");
+  const int64_t end = first_position + static_cast<int64_t>(tokens.size());
+  if (end > config_.max_positions) {
+    return absl::InvalidArgumentError(absl::StrCat("positions up to ", end - 1, " are past the model's context of ",
+                                                   config_.max_positions, " tokens"));
   }
   for (int32_t id : tokens) {
     if (id < 0 || id >= config_.vocab) {
       return absl::InvalidArgumentError(absl::StrCat("token id ", id, " is not in the vocabulary of ", config_.vocab));
     }
   }
+  return absl::OkStatus();
+}
+
+absl::Status Transformer::Forward(std::span<const int32_t> tokens, KvCache& cache, Logits which,
+                                  std::vector<float>* logits,
+                                  const std::function<absl::Status(int layer)>& after_layer) const {
+  BatchItem item{.tokens = tokens, .cache = &cache, .which = which, .logits = logits, .after_layer = after_layer};
+  PERIGEE_RETURN_IF_ERROR(ForwardBatch(std::span(&item, 1)));
+  return item.status;
+}
+
+absl::Status Transformer::ForwardBatch(std::span<BatchItem> items) const {
+  std::vector<Rows> live;
+  size_t n = 0;
+  for (BatchItem& item : items) {
+    item.status = Check(item.tokens, item.cache->tokens());
+    if (!item.status.ok()) continue;
+    live.push_back({.item = &item, .begin = n, .count = item.tokens.size()});
+    n += item.tokens.size();
+  }
+  if (live.empty()) return absl::OkStatus();
   const size_t hidden = static_cast<size_t>(config_.hidden);
   const size_t dim = static_cast<size_t>(config_.head_dim);
   const int q_heads = rank_config_.q_heads, kv_heads = rank_config_.kv_heads;
@@ -70,18 +95,22 @@ absl::Status Transformer::Forward(std::span<const int32_t> tokens, KvCache& cach
 
   std::vector<float> x(n * hidden), normed(n * hidden), keys(n * kv_width), values(n * kv_width), attended(n * q_width),
       delta(n * hidden), gate(n * ffn), up(n * ffn);
-  // Queries by layer: kept for later layers where the cache asks for them, else dropped after their layer.
+  // Queries by layer: kept for later layers where a cache asks for them, else dropped after their layer.
   std::vector<std::vector<float>> queries(static_cast<size_t>(config_.layers));
   std::vector<const float*> query_pointers(static_cast<size_t>(config_.layers), nullptr);
+  std::vector<int64_t> positions(n);
 
-  for (size_t t = 0; t < n; ++t) {
-    std::memcpy(&x[t * hidden], &weights_.embed[static_cast<size_t>(tokens[t]) * hidden], hidden * sizeof(float));
+  for (const Rows& rows : live) {
+    for (size_t t = 0; t < rows.count; ++t) {
+      positions[rows.begin + t] = rows.item->cache->tokens() + static_cast<int64_t>(t);
+      std::memcpy(&x[(rows.begin + t) * hidden], &weights_.embed[static_cast<size_t>(rows.item->tokens[t]) * hidden],
+                  hidden * sizeof(float));
+    }
   }
   for (int l = 0; l < config_.layers; ++l) {
     const LayerWeights& w = weights_.layers[static_cast<size_t>(l)];
     std::vector<float>& q = queries[static_cast<size_t>(l)];
     q.resize(n * q_width);
-    query_pointers[static_cast<size_t>(l)] = q.data();
 
     kernels::RmsNorm(x.data(), w.input_norm.data(), epsilon, n, hidden, normed.data());
     kernels::Gemm(normed.data(), n, hidden, w.q.data(), q_width, OrNull(w.q_bias), q.data());
@@ -92,17 +121,24 @@ absl::Status Transformer::Forward(std::span<const int32_t> tokens, KvCache& cach
       kernels::RmsNorm(keys.data(), w.k_norm.data(), epsilon, n * static_cast<size_t>(kv_heads), dim, keys.data());
     }
     ParallelFor(n, [&](size_t t) {
-      const int64_t position = first + static_cast<int64_t>(t);
-      kernels::ApplyRope(rope_, position, q_heads, &q[t * q_width]);
-      kernels::ApplyRope(rope_, position, kv_heads, &keys[t * kv_width]);
+      kernels::ApplyRope(rope_, positions[t], q_heads, &q[t * q_width]);
+      kernels::ApplyRope(rope_, positions[t], kv_heads, &keys[t * kv_width]);
     });
 
-    PERIGEE_RETURN_IF_ERROR(cache.Append(l, static_cast<int>(n), keys.data(), values.data()));
-    PERIGEE_RETURN_IF_ERROR(cache.Attend(l, static_cast<int>(n), query_pointers, attended.data()));
-    if (!cache.KeepsQueriesOf(l)) {
-      q = {};
-      query_pointers[static_cast<size_t>(l)] = nullptr;
+    bool keeps_queries = false;
+    for (const Rows& rows : live) {
+      if (!rows.item->status.ok()) continue;
+      KvCache& cache = *rows.item->cache;
+      for (size_t below = 0; below <= static_cast<size_t>(l); ++below) {
+        query_pointers[below] = queries[below].empty() ? nullptr : &queries[below][rows.begin * q_width];
+      }
+      const int count = static_cast<int>(rows.count);
+      absl::Status& status = rows.item->status;
+      status = cache.Append(l, count, &keys[rows.begin * kv_width], &values[rows.begin * kv_width]);
+      if (status.ok()) status = cache.Attend(l, count, query_pointers, &attended[rows.begin * q_width]);
+      keeps_queries = keeps_queries || cache.KeepsQueriesOf(l);
     }
+    if (!keeps_queries) q = {};
     // The bias is added once, not once per rank.
     const float* o_bias = group_.rank == 0 ? OrNull(w.o_bias) : nullptr;
     kernels::Gemm(attended.data(), n, q_width, w.o.data(), hidden, o_bias, delta.data());
@@ -116,17 +152,36 @@ absl::Status Transformer::Forward(std::span<const int32_t> tokens, KvCache& cach
     kernels::Gemm(gate.data(), n, ffn, w.down.data(), hidden, nullptr, delta.data());
     if (group_.size > 1) PERIGEE_RETURN_IF_ERROR(group_.all_reduce_sum(delta));
     kernels::AddInPlace(x.data(), delta.data(), n * hidden);
-    if (after_layer) PERIGEE_RETURN_IF_ERROR(after_layer(l));
+    for (const Rows& rows : live) {
+      if (rows.item->status.ok() && rows.item->after_layer) rows.item->status = rows.item->after_layer(l);
+    }
+    // A group's ranks must stay in step, whatever became of this rank's items.
+    if (group_.size == 1 && std::none_of(live.begin(), live.end(), [](const Rows& r) { return r.item->status.ok(); })) {
+      return absl::OkStatus();
+    }
   }
-  cache.Advance(static_cast<int>(n));
-  if (which == Logits::kNone) return absl::OkStatus();
 
-  const size_t rows = which == Logits::kAll ? n : 1;
-  const float* tail = &x[(n - rows) * hidden];
-  kernels::RmsNorm(tail, weights_.final_norm.data(), epsilon, rows, hidden, normed.data());
-  logits->resize(rows * static_cast<size_t>(config_.vocab));
-  kernels::Gemm(normed.data(), rows, hidden, weights_.head().data(), static_cast<size_t>(config_.vocab), nullptr,
-                logits->data());
+  // The rows that logits are wanted of, moved together, so that the head is read once.
+  size_t wanted = 0;
+  for (Rows& rows : live) {
+    if (!rows.item->status.ok()) continue;
+    rows.item->cache->Advance(static_cast<int>(rows.count));
+    rows.wanted = rows.item->which == Logits::kAll ? rows.count : rows.item->which == Logits::kLast ? 1 : 0;
+    std::memmove(&x[wanted * hidden], &x[(rows.begin + rows.count - rows.wanted) * hidden],
+                 rows.wanted * hidden * sizeof(float));
+    wanted += rows.wanted;
+  }
+  if (wanted == 0) return absl::OkStatus();
+  const size_t vocab = static_cast<size_t>(config_.vocab);
+  kernels::RmsNorm(x.data(), weights_.final_norm.data(), epsilon, wanted, hidden, normed.data());
+  std::vector<float> logits(wanted * vocab);
+  kernels::Gemm(normed.data(), wanted, hidden, weights_.head().data(), vocab, nullptr, logits.data());
+  size_t row = 0;
+  for (const Rows& rows : live) {
+    if (rows.wanted == 0) continue;
+    rows.item->logits->assign(&logits[row * vocab], &logits[row * vocab] + rows.wanted * vocab);
+    row += rows.wanted;
+  }
   return absl::OkStatus();
 }
 

@@ -29,6 +29,17 @@ enum class Logits {
   kAll,   // [token][vocab].
 };
 
+// One sequence's part of a batch: `tokens` at positions cache->tokens() and up.
+struct BatchItem {
+  std::span<const int32_t> tokens;
+  KvCache* cache = nullptr;
+  Logits which = Logits::kNone;
+  std::vector<float>* logits = nullptr;  // May be null with kNone.
+  // Where given, called when a layer's keys and values are in the cache; its error ends the item.
+  std::function<absl::Status(int layer)> after_layer = nullptr;
+  absl::Status status = absl::OkStatus();  // Out. After an error the cache may hold part of the chunk: do not use it.
+};
+
 class Transformer {
  public:
   // Reads config.json and the weights (a rank's part of them) from a Hugging Face folder.
@@ -45,10 +56,15 @@ class Transformer {
   // Of the whole model.
   pod::KvShape kv_shape() const { return {config_.layers, config_.kv_heads, config_.head_dim}; }
 
-  // Runs `tokens` at positions cache.tokens() and up, through all layers. *logits may be null with kNone. after_layer,
-  // where given, is called when a layer's keys and values are in the cache and its output is computed; its error ends
-  // the pass. INVALID_ARGUMENT for token ids outside the vocabulary and for positions past the model's context. After
-  // an error the cache may hold part of the chunk and must not be used again.
+  // INVALID_ARGUMENT for no tokens, token ids outside the vocabulary and positions past the model's context.
+  absl::Status Check(std::span<const int32_t> tokens, int64_t first_position) const;
+
+  // Runs all items through all layers together, so that each weight is read once for all of them; every item has a
+  // cache of its own. An item that fails (Check, its cache, its after_layer) does not disturb the others. The Status is
+  // that of the group of ranks, where there is one: then all items have failed.
+  absl::Status ForwardBatch(std::span<BatchItem> items) const;
+
+  // A batch of one.
   absl::Status Forward(std::span<const int32_t> tokens, KvCache& cache, Logits which, std::vector<float>* logits,
                        const std::function<absl::Status(int layer)>& after_layer = nullptr) const;
 

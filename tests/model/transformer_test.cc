@@ -164,6 +164,82 @@ TEST_F(TransformerTest, RefusesForeignTokensAndPositionsPastTheContext) {
   EXPECT_EQ(transformer().Forward({}, cache, Logits::kNone, nullptr).code(), absl::StatusCode::kInvalidArgument);
 }
 
+TEST_F(TransformerTest, SequencesOfABatchAreComputedAsAlone) {
+  // Prompts and single tokens at different positions, in the same passes.
+  const std::vector<std::vector<size_t>> chunks = {{200, 1, 1, 57}, {1, 64, 300, 1}, {63, 1, 1, 1}};
+  std::vector<PlaneCache> together, alone;
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    together.emplace_back(&served_->layout(), &transformer().rope(), q_heads(), HeapPlanes());
+    alone.emplace_back(&served_->layout(), &transformer().rope(), q_heads(), HeapPlanes());
+  }
+  for (size_t step = 0; step < 4; ++step) {
+    std::vector<std::vector<float>> logits(chunks.size());
+    std::vector<BatchItem> items;
+    for (size_t i = 0; i < chunks.size(); ++i) {
+      const size_t begin = static_cast<size_t>(together[i].tokens()) + 10 * i;  // Other tokens for each.
+      items.push_back({.tokens = std::span(prompt_).subspan(begin, chunks[i][step]),
+                       .cache = &together[i],
+                       .which = i == 1 ? Logits::kAll : Logits::kLast,
+                       .logits = &logits[i]});
+    }
+    ASSERT_TRUE(transformer().ForwardBatch(items).ok());
+    for (size_t i = 0; i < chunks.size(); ++i) {
+      ASSERT_TRUE(items[i].status.ok()) << items[i].status;
+      std::vector<float> want;
+      ASSERT_TRUE(transformer().Forward(items[i].tokens, alone[i], items[i].which, &want).ok());
+      ASSERT_EQ(logits[i].size(), want.size());
+      EXPECT_EQ(together[i].tokens(), alone[i].tokens());
+      EXPECT_LT(MaxDifference(logits[i], want), 0.02f) << "sequence " << i << ", step " << step;
+    }
+  }
+}
+
+TEST_F(TransformerTest, AnItemThatFailsDoesNotDisturbTheOthersOfItsBatch) {
+  PlaneCache good(&served_->layout(), &transformer().rope(), q_heads(), HeapPlanes());
+  PlaneCache foreign(&served_->layout(), &transformer().rope(), q_heads(), HeapPlanes());
+  PlaneCache full(&served_->layout(), &transformer().rope(), q_heads(),
+                  [](size_t) { return absl::ResourceExhaustedError("full"); });
+  PlaneCache stopped(&served_->layout(), &transformer().rope(), q_heads(), HeapPlanes());
+  PlaneCache alone(&served_->layout(), &transformer().rope(), q_heads(), HeapPlanes());
+  const std::span<const int32_t> tokens = std::span(prompt_).first(20);
+  const int32_t bad[] = {5, 100000};
+  std::vector<float> logits, want;
+  BatchItem items[] = {{.tokens = bad, .cache = &foreign},
+                       {.tokens = tokens, .cache = &full},
+                       {.tokens = tokens, .cache = &good, .which = Logits::kLast, .logits = &logits},
+                       {.tokens = tokens, .cache = &stopped, .after_layer = [](int layer) {
+                          return layer == 2 ? absl::AbortedError("enough") : absl::OkStatus();
+                        }}};
+  ASSERT_TRUE(transformer().ForwardBatch(items).ok());
+  EXPECT_TRUE(absl::IsInvalidArgument(items[0].status)) << items[0].status;
+  EXPECT_TRUE(absl::IsResourceExhausted(items[1].status)) << items[1].status;
+  ASSERT_TRUE(items[2].status.ok()) << items[2].status;
+  EXPECT_TRUE(absl::IsAborted(items[3].status)) << items[3].status;
+  EXPECT_EQ(stopped.tokens(), 0);
+  ASSERT_TRUE(transformer().Forward(tokens, alone, Logits::kLast, &want).ok());
+  EXPECT_LT(MaxDifference(logits, want), 0.02f);
+}
+
+TEST_F(TransformerTest, AForkGoesItsOwnWayFromACommonPrompt) {
+  const std::span<const int32_t> start = std::span(prompt_).first(150);  // Ends within a block.
+  PlaneCache cache(&served_->layout(), &transformer().rope(), q_heads(), HeapPlanes());
+  ASSERT_TRUE(transformer().Forward(start, cache, Logits::kNone, nullptr).ok());
+  absl::StatusOr<PlaneCache> fork = cache.Fork();
+  ASSERT_TRUE(fork.ok()) << fork.status();
+  EXPECT_EQ(fork->blocks()[0].distant, cache.blocks()[0].distant);
+  EXPECT_NE(fork->blocks().back().distant, cache.blocks().back().distant);
+  // Both write into the block that is not full, different tokens.
+  std::vector<float> one, other, want;
+  ASSERT_TRUE(transformer().Forward(std::span(prompt_).subspan(150, 60), cache, Logits::kLast, &one).ok());
+  ASSERT_TRUE(transformer().Forward(std::span(prompt_).subspan(400, 60), *fork, Logits::kLast, &other).ok());
+  ASSERT_TRUE(transformer().Forward(std::span(prompt_).subspan(210, 1), cache, Logits::kLast, &one).ok());
+  PlaneCache alone(&served_->layout(), &transformer().rope(), q_heads(), HeapPlanes());
+  ASSERT_TRUE(transformer().Forward(std::span(prompt_).first(210), alone, Logits::kNone, nullptr).ok());
+  ASSERT_TRUE(transformer().Forward(std::span(prompt_).subspan(210, 1), alone, Logits::kLast, &want).ok());
+  EXPECT_LT(MaxDifference(one, want), 0.02f);
+  EXPECT_GT(MaxDifference(other, want), 0.02f);
+}
+
 // What podling does not have: scaled RoPE, biases, QK-norm, tied embeddings, 16- and 32-bit float weights.
 class FamilyTest : public ::testing::TestWithParam<std::string> {};
 

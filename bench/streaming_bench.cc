@@ -188,7 +188,7 @@ class OneGo {
         if (kind == pod::PlaneKind::kSummary && !summaries) continue;
         ids_.push_back({key, kind});
         bytes_.push_back(node.model().layout().plane_bytes(kind));
-        memory_.push_back(Check(node.pool().Allocate(bytes_.back()), "pool"));
+        memory_.push_back(Check(node.planes().Allocate(bytes_.back()), "pool"));
       }
     }
   }
@@ -281,7 +281,7 @@ int Run(const Options& options) {
         absl::StrFormat("computing took %.1f s", static_cast<double>(prefilled.compute_us()) / 1e6));
   }
 
-  const decode_node::DecodeNode decode(decode_side.get());
+  decode_node::DecodeNode decode(decode_side.get());
   v1::GenerateRequest generate;
   generate.mutable_token_ids()->Assign(ids.begin(), ids.end());
   generate.set_max_tokens(1);

@@ -1,11 +1,10 @@
 #include "decode_node/decode_node.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/time/clock.h"
 #include "base/status.h"
-#include "decode_node/stop_text.h"
-#include "model/sampler.h"
 
 namespace perigee::decode_node {
 namespace {
@@ -13,6 +12,8 @@ namespace {
 std::span<const int32_t> PromptOf(const v1::GenerateRequest& request) {
   return {request.token_ids().data(), static_cast<size_t>(request.token_ids_size())};
 }
+
+uint32_t SamplesOf(const v1::GenerateRequest& request) { return std::max<uint32_t>(request.samples(), 1); }
 
 absl::Status CheckDigest(const char* what, const std::string& wanted, const Digest& served) {
   if (wanted.empty() || wanted == AsView(served)) return absl::OkStatus();
@@ -24,106 +25,183 @@ absl::Status CheckDigest(const char* what, const std::string& wanted, const Dige
 
 }  // namespace
 
+// Room for a request's answers among those that are generated.
+class DecodeNode::Place {
+ public:
+  explicit Place(DecodeNode* node) : node_(node) {}
+  ~Place() {
+    absl::MutexLock lock(&node_->mu_);
+    node_->running_ -= taken_;
+  }
+  absl::Status Take(int samples, absl::Time deadline) {
+    const auto room = [this, samples]() ABSL_SHARED_LOCKS_REQUIRED(node_->mu_) {
+      return node_->running_ == 0 || node_->running_ + samples <= node_->options_.max_sequences;
+    };
+    absl::MutexLock lock(&node_->mu_);
+    ++node_->queued_;
+    const bool came = node_->mu_.AwaitWithDeadline(absl::Condition(&room), deadline);
+    --node_->queued_;
+    if (!came) {
+      return absl::DeadlineExceededError(
+          absl::StrCat("the request's time is over; ", node_->running_, " answers are being generated before it"));
+    }
+    node_->running_ += taken_ = samples;
+    return absl::OkStatus();
+  }
+
+ private:
+  DecodeNode* const node_;
+  int taken_ = 0;
+};
+
+DecodeNode::DecodeNode(const node::Node* node, const DecodeOptions& options)
+    : node_(node), options_(options), writer_(node, options.durability, options.ttl) {}
+
+int DecodeNode::running() const {
+  absl::MutexLock lock(&mu_);
+  return running_;
+}
+
+int DecodeNode::queued() const {
+  absl::MutexLock lock(&mu_);
+  return queued_;
+}
+
 absl::Status DecodeNode::CheckRequest(const v1::GenerateRequest& request) const {
   if (request.max_tokens() == 0) return absl::InvalidArgumentError("max_tokens is 0; ask for at least one token");
-  PERIGEE_RETURN_IF_ERROR(node_->CheckPrompt(PromptOf(request), request.max_tokens()));
+  if (request.samples() > static_cast<uint32_t>(options_.max_sequences)) {
+    return absl::InvalidArgumentError(absl::StrCat("samples is ", request.samples(), "; this node generates at most ",
+                                                   options_.max_sequences, " answers at once"));
+  }
+  const uint32_t answered = request.answered_tokens();
+  if (answered > 0 && (SamplesOf(request) > 1 || answered >= request.max_tokens() ||
+                       answered >= static_cast<uint32_t>(request.token_ids_size()))) {
+    return absl::InvalidArgumentError(absl::StrCat("answered_tokens is ", answered, " of ", request.token_ids_size(),
+                                                   " tokens, with max_tokens ", request.max_tokens(), " and ",
+                                                   SamplesOf(request),
+                                                   " samples: there must be a prompt, more to answer, and one sample"));
+  }
+  PERIGEE_RETURN_IF_ERROR(node_->CheckPrompt(PromptOf(request), int64_t{request.max_tokens()} - answered));
   PERIGEE_RETURN_IF_ERROR(CheckDigest("model", request.model_fingerprint(), node_->model().fingerprint()));
   return CheckDigest("plan", request.plan_id(), node_->model().plan().id());
 }
 
-absl::StatusOr<std::unique_ptr<node::PromptFetch>> DecodeNode::FetchPrompt(const v1::GenerateRequest& request,
-                                                                           const pod::Identity& identity,
-                                                                           model::PlaneCache& cache) const {
-  const int64_t cached = request.token_ids_size() - 1;
-  if (cached == 0) return nullptr;
-  const std::vector<pod::BlockKey> keys =
-      pod::DeriveChain(identity, PromptOf(request).first(static_cast<size_t>(cached)));
-  PERIGEE_ASSIGN_OR_RETURN(std::unique_ptr<node::PromptFetch> fetch,
-                           node::PromptFetch::Start(*node_, identity, keys, cached, cache));
-  PERIGEE_RETURN_IF_ERROR(fetch->status());
-  return fetch;
+absl::Status DecodeNode::LoadPrompt(const v1::GenerateRequest& request, const pod::Identity& identity,
+                                    absl::Time deadline, std::unique_ptr<model::PlaneCache>* cache,
+                                    std::vector<float>* logits, node::LoadReport* report) const {
+  const std::span<const int32_t> ids = PromptOf(request);
+  const int64_t cached = static_cast<int64_t>(ids.size()) - 1;
+  const std::vector<pod::BlockKey> keys = pod::DeriveChain(identity, ids.first(static_cast<size_t>(cached)));
+  const absl::Time start = absl::Now();
+  absl::Status reached;
+  node::StoredPrompt stored = node::LookUpPrompt(*node_, keys, cached, node::Presence::kStoredOrHere, &reached);
+  report->lookup_time = absl::Now() - start;
+  // What a store that is not there might have may not be more than what may be computed.
+  if (!reached.ok() && cached > request.max_compute_tokens()) return reached;
+
+  const int block_tokens = node_->model().layout().block_tokens();
+  const int chunk = std::max(options_.chunk_tokens / block_tokens, 1) * block_tokens;
+  const auto rest = [&](model::PlaneCache& loaded, node::PromptLoad& load) -> absl::Status {
+    while (loaded.tokens() <= cached) {
+      if (absl::Now() > deadline)
+        return absl::DeadlineExceededError("the request's time is over; its prompt was not computed");
+      const int64_t begin = loaded.tokens();
+      const int64_t end = std::min(cached + 1, begin + chunk);
+      PERIGEE_RETURN_IF_ERROR(
+          load.Run({.tokens = ids.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin)),
+                    .cache = &loaded,
+                    .which = end > cached ? model::Logits::kLast : model::Logits::kNone,
+                    .logits = logits}));
+      loaded.RetireProximal(loaded.tokens() / block_tokens * block_tokens);
+    }
+    *cache = std::make_unique<model::PlaneCache>(std::move(loaded));
+    return absl::OkStatus();
+  };
+  return node::LoadPrompt(*node_,
+                          {.identity = &identity,
+                           .ids = ids,
+                           .keys = keys,
+                           .tokens = cached,
+                           .max_compute_tokens = request.max_compute_tokens(),
+                           .chunk_tokens = chunk,
+                           .deadline = deadline},
+                          std::move(stored), rest, report);
 }
 
-void DecodeNode::Describe(const v1::GenerateRequest& request, const node::PromptFetch* fetch,
+void DecodeNode::Describe(const v1::GenerateRequest& request, const node::LoadReport& report,
                           v1::GenerateEvent::Started* started) const {
   const pod::Layout& layout = node_->model().layout();
   const pod::Window& window = layout.plan().window();
   const int64_t cached = request.token_ids_size() - 1;
+  const auto us = [](absl::Duration d) { return static_cast<uint64_t>(absl::ToInt64Microseconds(d)); };
   started->set_near_sink_end(std::min<int64_t>(pod::SinkEnd(window, layout.block_tokens()), cached + 1));
   started->set_near_recent_begin(pod::RecentBegin(window, layout.block_tokens(), cached));
-  started->set_fetched_tokens(static_cast<uint32_t>(cached));
-  if (fetch == nullptr) return;
-  const auto us = [](absl::Duration d) { return static_cast<uint64_t>(absl::ToInt64Microseconds(d)); };
-  started->set_bytes_fetched(fetch->bytes());
-  started->set_planes_fetched(fetch->planes());
-  started->set_planes_from_ssd(fetch->planes_from_ssd());
-  started->set_planes_from_dram(fetch->planes() - fetch->planes_from_ssd());
-  started->set_acquire_us(us(fetch->acquire_time()));
-  started->set_fetch_us(us(fetch->fetch_time()));
-  started->set_exposed_fetch_us(us(fetch->exposed_time()));
+  started->set_fetched_tokens(static_cast<uint32_t>(report.prefix_tokens));
+  started->set_recomputed_tokens(static_cast<uint32_t>(report.recomputed_tokens));
+  started->set_computed_tokens(static_cast<uint32_t>(cached + 1 - report.prefix_tokens));
+  started->set_bytes_fetched(report.bytes);
+  started->set_planes_fetched(report.planes);
+  started->set_planes_from_ssd(report.planes_from_ssd);
+  started->set_planes_from_dram(report.planes - report.planes_from_ssd);
+  started->set_acquire_us(us(report.acquire_time));
+  started->set_fetch_us(us(report.fetch_time));
+  started->set_exposed_fetch_us(us(report.exposed_time));
+}
+
+void DecodeNode::KeepAnswers(const v1::GenerateRequest& request, const pod::Identity& identity,
+                             const node::LoadReport& report, std::vector<Answer>& answers) {
+  const size_t stored = static_cast<size_t>(report.prefix_tokens / node_->model().layout().block_tokens());
+  for (Answer& answer : answers) {
+    // The last token was sampled, and not run.
+    std::vector<int32_t> ids(answer.ids().begin(), answer.ids().begin() + answer.cache().tokens());
+    node_->KeepBlocks(pod::DeriveChain(identity, ids), answer.cache());
+    if (!request.store_answer()) continue;
+    writer_.Add(
+        {.identity = identity, .ids = std::move(ids), .cache = std::move(answer.cache()), .first_block = stored});
+  }
 }
 
 absl::Status DecodeNode::Generate(const v1::GenerateRequest& request,
-                                  const std::function<bool(const v1::GenerateEvent&)>& emit) const {
+                                  const std::function<bool(const v1::GenerateEvent&)>& emit, absl::Time deadline) {
   const absl::Time arrival = absl::Now();
   PERIGEE_RETURN_IF_ERROR(CheckRequest(request));
   PERIGEE_ASSIGN_OR_RETURN(const pod::Identity identity, node_->IdentityFor(request.scope()));
-  PERIGEE_ASSIGN_OR_RETURN(
-      model::Sampler sampler,
-      model::Sampler::Create({.temperature = request.temperature(),
-                              .top_k = static_cast<int>(std::min<uint32_t>(request.top_k(), INT32_MAX)),
-                              .top_p = request.top_p() == 0 ? 1.0 : request.top_p(),
-                              .seed = request.seed()}));
-  const auto cancelled = [] { return absl::CancelledError("the caller is gone"); };
-  model::PlaneCache cache = node_->NewCache();
-  v1::GenerateEvent event;
-  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<node::PromptFetch> fetch, FetchPrompt(request, identity, cache));
+  Place place(this);
+  PERIGEE_RETURN_IF_ERROR(place.Take(static_cast<int>(SamplesOf(request)), deadline));
+  const absl::Time begun = absl::Now();
 
-  const model::ServedModel& model = node_->model();
-  const std::vector<int32_t>& eos =
-      model.tokenizer().eos_ids().empty() ? model.transformer().config().eos_ids : model.tokenizer().eos_ids();
-  model::StreamDecoder text(model.tokenizer());
-  StopText stop({request.stop().begin(), request.stop().end()});
+  std::unique_ptr<model::PlaneCache> cache;
   std::vector<float> logits;
-  int32_t token = request.token_ids(request.token_ids_size() - 1);
-  std::string reason = "length";
-  absl::Time first;
-  uint32_t count = 0;
-  while (count < request.max_tokens() && !stop.stopped()) {
-    PERIGEE_RETURN_IF_ERROR(model.transformer().Forward(std::span(&token, 1), cache, model::Logits::kLast, &logits));
-    if (count == 0) {
-      // Only now: the first pass waits for planes, and ends with their error if one is wrong.
-      Describe(request, fetch.get(), event.mutable_started());
-      if (!emit(event)) return cancelled();
-    }
-    cache.RetireProximal(cache.tokens());
-    PERIGEE_ASSIGN_OR_RETURN(token, sampler.Sample(logits));
-    if (count++ == 0) first = absl::Now();
-    const bool ends = !request.ignore_eos() && std::find(eos.begin(), eos.end(), token) != eos.end();
-    v1::GenerateEvent::Token* out = event.mutable_token();
-    out->Clear();
-    out->set_id(token);
-    if (!ends) {
-      PERIGEE_ASSIGN_OR_RETURN(const std::string piece, text.Push(token));
-      out->set_text(stop.Push(piece));
-    }
-    if (request.return_logits()) out->mutable_logits()->Assign(logits.begin(), logits.end());
-    if (!emit(event)) return cancelled();
-    if (ends) {
-      reason = "eos";
-      break;
-    }
+  node::LoadReport report;
+  PERIGEE_RETURN_IF_ERROR(LoadPrompt(request, identity, deadline, &cache, &logits, &report));
+
+  std::vector<Answer> answers;
+  for (uint32_t sample = 0; sample < SamplesOf(request); ++sample) {
+    const bool last = sample + 1 == SamplesOf(request);
+    absl::StatusOr<model::PlaneCache> own = last ? std::move(*cache) : cache->Fork();
+    PERIGEE_RETURN_IF_ERROR(own.status());
+    PERIGEE_ASSIGN_OR_RETURN(Answer answer, Answer::Create(node_->model(), request, sample, *std::move(own)));
+    answers.push_back(std::move(answer));
   }
-  v1::GenerateEvent::Finished* finished = event.mutable_finished();
-  std::string rest = stop.Push(text.Finish());  // Before Finish: arguments of one call have no order.
-  rest += stop.Finish();
-  finished->set_text(std::move(rest));
-  if (stop.stopped()) reason = "stop";
-  finished->set_reason(reason);
-  finished->set_tokens(count);
-  finished->set_first_token_us(static_cast<uint64_t>(absl::ToInt64Microseconds(first - arrival)));
-  finished->set_decode_us(node::MicrosecondsSince(first));
-  return emit(event) ? absl::OkStatus() : cancelled();
+  v1::GenerateEvent event;
+  Describe(request, report, event.mutable_started());
+  event.mutable_started()->set_queued_us(static_cast<uint64_t>(absl::ToInt64Microseconds(begun - arrival)));
+  if (!emit(event)) return absl::CancelledError("the caller is gone");
+
+  AnswerGroup group(&node_->batches(), node_->model().layout().block_tokens(), std::move(answers));
+  const absl::Time first = absl::Now();
+  group.Start(logits);
+  PERIGEE_RETURN_IF_ERROR(group.Drain(
+      [&](const v1::GenerateEvent& said) {
+        if (!said.has_finished()) return emit(said);
+        v1::GenerateEvent timed = said;
+        timed.mutable_finished()->set_first_token_us(static_cast<uint64_t>(absl::ToInt64Microseconds(first - arrival)));
+        timed.mutable_finished()->set_decode_us(node::MicrosecondsSince(first));
+        return emit(timed);
+      },
+      deadline));
+  KeepAnswers(request, identity, report, group.answers());
+  return absl::OkStatus();
 }
 
 }  // namespace perigee::decode_node

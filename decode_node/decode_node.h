@@ -1,39 +1,67 @@
-// The decode node: fetches a prompt's planes (distant ones of all blocks, proximal ones of the sink and the window
-// only) and generates, attending over the planes as they arrive: layer l of the first token runs while those of later
-// layers travel.
+// The decode node: brings a prompt's cache together (fetched planes, planes of earlier requests, and what has to be
+// computed) and generates, attending over the planes as they are stored. Answers of all requests are generated in
+// common passes (node/batch_engine.h); samples of one request share its prompt's blocks. A finished answer's planes
+// stay in this node's memory and go to the store, for the conversation's next turn.
 #ifndef PERIGEE_DECODE_NODE_DECODE_NODE_H_
 #define PERIGEE_DECODE_NODE_DECODE_NODE_H_
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "decode_node/answer_group.h"
+#include "decode_node/answer_writer.h"
 #include "node/node.h"
-#include "node/prompt_fetch.h"
+#include "node/prompt_load.h"
 #include "perigee/v1/decode.pb.h"
 
 namespace perigee::decode_node {
+
+struct DecodeOptions {
+  int max_sequences = 64;  // Answers at once; more requests wait for a place.
+  int chunk_tokens = 128;  // Of a prompt's missing part, computed between two tokens of the other answers.
+  // Of answers that are stored.
+  kvstore::Durability durability = kvstore::Durability::kBest;
+  absl::Duration ttl = absl::InfiniteDuration();
+};
 
 // Any thread may call, several at once.
 class DecodeNode {
  public:
   // `node` outlives this object.
-  explicit DecodeNode(const node::Node* node) : node_(node) {}
+  explicit DecodeNode(const node::Node* node, const DecodeOptions& options = {});
 
   // Calls emit for every event; when it returns false (the reader is gone) generation ends with CANCELLED. Errors as in
-  // decode.proto.
-  absl::Status Generate(const v1::GenerateRequest& request,
-                        const std::function<bool(const v1::GenerateEvent&)>& emit) const;
+  // decode.proto; DEADLINE_EXCEEDED at the deadline.
+  absl::Status Generate(const v1::GenerateRequest& request, const std::function<bool(const v1::GenerateEvent&)>& emit,
+                        absl::Time deadline = absl::InfiniteFuture());
+
+  AnswerWriter& writer() { return writer_; }
+  // Answers being generated, and requests waiting for a place.
+  int running() const;
+  int queued() const;
 
  private:
+  class Place;
   absl::Status CheckRequest(const v1::GenerateRequest& request) const;
-  // Null for a prompt of one token. NOT_FOUND when planes are missing.
-  absl::StatusOr<std::unique_ptr<node::PromptFetch>> FetchPrompt(const v1::GenerateRequest& request,
-                                                                 const pod::Identity& identity,
-                                                                 model::PlaneCache& cache) const;
-  void Describe(const v1::GenerateRequest& request, const node::PromptFetch* fetch,
+  // The prompt's cache, and the logits of its last token.
+  absl::Status LoadPrompt(const v1::GenerateRequest& request, const pod::Identity& identity, absl::Time deadline,
+                          std::unique_ptr<model::PlaneCache>* cache, std::vector<float>* logits,
+                          node::LoadReport* report) const;
+  void Describe(const v1::GenerateRequest& request, const node::LoadReport& report,
                 v1::GenerateEvent::Started* started) const;
+  void KeepAnswers(const v1::GenerateRequest& request, const pod::Identity& identity, const node::LoadReport& report,
+                   std::vector<Answer>& answers);
+
   const node::Node* const node_;
+  const DecodeOptions options_;
+  AnswerWriter writer_;
+  mutable absl::Mutex mu_;
+  int running_ ABSL_GUARDED_BY(mu_) = 0, queued_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
 }  // namespace perigee::decode_node

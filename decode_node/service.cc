@@ -1,5 +1,6 @@
 #include "decode_node/service.h"
 
+#include "absl/time/time.h"
 #include "proto/grpc_status.h"
 
 namespace perigee::decode_node {
@@ -13,7 +14,8 @@ grpc::Status DecodeService::Info(grpc::ServerContext* context, const v1::NodeInf
 grpc::Status DecodeService::Generate(grpc::ServerContext* context, const v1::GenerateRequest* request,
                                      grpc::ServerWriter<v1::GenerateEvent>* writer) {
   return ToGrpc(decode_.Generate(
-      *request, [&](const v1::GenerateEvent& event) { return !context->IsCancelled() && writer->Write(event); }));
+      *request, [&](const v1::GenerateEvent& event) { return !context->IsCancelled() && writer->Write(event); },
+      absl::FromChrono(context->deadline())));
 }
 
 }  // namespace perigee::decode_node

@@ -10,7 +10,8 @@ namespace perigee::decode_node {
 // Any thread. `node` outlives the service.
 class DecodeService final : public v1::DecodeNode::Service {
  public:
-  explicit DecodeService(const node::Node* node) : node_(node), decode_(node) {}
+  explicit DecodeService(const node::Node* node, const DecodeOptions& options = {})
+      : node_(node), decode_(node, options) {}
 
   grpc::Status Info(grpc::ServerContext* context, const v1::NodeInfoRequest* request, v1::NodeInfo* response) override;
   grpc::Status Generate(grpc::ServerContext* context, const v1::GenerateRequest* request,
@@ -18,7 +19,7 @@ class DecodeService final : public v1::DecodeNode::Service {
 
  private:
   const node::Node* const node_;
-  const DecodeNode decode_;
+  DecodeNode decode_;
 };
 
 }  // namespace perigee::decode_node

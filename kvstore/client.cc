@@ -94,7 +94,7 @@ absl::StatusOr<WriteBatch> StoreClient::Reserve(std::span<const PlaneRequest> pl
   return WriteBatch(std::move(state));
 }
 
-absl::StatusOr<ReadLease> StoreClient::Acquire(std::span<const PlaneId> planes) {
+absl::StatusOr<ReadLease> StoreClient::Acquire(std::span<const PlaneId> planes, absl::Duration within) {
   auto state = std::make_shared<internal::LeaseState>();
   state->core = core_;
   v1::AcquireRequest request;
@@ -107,7 +107,7 @@ absl::StatusOr<ReadLease> StoreClient::Acquire(std::span<const PlaneId> planes) 
     state->session = session;
     state->expiry_unix_us = absl::ToUnixMicros(absl::Now() + ttl);
     PERIGEE_RETURN_IF_ERROR(core_->CallQuickly(*session, QuickCall::kAcquire, &Stub::Acquire, request, &response,
-                                               core_->options.call_deadline));
+                                               std::min(within, core_->options.call_deadline)));
     return core_->CheckEpoch(*session, response.epoch());
   }));
   state->id = response.lease_id();

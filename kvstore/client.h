@@ -146,7 +146,8 @@ class LayeredFetch {
   size_t groups() const;
   // Until groups 0..group are here and match their checksums. DATA_LOSS when this group's or an earlier one's bytes do
   // not; else the wire's or the store's error. Nothing more arrives after an error.
-  absl::Status Wait(size_t group) const;
+  // DEADLINE_EXCEEDED: not here yet at `until`; the fetch goes on.
+  absl::Status Wait(size_t group, absl::Time until = absl::InfiniteFuture()) const;
   // How many groups, from the first on, are here and right.
   size_t arrived() const;
   // After DATA_LOSS: which of the lease's planes were wrong. The store has been told.
@@ -209,7 +210,8 @@ class StoreClient {
   // UNAVAILABLE when the store was restarted since; as DecodeSharedReservation for bytes that are no description;
   // OUT_OF_RANGE for addresses that are not the store's.
   absl::StatusOr<JoinedBatch> Join(absl::string_view description, absl::Time described_after);
-  absl::StatusOr<ReadLease> Acquire(std::span<const PlaneId> planes);
+  // within: how long planes in slower tiers may take, at most call_deadline; then DEADLINE_EXCEEDED.
+  absl::StatusOr<ReadLease> Acquire(std::span<const PlaneId> planes, absl::Duration within = absl::InfiniteDuration());
   absl::StatusOr<LookupResult> Lookup(std::span<const pod::BlockKey> keys, LookupMode mode = LookupMode::kAll);
   // What was stored and removed after event number `after` of the store's start `epoch` (0 for both at first: the page
   // says gap then, and the planes that are there are List's to tell). Waits for something, at most so long; the next

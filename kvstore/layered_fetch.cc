@@ -162,11 +162,14 @@ void LayeredFetch::Stop() {
 
 size_t LayeredFetch::groups() const { return state_ == nullptr ? 0 : state_->groups.size(); }
 
-absl::Status LayeredFetch::Wait(size_t group) const {
+absl::Status LayeredFetch::Wait(size_t group, absl::Time until) const {
   if (group >= groups()) return absl::OutOfRangeError(absl::StrCat("group ", group, " of a fetch of ", groups()));
   const auto known = [this, group]()
                          ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu) { return state_->arrived > group || state_->ended; };
-  absl::MutexLock lock(&state_->mu, absl::Condition(&known));
+  absl::MutexLock lock(&state_->mu);
+  if (!state_->mu.AwaitWithDeadline(absl::Condition(&known), until)) {
+    return absl::DeadlineExceededError(absl::StrCat("group ", group, " of ", groups(), " is not here yet"));
+  }
   return state_->arrived > group ? absl::OkStatus() : state_->status;
 }
 

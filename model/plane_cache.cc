@@ -119,6 +119,10 @@ absl::Status PlaneCache::Grow(int count) {
       return absl::FailedPreconditionError(absl::StrCat("the block at position ", last.position,
                                                         " is to be filled up but its proximal plane is not here"));
     }
+    // A block that was fetched has no summary yet; Append makes it, over all of its tokens.
+    if (last.summary == nullptr && layout_->plane_bytes(pod::PlaneKind::kSummary) > 0) {
+      PERIGEE_ASSIGN_OR_RETURN(last.summary, allocator_(layout_->plane_bytes(pod::PlaneKind::kSummary)));
+    }
     last.tokens = static_cast<int32_t>(std::min<int64_t>(block_tokens, target - last.position));
     refs_.back().tokens = last.tokens;
     end = last.position + last.tokens;

@@ -1,5 +1,7 @@
 #include "node/node.h"
 
+#include <algorithm>
+
 #include "base/status.h"
 
 namespace perigee::node {
@@ -23,17 +25,44 @@ absl::StatusOr<std::unique_ptr<Node>> Node::Create(const NodeOptions& options,
       node->engine_,
       transport::Context::Create({.transports = options.transports, .devices = options.devices, .guarded = true}));
   PERIGEE_ASSIGN_OR_RETURN(node->pool_, kvstore::RegisteredPool::Create(node->engine_.get(), options.pool_bytes));
+  node->planes_ = std::make_unique<LocalPlanes>(node->pool_.get(), options.keep_planes);
   kvstore::ClientOptions client = options.store;
   client.call_deadline = client.transfer_deadline = options.store_timeout;
   PERIGEE_ASSIGN_OR_RETURN(node->store_,
                            kvstore::StoreClient::Connect(options.store_address, node->engine_.get(), client));
+  node->batches_ = std::make_unique<BatchEngine>(&node->model_->transformer(), options.max_batch_tokens);
+  PERIGEE_RETURN_IF_ERROR(node->MeasureComputing());
   return node;
+}
+
+// A first idea of how long prompts take, so that the first request's choice between fetching and computing is not
+// blind.
+absl::Status Node::MeasureComputing() {
+  const int64_t room = model_->transformer().config().max_positions;
+  const std::vector<int32_t> tokens(static_cast<size_t>(std::min<int64_t>(room, 64)), 0);
+  for (int pass = 0; pass < 2; ++pass) {  // The first one sets up what later ones reuse.
+    model::PlaneCache cache = NewCache();
+    PERIGEE_RETURN_IF_ERROR(batches_->Run({.tokens = tokens, .cache = &cache}));
+  }
+  return absl::OkStatus();
 }
 
 model::PlaneCache Node::NewCache() const {
   const model::Transformer& transformer = model_->transformer();
   return model::PlaneCache(&model_->shard().local(), &transformer.rope(), transformer.rank_config().q_heads,
-                           [this](size_t bytes) { return pool_->Allocate(bytes); });
+                           [this](size_t bytes) { return planes_->Allocate(bytes); });
+}
+
+void Node::KeepBlocks(std::span<const pod::BlockKey> keys, const model::PlaneCache& cache) const {
+  const pod::Layout& layout = model_->layout();
+  for (size_t b = 0; b < std::min(keys.size(), cache.blocks().size()); ++b) {
+    const model::CachedBlock& block = cache.blocks()[b];
+    if (block.tokens < layout.block_tokens()) break;
+    for (const auto& [kind, buffer] :
+         {std::pair(pod::PlaneKind::kDistant, block.distant), std::pair(pod::PlaneKind::kProximal, block.proximal)}) {
+      if (buffer != nullptr) planes_->Keep({keys[b], kind}, buffer, layout.plane_bytes(kind));
+    }
+  }
 }
 
 absl::Status Node::CheckPrompt(std::span<const int32_t> tokens, int64_t more) const {

@@ -1,5 +1,5 @@
-// What a prefill node and a decode node are both made of: a model under a plan, an engine, a pool of registered planes,
-// and a client of the store.
+// What a prefill node and a decode node are both made of: a model under a plan, the thread that runs its passes, a pool
+// of registered planes with what is left there of earlier requests, and a client of the store.
 #ifndef PERIGEE_NODE_NODE_H_
 #define PERIGEE_NODE_NODE_H_
 
@@ -16,6 +16,8 @@
 #include "kvstore/registered_pool.h"
 #include "model/plane_cache.h"
 #include "model/served_model.h"
+#include "node/batch_engine.h"
+#include "node/local_planes.h"
 #include "perigee/v1/node.pb.h"
 #include "transport/context.h"
 
@@ -27,6 +29,9 @@ struct NodeOptions {
   std::string transports;                 // UCX_TLS; "": UCX chooses.
   std::vector<std::string> devices = {};  // One rail each; empty: UCX chooses.
   size_t pool_bytes = size_t{256} << 20;
+  int max_batch_tokens = 512;  // Of one forward pass, over all sequences.
+  bool keep_planes = true;     // Of earlier requests, while there is room in the pool.
+  bool recompute = true;       // Also what is stored, where that is faster than fetching it (node/prompt_load.h).
   absl::Duration store_timeout = absl::Seconds(20);  // For one batch of control calls or transfers.
   kvstore::ClientOptions store = {};                 // But for its deadlines, which are store_timeout.
 };
@@ -47,10 +52,15 @@ class Node {
 
   const model::ServedModel& model() const { return *model_; }
   kvstore::StoreClient& store() const { return *store_; }
-  kvstore::RegisteredPool& pool() const { return *pool_; }
+  LocalPlanes& planes() const { return *planes_; }
+  BatchEngine& batches() const { return *batches_; }
+  const NodeOptions& options() const { return options_; }
 
   // An empty cache whose planes lie in registered memory. node/prompt_fetch.h fills it from the store.
   model::PlaneCache NewCache() const;
+
+  // Leaves a sequence's full blocks in this node's memory, for the next request that begins alike.
+  void KeepBlocks(std::span<const pod::BlockKey> keys, const model::PlaneCache& cache) const;
 
   // Refuses what this model cannot run: nothing, foreign token ids, more than its context (with `more` tokens to come).
   absl::Status CheckPrompt(std::span<const int32_t> tokens, int64_t more) const;
@@ -60,11 +70,14 @@ class Node {
 
  private:
   Node() = default;
+  absl::Status MeasureComputing();
   NodeOptions options_;
   std::shared_ptr<const model::ServedModel> model_;
   std::unique_ptr<transport::Context> engine_;
   std::unique_ptr<kvstore::RegisteredPool> pool_;
+  std::unique_ptr<LocalPlanes> planes_;
   std::unique_ptr<kvstore::StoreClient> store_;
+  std::unique_ptr<BatchEngine> batches_;
 };
 
 }  // namespace perigee::node

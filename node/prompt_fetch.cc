@@ -52,52 +52,77 @@ std::vector<std::vector<SectionRun>> RunsByLayer(const pod::Layout& layout, Plan
 
 }  // namespace
 
+bool Reads(const pod::Layout& layout, PlaneKind kind, int64_t block_begin, int64_t tokens) {
+  if (layout.plane_bytes(kind) == 0 || kind == PlaneKind::kSummary) return false;
+  return kind == PlaneKind::kDistant || pod::IsNear(layout.plan().window(), layout.block_tokens(), block_begin, tokens);
+}
+
 absl::StatusOr<std::unique_ptr<PromptFetch>> PromptFetch::Start(const Node& node, const pod::Identity& identity,
                                                                 std::span<const pod::BlockKey> keys, int64_t tokens,
-                                                                model::PlaneCache& cache) {
+                                                                model::PlaneCache& cache, absl::Time give_up) {
   const absl::Time start = absl::Now();
   const pod::Layout& layout = node.model().layout();
   const int block_tokens = layout.block_tokens();
   std::unique_ptr<PromptFetch> out(new PromptFetch);
+  out->node_ = &node;
+  out->give_up_ = give_up;
   out->blocks_ = keys.size();
   std::vector<model::CachedBlock> view(keys.size());
   for (size_t b = 0; b < keys.size(); ++b) {
-    view[b].position = static_cast<int64_t>(b) * block_tokens;
+    view[b].position = view[b].base_position = static_cast<int64_t>(b) * block_tokens;
     view[b].tokens = static_cast<int32_t>(std::min<int64_t>(block_tokens, tokens - view[b].position));
-    const auto want = [&](PlaneKind kind) {
-      if (layout.plane_bytes(kind) == 0) return;
+    for (const PlaneKind kind : {PlaneKind::kDistant, PlaneKind::kProximal}) {
+      if (!Reads(layout, kind, view[b].position, tokens)) continue;
+      model::PlaneBuffer& plane = kind == PlaneKind::kDistant ? view[b].distant : view[b].proximal;
+      if (view[b].tokens == block_tokens) plane = node.planes().Find({keys[b], kind});
+      if (plane != nullptr) {
+        ++out->planes_here_;
+        continue;
+      }
       out->ids_.push_back({keys[b], kind});
       out->block_of_.push_back(b);
-    };
-    want(PlaneKind::kDistant);
-    if (pod::IsNear(layout.plan().window(), block_tokens, view[b].position, tokens)) want(PlaneKind::kProximal);
+    }
   }
+  if (!out->ids_.empty()) {
+    PERIGEE_RETURN_IF_ERROR(out->StartFetch(identity, view));
+    if (!out->missing_.empty()) return out;
+  }
+  for (model::CachedBlock& block : view) PERIGEE_RETURN_IF_ERROR(cache.AddBlock(std::move(block)));
+  if (!out->ids_.empty()) {
+    cache.AwaitArrival([fetch = out.get()](int layer) { return fetch->WaitForLayer(layer); });
+  }
+  out->acquire_time_ = absl::Now() - start;
+  return out;
+}
 
-  PERIGEE_ASSIGN_OR_RETURN(kvstore::ReadLease lease, node.store().Acquire(out->ids_));
-  for (size_t i = 0; i < out->ids_.size(); ++i) {
-    const PlaneId& id = out->ids_[i];
+// Leases ids_, and begins to read them into fresh memory, which `view` gets.
+absl::Status PromptFetch::StartFetch(const pod::Identity& identity, std::vector<model::CachedBlock>& view) {
+  const pod::Layout& layout = node_->model().layout();
+  PERIGEE_ASSIGN_OR_RETURN(kvstore::ReadLease lease, node_->store().Acquire(ids_, give_up_ - absl::Now()));
+  for (size_t i = 0; i < ids_.size(); ++i) {
+    const PlaneId& id = ids_[i];
     const kvstore::HeldPlane& held = lease.planes()[i];
     if (!held.found) {
-      out->missing_.push_back(
-          {out->block_of_[i], id,
+      missing_.push_back(
+          {block_of_[i], id,
            absl::StrCat(pod::PlaneKindName(id.kind), " plane ", kvstore::MissReasonName(held.miss.reason))});
       continue;
     }
     const absl::Status header = pod::CheckPlaneHeader(held.header, layout, identity, id.key, id.kind);
-    if (!header.ok()) out->missing_.push_back({out->block_of_[i], id, std::string(header.message())});
+    if (!header.ok()) missing_.push_back({block_of_[i], id, std::string(header.message())});
   }
-  if (!out->missing_.empty()) return out;
+  if (!missing_.empty()) return absl::OkStatus();
 
   std::vector<std::vector<kvstore::FetchRequest>> groups(static_cast<size_t>(layout.plan().shape().layers));
   const auto distant_runs = RunsByLayer(layout, PlaneKind::kDistant);
   const auto proximal_runs = RunsByLayer(layout, PlaneKind::kProximal);
-  for (size_t i = 0; i < out->ids_.size(); ++i) {
+  for (size_t i = 0; i < ids_.size(); ++i) {
     const kvstore::HeldPlane& held = lease.planes()[i];
     PERIGEE_ASSIGN_OR_RETURN(
         const model::PlaneBuffer bytes,
-        node.pool().Allocate(held.header.payload_bytes, kvstore::RegisteredPool::Contents::kUnspecified));
-    out->buffers_.push_back(bytes);
-    const bool distant = out->ids_[i].kind == PlaneKind::kDistant;
+        node_->planes().Allocate(held.header.payload_bytes, kvstore::RegisteredPool::Contents::kUnspecified));
+    buffers_.push_back(bytes);
+    const bool distant = ids_[i].kind == PlaneKind::kDistant;
     for (size_t layer = 0; layer < groups.size(); ++layer) {
       for (const SectionRun& run : (distant ? distant_runs : proximal_runs)[layer]) {
         groups[layer].push_back({.plane = i,
@@ -106,32 +131,44 @@ absl::StatusOr<std::unique_ptr<PromptFetch>> PromptFetch::Start(const Node& node
                                  .sections = run.sections});
       }
     }
-    ++out->planes_;
-    if (held.tier == kvstore::Tier::kSsd) ++out->planes_from_ssd_;
-    out->bytes_ += held.header.payload_bytes;
-    model::CachedBlock& block = view[out->block_of_[i]];
+    ++planes_;
+    if (held.tier == kvstore::Tier::kSsd) ++planes_from_ssd_;
+    bytes_ += held.header.payload_bytes;
+    model::CachedBlock& block = view[block_of_[i]];
     block.base_position = held.header.base_position;
     (distant ? block.distant : block.proximal) = bytes;
+    full_.push_back(block.tokens == layout.block_tokens());
   }
-  PERIGEE_ASSIGN_OR_RETURN(out->fetch_, lease.StartFetch(std::move(groups)));
-  for (model::CachedBlock& block : view) PERIGEE_RETURN_IF_ERROR(cache.AddBlock(std::move(block)));
-  cache.AwaitArrival([fetch = out.get()](int layer) { return fetch->WaitForLayer(layer); });
-  out->acquire_time_ = absl::Now() - start;
-  return out;
+  PERIGEE_ASSIGN_OR_RETURN(fetch_, lease.StartFetch(std::move(groups)));
+  return absl::OkStatus();
+}
+
+// What was found wrong becomes missing().
+absl::Status PromptFetch::Settle(absl::Status arrived) {
+  if (!absl::IsDataLoss(arrived)) return arrived;
+  for (const size_t plane : fetch_.wrong_planes()) {
+    missing_.push_back({block_of_[plane], ids_[plane], std::string(arrived.message())});
+  }
+  return status();
 }
 
 absl::Status PromptFetch::WaitForLayer(int layer) {
   const absl::Time start = absl::Now();
-  const absl::Status arrived = fetch_.Wait(static_cast<size_t>(layer));
+  const absl::Status arrived = fetch_.Wait(static_cast<size_t>(layer), give_up_);
   exposed_time_ += absl::Now() - start;
-  if (absl::IsDataLoss(arrived)) {
-    for (const size_t plane : fetch_.wrong_planes()) {
-      missing_.push_back({block_of_[plane], ids_[plane], std::string(arrived.message())});
+  if (absl::IsDeadlineExceeded(arrived) && absl::Now() >= give_up_) overdue_ = true;
+  if (arrived.ok() && static_cast<size_t>(layer) + 1 == fetch_.groups()) {
+    for (size_t i = 0; i < buffers_.size(); ++i) {
+      if (full_[i])
+        node_->planes().Keep(ids_[i], std::move(buffers_[i]), node_->model().layout().plane_bytes(ids_[i].kind));
     }
-    return status();
+    buffers_.clear();
   }
-  if (arrived.ok() && static_cast<size_t>(layer) + 1 == fetch_.groups()) buffers_.clear();
-  return arrived;
+  return Settle(arrived);
+}
+
+absl::Status PromptFetch::WaitForAll() {
+  return fetch_.groups() == 0 ? absl::OkStatus() : WaitForLayer(static_cast<int>(fetch_.groups()) - 1);
 }
 
 absl::Status PromptFetch::status() const {

@@ -4,7 +4,8 @@
 // Which planes: the distant ones of all blocks, and the proximal ones of the blocks that a query right behind the
 // tokens is near to. Sections travel in the order of the first layer that reads them (a follower's layer reads its
 // lead's keys, so a group comes with its lead), over all planes of the prompt at once. Each is checked against its
-// CRC32C before its layer runs.
+// CRC32C before its layer runs. Planes that this node still has of earlier requests (node/local_planes.h) are not
+// fetched.
 #ifndef PERIGEE_NODE_PROMPT_FETCH_H_
 #define PERIGEE_NODE_PROMPT_FETCH_H_
 
@@ -23,6 +24,9 @@
 
 namespace perigee::node {
 
+// Whether a query right behind `tokens` tokens reads this plane of the block that begins there.
+bool Reads(const pod::Layout& layout, pod::PlaneKind kind, int64_t block_begin, int64_t tokens);
+
 // A plane that the store does not have, or that is not what it should be.
 struct MissingPlane {
   size_t block = 0;
@@ -36,10 +40,12 @@ class PromptFetch {
   // keys: of the blocks of `tokens` tokens, from the prompt's start. If planes are missing nothing is fetched and the
   // cache stays as it is: see missing(). Else the cache holds the blocks, and asks this object for their bytes: keep it
   // until the cache has run one chunk through all layers, or is not run any more. UNAVAILABLE, DEADLINE_EXCEEDED: the
-  // store; RESOURCE_EXHAUSTED: this node's pool.
+  // store; RESOURCE_EXHAUSTED: this node's pool. give_up: a layer that is not here by then ends the pass with
+  // DEADLINE_EXCEEDED, and overdue() says so.
   static absl::StatusOr<std::unique_ptr<PromptFetch>> Start(const Node& node, const pod::Identity& identity,
                                                             std::span<const pod::BlockKey> keys, int64_t tokens,
-                                                            model::PlaneCache& cache);
+                                                            model::PlaneCache& cache,
+                                                            absl::Time give_up = absl::InfiniteFuture());
   // Stops what is still under way and waits for it.
   ~PromptFetch() = default;
 
@@ -48,7 +54,15 @@ class PromptFetch {
   // NOT_FOUND, naming the first missing plane, its block and why; OK where none is missing.
   absl::Status status() const;
 
+  // It was given up because it took too long.
+  bool overdue() const { return overdue_; }
+  // Everything is here: a pass over the cache will not wait.
+  bool complete() const { return fetch_.arrived() == fetch_.groups(); }
+  // Until it is, or has failed.
+  absl::Status WaitForAll();
+
   uint32_t planes() const { return planes_; }
+  uint32_t planes_here() const { return planes_here_; }  // That did not have to be fetched; not among planes().
   uint32_t planes_from_ssd() const { return planes_from_ssd_; }
   uint64_t bytes() const { return bytes_; }
   // Finding the planes and making room for them, before anything could be computed.
@@ -60,14 +74,20 @@ class PromptFetch {
 
  private:
   PromptFetch() = default;
+  absl::Status StartFetch(const pod::Identity& identity, std::vector<model::CachedBlock>& view);
   absl::Status WaitForLayer(int layer);
+  absl::Status Settle(absl::Status arrived);
 
+  const Node* node_ = nullptr;
+  absl::Time give_up_;
+  bool overdue_ = false;
   size_t blocks_ = 0;
   std::vector<size_t> block_of_;       // By plane of the lease.
   std::vector<kvstore::PlaneId> ids_;  // By plane of the lease.
   std::vector<MissingPlane> missing_;
   std::vector<model::PlaneBuffer> buffers_;  // The fetch's own hold on its destinations, until everything is here.
-  uint32_t planes_ = 0, planes_from_ssd_ = 0;
+  std::vector<bool> full_;                   // By plane of the lease: of a block that nobody writes into any more.
+  uint32_t planes_ = 0, planes_from_ssd_ = 0, planes_here_ = 0;
   uint64_t bytes_ = 0;
   absl::Duration acquire_time_, exposed_time_;
   kvstore::LayeredFetch fetch_;  // Goes first: nothing may write into buffers_ when they go.

@@ -1,5 +1,6 @@
 // The prefill node: finds the longest stored prefix, computes the rest layer by layer, ships each layer's tiles while
-// the next one is computed, and commits each chunk while the next one is computed.
+// the next one is computed, and commits each chunk while the next one is computed. Chunks of several prompts share a
+// pass (node/batch_engine.h); what two prompts begin with alike is computed once (computing.h).
 #ifndef PERIGEE_PREFILL_NODE_PREFILL_NODE_H_
 #define PERIGEE_PREFILL_NODE_PREFILL_NODE_H_
 
@@ -10,8 +11,9 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "node/node.h"
+#include "node/prompt_load.h"
 #include "perigee/v1/prefill.pb.h"
-#include "prefill_node/reuse.h"
+#include "prefill_node/computing.h"
 
 namespace perigee::prefill_node {
 
@@ -43,18 +45,17 @@ class PrefillNode {
     std::vector<int64_t> branch_points;  // Segment borders, and the end.
   };
   absl::StatusOr<Prompt> Read(const v1::PrefillRequest& request) const;
-  absl::StatusOr<std::vector<StoredBlock>> LookUp(const Prompt& prompt, v1::PrefillResponse* response) const;
-  // Fetches the first `reused` tokens' planes and computes and stores the rest. False when some of those planes are
-  // missing or wrong: they are marked so in `stored`, and nothing was stored.
-  absl::StatusOr<bool> ContinueFrom(const Prompt& prompt, int64_t reused, absl::Time deadline,
-                                    std::vector<StoredBlock>& stored, v1::PrefillResponse* response) const;
+  // Loads what is stored, computes and stores the rest.
+  absl::Status Continue(const Prompt& prompt, node::StoredPrompt stored, absl::Time deadline,
+                        v1::PrefillResponse* response) const;
   // From the cache's end to the prompt's.
-  absl::Status Compute(const Prompt& prompt, absl::Time deadline, model::PlaneCache& cache,
+  absl::Status Compute(const Prompt& prompt, absl::Time deadline, model::PlaneCache& cache, node::PromptLoad& load,
                        v1::PrefillResponse* response) const;
 
   const node::Node* const node_;
   const int64_t chunk_tokens_;
   const PrefillOptions options_;
+  mutable Computing computing_;
 };
 
 }  // namespace perigee::prefill_node

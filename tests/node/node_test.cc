@@ -75,7 +75,7 @@ class NodeTest : public ::testing::TestWithParam<std::string> {
     request.set_ignore_eos(true);
     return request;
   }
-  Answer Generate(const v1::GenerateRequest& request) const { return perigee::Generate(decode_, request); }
+  Answer Generate(const v1::GenerateRequest& request) { return perigee::Generate(decode_, request); }
 
   std::vector<pod::BlockKey> KeysOf(const std::vector<int32_t>& prompt) const {
     const auto identity = bench_.prefill_side->model().IdentityFor(tenant_, "");
@@ -112,7 +112,7 @@ class NodeTest : public ::testing::TestWithParam<std::string> {
 
   Bench& bench_;
   const prefill_node::PrefillNode prefill_;
-  const decode_node::DecodeNode decode_;
+  decode_node::DecodeNode decode_;
   const pod::Layout& layout_;
   const std::string tenant_;
 };
@@ -531,7 +531,7 @@ TEST(NodeLimitsTest, AFullPoolIsResourceExhaustedAndRecovers) {
   // And a decode node that cannot hold a prompt says so, and goes on with those that it can hold.
   response.Clear();
   ASSERT_TRUE(prefill_node::PrefillNode(big.get(), {}).Prefill(request(1000), deadline, &response).ok());
-  const decode_node::DecodeNode decode(small.get());
+  decode_node::DecodeNode decode(small.get());
   const auto generate = [&](size_t tokens) {
     v1::GenerateRequest r;
     const auto ids = Ids(tokens, static_cast<uint32_t>(tokens));

@@ -34,6 +34,8 @@ inline std::unique_ptr<node::Node> StartNode(const std::string& plan, const std:
                                   .store_address = store,
                                   .transports = {},
                                   .pool_bytes = pool_bytes,
+                                  .keep_planes = false,  // Most tests are about what is fetched.
+                                  .recompute = false,
                                   .store_timeout = absl::Seconds(10),
                                   .store = client});
   EXPECT_TRUE(node.ok()) << node.status();
@@ -61,7 +63,7 @@ struct Answer {
   int starts = 0, finishes = 0;
 };
 
-inline Answer Generate(const decode_node::DecodeNode& decode, const v1::GenerateRequest& request) {
+inline Answer Generate(decode_node::DecodeNode& decode, const v1::GenerateRequest& request) {
   Answer answer;
   answer.status = decode.Generate(request, [&](const v1::GenerateEvent& event) {
     if (event.has_started()) {
@@ -78,6 +80,10 @@ inline Answer Generate(const decode_node::DecodeNode& decode, const v1::Generate
     return true;
   });
   return answer;
+}
+
+inline Answer Generate(decode_node::DecodeNode&& decode, const v1::GenerateRequest& request) {
+  return Generate(decode, request);
 }
 
 }  // namespace perigee

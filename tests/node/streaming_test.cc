@@ -92,9 +92,10 @@ TEST_P(StreamingTest, EachLayerRunsAsSoonAsItsOwnSectionsAreHereAndReadsNoOthers
   };
   const auto held = StartNode(client);
   {
-    auto memory = held->pool().Allocate(held->pool().capacity_bytes());
+    const uint64_t all = held->planes().available_bytes();
+    auto memory = held->planes().Allocate(all);
     ASSERT_TRUE(memory.ok()) << memory.status();
-    std::memset(memory->get(), 0xFF, held->pool().capacity_bytes());  // NaNs.
+    std::memset(memory->get(), 0xFF, all);  // NaNs.
   }
   const auto run = [&](const node::Node& node, bool count_layers) {
     model::PlaneCache cache = node.NewCache();
@@ -145,7 +146,7 @@ TEST_P(StreamingTest, AWrongSectionInTheLastGroupGivesNoTokenAndTheStoreIsTold) 
   client.fetch_batch_bytes = 1;
   const auto node = StartNode(client);
   const prefill_node::PrefillNode prefill(node.get(), {});
-  const decode_node::DecodeNode decode(node.get());
+  decode_node::DecodeNode decode(node.get());
   ASSERT_TRUE(Prefill(prefill, prompt).ok());
   const auto expected = Generate(decode, Ask(prompt)).tokens;
   ASSERT_EQ(expected.size(), 8u);
@@ -175,7 +176,7 @@ TEST_P(StreamingTest, PrefillFallsBackToAShorterPrefixWhenAPlaneProvesWrongInMid
   client.fetch_batch_bytes = 1;
   const auto node = StartNode(client);
   const prefill_node::PrefillNode prefill(node.get(), {.chunk_tokens = 64});
-  const decode_node::DecodeNode decode(node.get());
+  decode_node::DecodeNode decode(node.get());
   auto alone = PrefillOf(longer);
   alone.mutable_scope()->set_salt("alone");
   v1::PrefillResponse response;
@@ -207,7 +208,7 @@ TEST_P(StreamingTest, AWireThatBreaksInMidFetchEndsTheRequestBeforeItsFirstToken
   };
   const auto node = StartNode(client);
   const prefill_node::PrefillNode prefill(node.get(), {});
-  const decode_node::DecodeNode decode(node.get());
+  decode_node::DecodeNode decode(node.get());
   ASSERT_TRUE(Prefill(prefill, prompt).ok());
   const auto expected = Generate(decode, Ask(prompt)).tokens;
   broken = true;

@@ -1,4 +1,4 @@
-#include "prefill_node/chunk_writer.h"
+#include "node/chunk_writer.h"
 
 #include <algorithm>
 #include <atomic>
@@ -9,7 +9,7 @@
 #include "base/status.h"
 #include "pod/plane_header.h"
 
-namespace perigee::prefill_node {
+namespace perigee::node {
 namespace {
 
 using pod::PlaneKind;
@@ -228,4 +228,4 @@ uint64_t ChunkWriter::bytes_written() const {
   return bytes_written_;
 }
 
-}  // namespace perigee::prefill_node
+}  // namespace perigee::node

@@ -5,8 +5,8 @@
 // finished layer as one batch, takes the checksum of each section that is complete, and, once all chunks before it are
 // committed, commits. So chunks become visible in order: what a failed chunk leaves is a prefix of the prompt (its own
 // planes may be committed in part: a reader stops at the first hole), and no chunk after it is committed.
-#ifndef PERIGEE_PREFILL_NODE_CHUNK_WRITER_H_
-#define PERIGEE_PREFILL_NODE_CHUNK_WRITER_H_
+#ifndef PERIGEE_NODE_CHUNK_WRITER_H_
+#define PERIGEE_NODE_CHUNK_WRITER_H_
 
 #include <cstdint>
 #include <deque>
@@ -24,7 +24,7 @@
 #include "pod/block_key.h"
 #include "pod/layout.h"
 
-namespace perigee::prefill_node {
+namespace perigee::node {
 
 // For one request; all methods from its computing thread. What the constructor is given outlives the object.
 class ChunkWriter {
@@ -83,6 +83,6 @@ class ChunkWriter {
   uint64_t bytes_stored_ ABSL_GUARDED_BY(mu_) = 0, bytes_written_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
-}  // namespace perigee::prefill_node
+}  // namespace perigee::node
 
-#endif  // PERIGEE_PREFILL_NODE_CHUNK_WRITER_H_
+#endif  // PERIGEE_NODE_CHUNK_WRITER_H_

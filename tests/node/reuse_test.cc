@@ -1,11 +1,11 @@
-#include "prefill_node/reuse.h"
+#include "node/reuse.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <random>
 
-namespace perigee::prefill_node {
+namespace perigee::node {
 namespace {
 
 constexpr int kBlockTokens = 16;
@@ -174,4 +174,4 @@ TEST(ReuseTest, WhatAPromptKeepsIsEnoughToContinueFromItsBranchPointsAndToDecode
 }
 
 }  // namespace
-}  // namespace perigee::prefill_node
+}  // namespace perigee::node

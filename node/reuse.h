@@ -1,6 +1,6 @@
 // Which stored blocks a prefill can stand on, and which of its own planes it should leave for others. Pure decisions.
-#ifndef PERIGEE_PREFILL_NODE_REUSE_H_
-#define PERIGEE_PREFILL_NODE_REUSE_H_
+#ifndef PERIGEE_NODE_REUSE_H_
+#define PERIGEE_NODE_REUSE_H_
 
 #include <cstdint>
 #include <string>
@@ -8,7 +8,7 @@
 
 #include "pod/layout.h"
 
-namespace perigee::prefill_node {
+namespace perigee::node {
 
 // What the store says of one block of the prompt. Planes that are empty by the layout count as present.
 struct StoredBlock {
@@ -34,6 +34,6 @@ Reuse LongestUsablePrefix(const pod::Layout& layout, int64_t tokens, const std::
 // Blocks behind a point are not kept for its sake: what a continuation has there is its own.
 bool KeepsProximal(const pod::Layout& layout, int64_t block_begin, const std::vector<int64_t>& branch_points);
 
-}  // namespace perigee::prefill_node
+}  // namespace perigee::node
 
-#endif  // PERIGEE_PREFILL_NODE_REUSE_H_
+#endif  // PERIGEE_NODE_REUSE_H_

@@ -1,10 +1,10 @@
-#include "prefill_node/reuse.h"
+#include "node/reuse.h"
 
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
 
-namespace perigee::prefill_node {
+namespace perigee::node {
 
 Reuse LongestUsablePrefix(const pod::Layout& layout, int64_t tokens, const std::vector<StoredBlock>& blocks) {
   const int block_tokens = layout.block_tokens();
@@ -43,4 +43,4 @@ bool KeepsProximal(const pod::Layout& layout, int64_t block_begin, const std::ve
   });
 }
 
-}  // namespace perigee::prefill_node
+}  // namespace perigee::node

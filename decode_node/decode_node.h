@@ -44,6 +44,7 @@ class DecodeNode {
   // Answers being generated, and requests waiting for a place.
   int running() const;
   int queued() const;
+  int max_running() const { return options_.max_sequences; }
 
  private:
   class Place;

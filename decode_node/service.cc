@@ -8,6 +8,9 @@ namespace perigee::decode_node {
 grpc::Status DecodeService::Info(grpc::ServerContext* context, const v1::NodeInfoRequest* request,
                                  v1::NodeInfo* response) {
   *response = node_->Info();
+  response->mutable_load()->set_running(static_cast<uint32_t>(decode_.running()));
+  response->mutable_load()->set_queued(static_cast<uint32_t>(decode_.queued()));
+  response->mutable_load()->set_max_running(static_cast<uint32_t>(decode_.max_running()));
   return grpc::Status::OK;
 }
 

@@ -102,6 +102,10 @@ void BatchEngine::RunPass(std::vector<Work>& pass) {
     stats_.answers += singles;
     stats_.largest_pass = std::max<uint64_t>(stats_.largest_pass, pass.size());
     stats_.busy += took;
+    // With whatever shared the pass: that is how long an answer waited for its token.
+    if (singles > 0) {
+      stats_.answer_token = stats_.answer_token == absl::ZeroDuration() ? took : stats_.answer_token * 0.9 + took * 0.1;
+    }
   }
   for (size_t i = 0; i < pass.size(); ++i) pass[i].done(group.ok() ? items[i].status : group);
 }

@@ -25,10 +25,11 @@ namespace perigee::node {
 
 struct BatchEngineStats {
   uint64_t passes = 0;
-  uint64_t tokens = 0;        // Of all passes.
-  uint64_t answers = 0;       // Single tokens among them.
-  uint64_t largest_pass = 0;  // Sequences.
-  size_t waiting = 0;         // Now.
+  uint64_t tokens = 0;          // Of all passes.
+  uint64_t answers = 0;         // Single tokens among them.
+  uint64_t largest_pass = 0;    // Sequences.
+  size_t waiting = 0;           // Now.
+  absl::Duration answer_token;  // Between two tokens of an answer, lately.
   absl::Duration busy;
 };
 

@@ -20,10 +20,20 @@ void ComputeRate::Record(double tokens, double positions, absl::Duration took) {
   py_ = kMemory * py_ + positions * seconds;
 }
 
+absl::Duration ComputeCost::Of(int64_t begin, int64_t end) const {
+  if (end <= begin) return absl::ZeroDuration();
+  return absl::Seconds(token_s * static_cast<double>(end - begin) + position_s * SumOfPositions(begin, end));
+}
+
 std::optional<absl::Duration> ComputeRate::Estimate(int64_t begin, int64_t end) const {
+  const std::optional<ComputeCost> cost = Fit();
+  if (!cost.has_value()) return std::nullopt;
+  return cost->Of(begin, end);
+}
+
+std::optional<ComputeCost> ComputeRate::Fit() const {
   absl::MutexLock lock(&mu_);
   if (tt_ == 0) return std::nullopt;
-  if (end <= begin) return absl::ZeroDuration();
   // Passes that were all alike cannot tell the two costs apart, and noise can make one negative: then all is the
   // tokens'.
   double a = ty_ / tt_, b = 0;
@@ -36,7 +46,7 @@ std::optional<absl::Duration> ComputeRate::Estimate(int64_t begin, int64_t end) 
       b = fitted_b;
     }
   }
-  return absl::Seconds(a * static_cast<double>(end - begin) + b * SumOfPositions(begin, end));
+  return ComputeCost{a, b};
 }
 
 }  // namespace perigee::node

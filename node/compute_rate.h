@@ -14,11 +14,20 @@
 
 namespace perigee::node {
 
+struct ComputeCost {
+  double token_s = 0;     // A token.
+  double position_s = 0;  // A token and position before it.
+
+  // The tokens at [begin, end), one stretch at a time.
+  absl::Duration Of(int64_t begin, int64_t end) const;
+};
+
 class ComputeRate {
  public:
   // A pass over so many tokens, whose positions add up to `positions`.
   void Record(double tokens, double positions, absl::Duration took);
-  // Of the tokens at [begin, end), one stretch at a time. Nothing before the first Record.
+  // Nothing before the first Record.
+  std::optional<ComputeCost> Fit() const;
   std::optional<absl::Duration> Estimate(int64_t begin, int64_t end) const;
 
  private:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/time/clock.h"
 #include "base/status.h"
 #include "node/chunk_writer.h"
@@ -46,6 +47,8 @@ absl::StatusOr<PrefillNode::Prompt> PrefillNode::Read(const v1::PrefillRequest& 
 
 absl::Status PrefillNode::Prefill(const v1::PrefillRequest& request, absl::Time deadline,
                                   v1::PrefillResponse* response) const {
+  ++running_;
+  const absl::Cleanup done = [this] { --running_; };
   PERIGEE_ASSIGN_OR_RETURN(const Prompt prompt, Read(request));
   if (prompt.cached > 0) {
     Computing::Claim claim;

@@ -4,6 +4,7 @@
 #ifndef PERIGEE_PREFILL_NODE_PREFILL_NODE_H_
 #define PERIGEE_PREFILL_NODE_PREFILL_NODE_H_
 
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
@@ -36,6 +37,9 @@ class PrefillNode {
   // is found by a retry. DEADLINE_EXCEEDED between two layers once `deadline` has passed.
   absl::Status Prefill(const v1::PrefillRequest& request, absl::Time deadline, v1::PrefillResponse* response) const;
 
+  // Prompts under way.
+  int running() const { return running_; }
+
  private:
   struct Prompt {
     pod::Identity identity;
@@ -56,6 +60,7 @@ class PrefillNode {
   const int64_t chunk_tokens_;
   const PrefillOptions options_;
   mutable Computing computing_;
+  mutable std::atomic<int> running_{0};
 };
 
 }  // namespace perigee::prefill_node

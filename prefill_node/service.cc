@@ -8,6 +8,7 @@ namespace perigee::prefill_node {
 grpc::Status PrefillService::Info(grpc::ServerContext* context, const v1::NodeInfoRequest* request,
                                   v1::NodeInfo* response) {
   *response = node_->Info();
+  response->mutable_load()->set_running(static_cast<uint32_t>(prefill_.running()));
   return grpc::Status::OK;
 }
 

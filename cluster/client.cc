@@ -7,21 +7,13 @@
 #include "absl/time/clock.h"
 #include "base/file.h"
 #include "base/status.h"
+#include "cluster/channel.h"
 #include "proto/grpc_status.h"
 
 namespace perigee::cluster {
 namespace {
 
 constexpr int kMaxAttempts = 3;
-
-std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
-  grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(64 << 20);
-  // A node that comes back should be found at once, not after gRPC's minute-long back-off.
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 50);
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
-}
 
 // Protobuf's strings are UTF-8; it answers others with an error that does not say so.
 absl::Status CheckUtf8(absl::string_view what, absl::string_view text) {
@@ -98,8 +90,8 @@ absl::Status ClusterAddresses::Write(const std::string& path) const {
 
 ClusterClient::ClusterClient(const ClusterAddresses& addresses)
     : addresses_(addresses),
-      prefill_(v1::PrefillNode::NewStub(Connect(addresses.prefill))),
-      decode_(v1::DecodeNode::NewStub(Connect(addresses.decode))) {}
+      prefill_(v1::PrefillNode::NewStub(ConnectTo(addresses.prefill))),
+      decode_(v1::DecodeNode::NewStub(ConnectTo(addresses.decode))) {}
 
 absl::StatusOr<v1::NodeInfo> ClusterClient::PrefillInfo(absl::Duration timeout) {
   return Info(*prefill_, absl::StrCat("prefill node ", addresses_.prefill), timeout);

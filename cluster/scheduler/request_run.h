@@ -1,0 +1,72 @@
+// One request on its way through the cluster: attempts at nodes, until its answers are complete.
+#ifndef PERIGEE_CLUSTER_SCHEDULER_REQUEST_RUN_H_
+#define PERIGEE_CLUSTER_SCHEDULER_REQUEST_RUN_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "cluster/scheduler/cluster_backend.h"
+
+namespace perigee::cluster {
+
+// One thread, once.
+class RequestRun {
+ public:
+  // All outlive this object.
+  RequestRun(ClusterBackend* backend, const ClusterModel& model, const BackendRequest& request, absl::Time deadline,
+             absl::FunctionRef<bool(const BackendEvent&)> emit, absl::FunctionRef<bool()> cancelled);
+
+  absl::StatusOr<BackendUsage> Run();
+
+ private:
+  struct Sample {
+    std::vector<int32_t> ids;  // Answered so far.
+    bool finished = false;
+  };
+  // What one attempt is about: samples to the same tokens.
+  struct Attempt {
+    std::vector<uint32_t> samples;
+    std::vector<int32_t> ids;         // Prompt, and what is answered of a sample that is to go on.
+    std::vector<pod::BlockKey> keys;  // Of all ids but the last.
+  };
+  Attempt NextAttempt() const;
+  // Route, prefill where needed, generate. Anything but OK and what GivesUp says is worth another attempt.
+  absl::Status Try(const Attempt& attempt);
+  PromptFigures Figures(const Attempt& attempt) const;
+  std::vector<std::shared_ptr<NodeHandle>> Candidates(Role role) const;
+  absl::Status Prefill(NodeHandle& node, const Attempt& attempt);
+  absl::Status Generate(NodeHandle& node, const Attempt& attempt, uint32_t max_compute_tokens);
+  absl::Status Take(const v1::GenerateEvent& event, NodeHandle& node, const Attempt& attempt);
+  absl::Status GivesUp(const absl::Status& status) const;
+  // OK while it makes sense to go on waiting for the node.
+  absl::Status StillThere(const NodeHandle& node) const;
+  void Failed(NodeHandle& node, const absl::Status& status);
+
+  ClusterBackend& backend_;
+  const ClusterModel& model_;
+  const BackendRequest& request_;
+  const absl::Time deadline_;
+  const absl::FunctionRef<bool(const BackendEvent&)> emit_;
+  const absl::FunctionRef<bool()> cancelled_;
+  pod::Identity identity_;
+  std::vector<Sample> samples_;
+  std::set<std::string> avoided_;  // Nodes that failed this request.
+  bool prefill_first_ = false;     // A decode node lacked planes that were thought to be there.
+  bool caller_gone_ = false;
+  bool started_ = false;
+  std::optional<uint32_t> found_;  // Prompt tokens that the first prefill did not compute.
+  BackendUsage usage_;
+};
+
+}  // namespace perigee::cluster
+
+#endif  // PERIGEE_CLUSTER_SCHEDULER_REQUEST_RUN_H_

@@ -52,6 +52,14 @@ StoreClient::~StoreClient() = default;
 absl::StatusOr<std::unique_ptr<StoreClient>> StoreClient::Connect(const std::string& address,
                                                                   transport::Context* engine,
                                                                   const ClientOptions& options) {
+  PERIGEE_ASSIGN_OR_RETURN(std::unique_ptr<StoreClient> client, Create(address, engine, options));
+  bool fresh;
+  PERIGEE_RETURN_IF_ERROR(client->core_->GetSession(&fresh).status());
+  return client;
+}
+
+absl::StatusOr<std::unique_ptr<StoreClient>> StoreClient::Create(const std::string& address, transport::Context* engine,
+                                                                 const ClientOptions& options) {
   if (address.rfind(':') == std::string::npos) {
     return absl::InvalidArgumentError(absl::StrCat("store address '", address, "' is not host:port"));
   }
@@ -59,8 +67,6 @@ absl::StatusOr<std::unique_ptr<StoreClient>> StoreClient::Connect(const std::str
   core->address = address;
   core->engine = engine;
   core->options = options;
-  bool fresh;
-  PERIGEE_RETURN_IF_ERROR(core->GetSession(&fresh).status());
   return std::unique_ptr<StoreClient>(new StoreClient(std::move(core)));
 }
 

@@ -148,6 +148,8 @@ class LayeredFetch {
   // not; else the wire's or the store's error. Nothing more arrives after an error.
   // DEADLINE_EXCEEDED: not here yet at `until`; the fetch goes on.
   absl::Status Wait(size_t group, absl::Time until = absl::InfiniteFuture()) const;
+  // Ends it early: what Wait does not have yet is CANCELLED, as soon as nothing moves any more. Does not wait for that.
+  void Cancel();
   // How many groups, from the first on, are here and right.
   size_t arrived() const;
   // After DATA_LOSS: which of the lease's planes were wrong. The store has been told.
@@ -202,6 +204,9 @@ class StoreClient {
   // address: "host:port" of the store's control plane. engine: outlives everything made here.
   static absl::StatusOr<std::unique_ptr<StoreClient>> Connect(const std::string& address, transport::Context* engine,
                                                               const ClientOptions& options);
+  // The same, but the first call connects; no store needs to answer now. INVALID_ARGUMENT for what is no address.
+  static absl::StatusOr<std::unique_ptr<StoreClient>> Create(const std::string& address, transport::Context* engine,
+                                                             const ClientOptions& options);
   ~StoreClient();
 
   absl::StatusOr<WriteBatch> Reserve(std::span<const PlaneRequest> planes);

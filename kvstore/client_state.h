@@ -59,6 +59,9 @@ struct WriteState : Puts {
                       uint32_t ttl_s, bool quick, std::vector<absl::Status>* statuses);
 };
 
+// INVALID_ARGUMENT, NOT_FOUND as in ReadLease::Fetch.
+absl::Status CheckHeld(std::span<const HeldPlane> planes, size_t plane);
+
 // Shared by the ReadLease and the LayeredFetches made from it; the last one to go releases the lease.
 struct LeaseState {
   std::shared_ptr<ClientCore> core;

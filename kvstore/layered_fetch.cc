@@ -150,12 +150,15 @@ LayeredFetch& LayeredFetch::operator=(LayeredFetch&& other) noexcept {
 }
 LayeredFetch::~LayeredFetch() { Stop(); }
 
+void LayeredFetch::Cancel() {
+  if (state_ == nullptr) return;
+  absl::MutexLock lock(&state_->mu);
+  state_->cancelled = true;
+}
+
 void LayeredFetch::Stop() {
   if (state_ == nullptr) return;
-  {
-    absl::MutexLock lock(&state_->mu);
-    state_->cancelled = true;
-  }
+  Cancel();
   state_->worker.join();
   state_ = nullptr;
 }

@@ -22,15 +22,18 @@ LeaseState::~LeaseState() {
   }
 }
 
+absl::Status CheckHeld(std::span<const HeldPlane> planes, size_t plane) {
+  if (plane >= planes.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("plane ", plane, " of a lease of ", planes.size()));
+  }
+  const HeldPlane& held = planes[plane];
+  if (held.found) return absl::OkStatus();
+  return absl::NotFoundError(absl::StrCat(held.id.ToString(), " is not stored: ", MissReasonName(held.miss.reason)));
+}
+
 absl::Status LeaseState::Locate(const FetchRequest& r, std::vector<transport::GetTransfer>* pieces) const {
-  if (r.plane >= planes.size()) {
-    return absl::InvalidArgumentError(absl::StrCat("plane ", r.plane, " of a lease of ", planes.size()));
-  }
+  PERIGEE_RETURN_IF_ERROR(CheckHeld(planes, r.plane));
   const HeldPlane& plane = planes[r.plane];
-  if (!plane.found) {
-    return absl::NotFoundError(
-        absl::StrCat(plane.id.ToString(), " is not stored: ", MissReasonName(plane.miss.reason)));
-  }
   const std::vector<uint64_t>& begins = section_begins[r.plane];
   const size_t sections = begins.size() - 1;
   const size_t first = std::min(r.first_section, sections);

@@ -5,11 +5,19 @@
 namespace perigee::kvstore::internal {
 
 absl::StatusOr<std::shared_ptr<Session>> ClientCore::GetSession(bool* fresh) {
+  const uint64_t failed_before = failed_connects;
   absl::MutexLock lock(&mu);
   *fresh = false;
   if (session != nullptr && !session->lost && session->connection.connected()) return session;
   session = nullptr;
-  PERIGEE_ASSIGN_OR_RETURN(session, Connect());
+  // Another tried while this one waited here: trying once more would make those behind wait for one deadline each.
+  if (failed_connects != failed_before) return connect_error;
+  absl::StatusOr<std::shared_ptr<Session>> made = Connect();
+  if (!made.ok()) {
+    ++failed_connects;
+    return connect_error = made.status();
+  }
+  session = *std::move(made);
   *fresh = true;
   ++connects;
   last_epoch = session->epoch;

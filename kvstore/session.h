@@ -62,9 +62,12 @@ struct ClientCore {
   std::atomic<uint64_t> put_bytes{0}, fetched_bytes{0}, grpc_bytes{0}, quick_calls{0}, connects{0},
       checksum_failures{0}, last_epoch{0};
 
-  absl::Mutex
-      mu;  // Held while connecting, so that one thread connects and the others wait (no longer than connect_deadline).
+  // Held while connecting, so that one thread connects and the others wait (no longer than connect_deadline: what came
+  // of it is their answer too).
+  absl::Mutex mu;
   std::shared_ptr<Session> session ABSL_GUARDED_BY(mu);
+  absl::Status connect_error ABSL_GUARDED_BY(mu);  // Of the last attempt that failed.
+  std::atomic<uint64_t> failed_connects{0};
 
   absl::StatusOr<std::shared_ptr<Session>> GetSession(bool* fresh);
 

@@ -64,6 +64,7 @@ class ChildProcess {
     siginfo_t stopped;  // a signal takes effect some time after kill returns
     ::waitid(P_PID, static_cast<id_t>(pid_), &stopped, WSTOPPED | WEXITED | WNOWAIT);
   }
+  void Continue() { ::kill(pid_, SIGCONT); }
   const std::string& said() const { return said_; }
 
  private:

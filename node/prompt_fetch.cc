@@ -83,7 +83,7 @@ absl::StatusOr<std::unique_ptr<PromptFetch>> PromptFetch::Start(const Node& node
            absl::StrCat(pod::PlaneKindName(id.kind), " plane ", kvstore::MissReasonName(held.miss.reason))});
       continue;
     }
-    const absl::Status header = pod::CheckPlaneHeader(held.header, layout, identity, id.key, id.kind);
+    const absl::Status header = pod::CheckPlaneHeader(held.header, layout, identity, id.key, id.kind, &keys.front());
     if (!header.ok()) out->missing_.push_back({out->block_of_[i], id, std::string(header.message())});
   }
   if (!out->missing_.empty()) return out;

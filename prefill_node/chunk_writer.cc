@@ -133,6 +133,7 @@ absl::Status ChunkWriter::LayerDone(int layer, std::span<const model::CachedBloc
       header.key = keys_[plane.block];
       header.has_parent = plane.block > 0;
       if (header.has_parent) header.parent = keys_[plane.block - 1];
+      header.root = keys_[0];
       header.tenant = identity_->tenant;
       header.model_fingerprint = identity_->model_fingerprint;
       header.plan_id = identity_->plan_id;

@@ -60,6 +60,8 @@ const char* MissReasonName(MissReason reason) {
       return "in a slower tier, which does not answer";
     case MissReason::kOverQuota:
       return "over the tenant's bandwidth";
+    case MissReason::kMoved:
+      return "moved to another store";
   }
   return "unknown";
 }
@@ -199,6 +201,11 @@ absl::Status Store::Core::SetQuotas() {
     if (quota.bytes_per_s > 0) bandwidth.Set(quota.tenant, quota.bytes_per_s, options.now());
   }
   return absl::OkStatus();
+}
+
+absl::Status CheckReplicas(uint32_t replicas) {
+  if (replicas <= kMaxReplicas) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(replicas, " replicas; at most ", kMaxReplicas, " are possible"));
 }
 
 absl::Status Store::Core::CheckBatch(size_t n) const {

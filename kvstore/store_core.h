@@ -27,6 +27,7 @@
 #include "kvstore/dram/extent_slab.h"
 #include "kvstore/dram/header_arena.h"
 #include "kvstore/dram/plane_table.h"
+#include "kvstore/placement.h"
 #include "kvstore/policy/bandwidth_quota.h"
 #include "kvstore/policy/eviction_policy.h"
 #include "kvstore/policy/tenant_quotas.h"
@@ -92,6 +93,8 @@ struct LoadEnd {
 inline std::tuple<int64_t, int, pod::PlaneKind> PlaceInChain(const PlaneId& id, int64_t base_position) {
   return {base_position, id.kind == pod::PlaneKind::kSummary ? 0 : 1, id.kind};
 }
+
+absl::Status CheckReplicas(uint32_t replicas);
 
 class Store::Core {
  public:

@@ -52,6 +52,8 @@ absl::Status CheckHeader(const Pending& p, absl::string_view encoded, pod::Plane
   return absl::OkStatus();
 }
 
+uint8_t ReplicasOf(const CommitItem& item) { return static_cast<uint8_t>(std::max(item.replicas, 1u)); }
+
 absl::Status OverBandwidth(absl::string_view tenant, absl::Duration wait) {
   return absl::ResourceExhaustedError(
       absl::StrCat("tenant '", tenant, "' is over its bandwidth; try again in ", absl::FormatDuration(wait)));
@@ -158,6 +160,7 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
       return absl::InvalidArgumentError(
           absl::StrCat("a time to live of ", item.ttl_s, " s; at most ", kMaxTtlSeconds, " are possible"));
     }
+    PERIGEE_RETURN_IF_ERROR(CheckReplicas(item.replicas));
   }
   const bool to_ssd = c.ssd && durability != Durability::kDram;
 
@@ -248,7 +251,7 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
     for (const size_t i : moving) {
       const Pending& p = pending[i];
       writes.push_back({.id = p.id,
-                        .meta = MetaOf(p.header, created, items[i].ttl_s),
+                        .meta = MetaOf(p.header, created, items[i].ttl_s, ReplicasOf(items[i])),
                         .head = EncodeRecordHead(p.id, items[i].header, p.payload_bytes, created, items[i].ttl_s),
                         .padded_payload = c.Memory(p.extent, RoundUpToPage(p.payload_bytes))});
     }
@@ -318,7 +321,7 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
       if (p.status.ok() && !p.present) {
         id = c.table.Find(p.id);  // It was there already, or the background has heard of it from the remote tier.
         is_new = id == kNoEntry;
-        const PlaneMeta meta = MetaOf(p.header, created, items[i].ttl_s);
+        const PlaneMeta meta = MetaOf(p.header, created, items[i].ttl_s, ReplicasOf(items[i]));
         if (id == kNoEntry) id = c.Insert(p.id, meta);
         while (id == kNoEntry && c.FreeEntry(&homeless)) id = c.Insert(p.id, meta);
         if (id == kNoEntry) {
@@ -338,6 +341,10 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
         c.EnterSsd(id, *p.record);
       }
       if (!p.present && p.on_remote) c.SetOnRemote(id, true);
+      if (p.present) id = c.table.Find(p.id);
+      if (id != kNoEntry && !is_new && c.table.details(id).replicas < ReplicasOf(items[i])) {
+        c.table.details(id).replicas = ReplicasOf(items[i]) & 15;
+      }
       if (p.present || c.table[id].Is(kInDram)) {
         c.EndReservation(p.reservation_id);
         continue;

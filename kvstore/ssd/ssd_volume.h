@@ -134,6 +134,7 @@ class SsdVolume {
   SegmentPtr ChooseForCompaction() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   struct Checked;
   // Reads and verifies; what is wrong or unreadable is dropped from the tier and left out.
+  uint8_t ReplicasOf(const PlaneId& id);
   std::vector<Checked> ReadAndCheck(const SegmentPtr& segment, std::span<const SsdStored> planes);
   bool Idle() const;
   void TrimSealed();

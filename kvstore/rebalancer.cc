@@ -23,6 +23,14 @@ constexpr absl::Duration kAskToStop = absl::Milliseconds(50);
 constexpr size_t kMostLeaving = 65536;
 constexpr uint8_t kNoRank = 255;
 
+ClientOptions ForPeers(const RebalancerOptions& options) {
+  ClientOptions out;
+  out.connect_deadline = out.call_deadline = options.call_deadline;
+  out.transfer_deadline = 2 * options.call_deadline;
+  out.secret = options.secret;
+  return out;
+}
+
 }  // namespace
 
 class Rebalancer::Mover {
@@ -33,12 +41,8 @@ class Rebalancer::Mover {
         store_id_(std::move(store_id)),
         directory_(std::move(directory)),
         options_(std::move(options)),
-        peers_(store, engine,
-               {.connect_deadline = options_.call_deadline,
-                .call_deadline = options_.call_deadline,
-                .transfer_deadline = 2 * options_.call_deadline,
-                .secret = options_.secret},
-               options_.planes_in_flight, options_.bytes_in_flight, [this] { return stopping(); }) {
+        peers_(store, engine, ForPeers(options_), options_.planes_in_flight, options_.bytes_in_flight,
+               [this] { return stopping(); }) {
     bandwidth_.Set("", std::max<uint64_t>(options_.bytes_per_s, 1), SteadyNow());
     thread_ = std::thread([this] { Run(); });
   }

@@ -245,9 +245,9 @@ class Store {
   absl::StatusOr<uint32_t> Promote(std::span<const PlaneId> planes, absl::string_view tenant);
   uint32_t DropPromotions(std::span<const PlaneId> planes, absl::string_view tenant);
 
-  // All stored planes of the blocks; the number of planes. Pins are of this start of the store, and so is a number of
-  // replicas given here (0: as it is). RESOURCE_EXHAUSTED, and nothing changes, when more than max_hard_pinned of the
-  // slab would be pinned hard.
+  // All stored planes of the blocks; the number of planes. Pins are of this start of the store; a number of replicas
+  // (0: as it is) stays with what the SSD has. RESOURCE_EXHAUSTED, and nothing changes, when more than max_hard_pinned
+  // of the slab would be pinned hard.
   absl::StatusOr<uint32_t> Pin(std::span<const pod::BlockKey> keys, PinMode mode, absl::string_view tenant,
                                uint32_t replicas = 0);
 

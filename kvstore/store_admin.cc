@@ -18,6 +18,7 @@ absl::StatusOr<uint32_t> Store::Pin(std::span<const pod::BlockKey> keys, PinMode
   PERIGEE_RETURN_IF_ERROR(CheckReplicas(replicas));
   std::vector<EntryId> planes;
   std::vector<LoadJob> jobs;
+  std::vector<SsdStored> on_ssd;
   {
     absl::MutexLock lock(&c.mu);
     c.Reap();
@@ -38,7 +39,7 @@ absl::StatusOr<uint32_t> Store::Pin(std::span<const pod::BlockKey> keys, PinMode
     }
     for (const EntryId id : planes) c.Pin(id);  // Making room for one must not drop another.
     for (const EntryId id : planes) {
-      if (replicas > 0) c.table.details(id).replicas = replicas & 15;
+      if (replicas > 0) c.SetReplicas(id, replicas, &on_ssd);
       if (mode == PinMode::kKeep) continue;
       c.SetPinMode(id, mode);
       c.BringPinned(id);
@@ -47,6 +48,7 @@ absl::StatusOr<uint32_t> Store::Pin(std::span<const pod::BlockKey> keys, PinMode
     jobs = c.TakeLoads();
   }
   c.Begin(std::move(jobs));
+  c.TellReplicas(on_ssd, replicas);
   return static_cast<uint32_t>(planes.size());
 }
 

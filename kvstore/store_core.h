@@ -225,6 +225,9 @@ class Store::Core {
   void CopyToRemote(std::span<const EntryId> planes) ABSL_LOCKS_EXCLUDED(mu);
   void ScanRemote();  // A thread's work.
   absl::Status RemoveFromSsd(std::span<const SsdStored> planes);
+  // The SSD is told too: what is returned is for TellReplicas, without the lock.
+  void SetReplicas(EntryId id, uint32_t replicas, std::vector<SsdStored>* on_ssd) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void TellReplicas(std::span<const SsdStored> on_ssd, uint32_t replicas) ABSL_LOCKS_EXCLUDED(mu);
   absl::Status RemoveClaimedFromRemote(const std::vector<PlaneId>& names) ABSL_LOCKS_EXCLUDED(mu);  // And unclaims.
 
   StoreOptions options;  // Unchanged after Open.

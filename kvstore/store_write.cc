@@ -2,6 +2,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <numeric>
 #include <tuple>
@@ -304,6 +305,7 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
   const auto place = [&](size_t i) { return PlaceInChain(pending[i].id, pending[i].header.base_position); };
   std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return place(a) < place(b); });
   std::vector<SsdStored> homeless;
+  std::array<std::vector<SsdStored>, kMaxReplicas + 1> raised;  // [replicas]
   {
     absl::MutexLock lock(&c.mu);
     for (const size_t i : order) {
@@ -342,8 +344,10 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
       }
       if (!p.present && p.on_remote) c.SetOnRemote(id, true);
       if (p.present) id = c.table.Find(p.id);
-      if (id != kNoEntry && !is_new && c.table.details(id).replicas < ReplicasOf(items[i])) {
-        c.table.details(id).replicas = ReplicasOf(items[i]) & 15;
+      if (id != kNoEntry && !is_new) {
+        const uint32_t said = ReplicasOf(items[i]), most = std::max<uint32_t>(said, c.table.details(id).replicas);
+        c.SetReplicas(id, most, &raised[most]);
+        if (p.record && most != said) raised[most].push_back({p.id, *p.record});
       }
       if (p.present || c.table[id].Is(kInDram)) {
         c.EndReservation(p.reservation_id);
@@ -360,6 +364,7 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
       if (is_new) c.events.Stored(p.id, p.payload_bytes, p.header.tenant, created);
     }
   }
+  for (uint32_t replicas = 1; replicas < raised.size(); ++replicas) c.TellReplicas(raised[replicas], replicas);
   if (!homeless.empty()) {
     if (const absl::Status removed = c.RemoveFromSsd(homeless); !removed.ok()) {
       spdlog::warn("planes that the index has no room for: {}", std::string(removed.message()));

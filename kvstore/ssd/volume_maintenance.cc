@@ -144,9 +144,7 @@ std::optional<absl::Duration> SsdVolume::CompactStep() {
   for (const Checked& r : records) {
     sizes.push_back({.head_bytes = r.location.head_bytes, .payload_bytes = r.location.payload_bytes});
     bytes.push_back({r.bytes->span(), {}});
-    PlaneMeta meta = r.meta;
-    meta.replicas = ReplicasOf(r.plane.id);
-    pending.commit.items.push_back({.id = r.plane.id, .meta = std::move(meta), .moved = r.plane.record.number});
+    pending.commit.items.push_back({.id = r.plane.id, .meta = r.meta, .moved = r.plane.record.number});
     moved_bytes += r.bytes->span().size();
   }
   absl::Status moved = Write(pending, sizes, bytes, Stream::kCompaction);
@@ -157,15 +155,6 @@ std::optional<absl::Duration> SsdVolume::CompactStep() {
     return absl::Seconds(1);
   }
   return TimeFor(2 * moved_bytes, options_.compact_bytes_per_s);
-}
-
-// Its record does not say, only its entry does.
-uint8_t SsdVolume::ReplicasOf(const PlaneId& id) {
-  const std::string key = EncodeIndexKey(id);
-  const absl::StatusOr<std::string> value = index_->Get(key);
-  if (!value.ok()) return 1;  // Removed meanwhile, most likely, and not stored again then.
-  const absl::StatusOr<IndexEntry> entry = DecodeIndexEntry(key, *value);
-  return entry.ok() ? entry->meta.replicas : uint8_t{1};
 }
 
 std::vector<SsdVolume::Checked> SsdVolume::ReadAndCheck(const SegmentPtr& segment, std::span<const SsdStored> planes) {

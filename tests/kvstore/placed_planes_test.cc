@@ -122,6 +122,25 @@ TEST_F(PlacedPlanesTest, OfAPlaneThatIsThereTheHigherNumberCountsAndPinSaysItAne
   EXPECT_EQ(*store->Pin({&plane.id.key, 1}, PinMode::kKeep, "tenant-b", 2), 0u) << "another's";
 }
 
+TEST_F(PlacedPlanesTest, ANumberThatIsToldLaterSurvivesARestartToo) {
+  const TestPlane raised = MakePlane(1, 5000), pinned = MakePlane(2, 5000), left = MakePlane(3, 5000);
+  auto store = OpenStore(slab_, folder_.path());
+  const PlaneRequest request = raised.request();
+  const auto first = store->Reserve({&request, 1}, absl::Seconds(60));
+  const auto second = store->Reserve({&request, 1}, absl::Seconds(60));
+  ASSERT_TRUE(CommitWith(*store, (*first)[0], raised, 1).ok());
+  ASSERT_TRUE(CommitWith(*store, (*second)[0], raised, 3).ok());
+  ASSERT_TRUE(WriteWith(*store, pinned, 4).ok());
+  ASSERT_TRUE(WriteWith(*store, left, 6).ok());
+  ASSERT_EQ(*store->Pin({&pinned.id.key, 1}, PinMode::kKeep, "", 2), 1u);
+  store.reset();
+  store = OpenStore(slab_, folder_.path());
+  EXPECT_EQ(MetaIn(*store, raised).replicas, 3);
+  EXPECT_EQ(MetaIn(*store, pinned).replicas, 2);
+  EXPECT_EQ(MetaIn(*store, left).replicas, 6);
+  for (const TestPlane* plane : {&raised, &pinned, &left}) EXPECT_TRUE(ReadAndCompare(*store, *plane).ok());
+}
+
 TEST_F(PlacedPlanesTest, MoreReplicasThanThereMayBeAreRefused) {
   auto store = OpenStore(slab_, "");
   const TestPlane plane = MakePlane(1, 5000);

@@ -381,6 +381,7 @@ TEST_F(RebalancerTest, AStoreThatIsBackBeforeTheMapHasSettledMovesNothing) {
   WriteChains(20, 2);
   ASSERT_TRUE(AwaitComplete());
   SetMap({"a", "b"});
+  absl::SleepFor(absl::Milliseconds(300));  // A restart takes its time.
   SetMap({"a", "b", "c"});
   ASSERT_TRUE(AwaitComplete());
   for (const char* id : {"a", "b", "c"}) {

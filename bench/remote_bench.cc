@@ -60,7 +60,7 @@ class Planes {
   }
   static PlaneId Id(uint64_t n) { return {pod::BlockKey{Sha256(absl::StrCat("plane ", n))}, pod::PlaneKind::kDistant}; }
   kvstore::RemotePut Put(uint64_t n) {
-    header_.key = Id(n).key;
+    header_.key = header_.root = Id(n).key;
     return {.id = Id(n), .encoded_header = pod::EncodePlaneHeader(header_), .payload = payload_, .created_unix_us = 0};
   }
   size_t bytes() const { return payload_.size(); }

@@ -75,6 +75,8 @@ class Planes {
       pod::PlaneHeader h;
       h.kind = pod::PlaneKind::kDistant;
       std::memcpy(h.key.digest.data(), &i, sizeof(i));
+      h.key.digest.back() = 1;  // Zeros are no key.
+      h.root = h.key;
       h.tenant = "bench";
       h.shape = {.layers = 2, .kv_heads = 2, .head_dim = 64};
       h.block_tokens = h.tokens = 64;

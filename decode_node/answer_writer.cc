@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "base/status.h"
-#include "node/chunk_writer.h"
 #include "node/reuse.h"
 
 namespace perigee::decode_node {
@@ -18,8 +17,8 @@ constexpr size_t kChunkBlocks = 8;
 
 }  // namespace
 
-AnswerWriter::AnswerWriter(const node::Node* node, kvstore::Durability durability, absl::Duration ttl)
-    : node_(node), durability_(durability), ttl_(ttl), thread_([this] { Loop(); }) {}
+AnswerWriter::AnswerWriter(const node::Node* node, const node::WriteOptions& options)
+    : node_(node), options_(options), thread_([this] { Loop(); }) {}
 
 AnswerWriter::~AnswerWriter() {
   {
@@ -55,7 +54,7 @@ absl::StatusOr<uint64_t> AnswerWriter::Write(const Job& job) {
   const pod::Layout& layout = node_->model().layout();
   const std::vector<pod::BlockKey> keys = pod::DeriveChain(job.identity, job.ids);
   const std::vector<model::CachedBlock>& blocks = job.cache.blocks();
-  node::ChunkWriter writer(&node_->store(), &layout, &job.identity, keys, 1, durability_, ttl_);
+  node::ChunkWriter writer(&node_->store(), &layout, &job.identity, keys, 1, options_);
   for (size_t begin = job.first_block; begin < keys.size(); begin += kChunkBlocks) {
     std::vector<node::ChunkWriter::Plane> planes;
     for (size_t b = begin; b < std::min(begin + kChunkBlocks, keys.size()); ++b) {

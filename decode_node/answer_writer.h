@@ -11,8 +11,8 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
-#include "kvstore/store.h"
 #include "model/plane_cache.h"
+#include "node/chunk_writer.h"
 #include "node/node.h"
 
 namespace perigee::decode_node {
@@ -34,7 +34,7 @@ class AnswerWriter {
     size_t first_block = 0;    // Those before it are in the store.
   };
 
-  AnswerWriter(const node::Node* node, kvstore::Durability durability, absl::Duration ttl);
+  AnswerWriter(const node::Node* node, const node::WriteOptions& options);
   // Ends the job under way; gives up those that wait.
   ~AnswerWriter();
 
@@ -49,8 +49,7 @@ class AnswerWriter {
   absl::StatusOr<uint64_t> Write(const Job& job);
 
   const node::Node* const node_;
-  const kvstore::Durability durability_;
-  const absl::Duration ttl_;
+  const node::WriteOptions options_;
   mutable absl::Mutex mu_;
   std::deque<Job> jobs_ ABSL_GUARDED_BY(mu_);
   bool busy_ ABSL_GUARDED_BY(mu_) = false, stopping_ ABSL_GUARDED_BY(mu_) = false;

@@ -55,7 +55,7 @@ class DecodeNode::Place {
 };
 
 DecodeNode::DecodeNode(const node::Node* node, const DecodeOptions& options)
-    : node_(node), options_(options), writer_(node, options.durability, options.ttl) {}
+    : node_(node), options_(options), writer_(node, options.write) {}
 
 int DecodeNode::running() const {
   absl::MutexLock lock(&mu_);

@@ -15,6 +15,7 @@
 #include "absl/time/time.h"
 #include "decode_node/answer_group.h"
 #include "decode_node/answer_writer.h"
+#include "node/chunk_writer.h"
 #include "node/node.h"
 #include "node/prompt_load.h"
 #include "perigee/v1/decode.pb.h"
@@ -22,11 +23,9 @@
 namespace perigee::decode_node {
 
 struct DecodeOptions {
-  int max_sequences = 64;  // Answers at once; more requests wait for a place.
-  int chunk_tokens = 128;  // Of a prompt's missing part, computed between two tokens of the other answers.
-  // Of answers that are stored.
-  kvstore::Durability durability = kvstore::Durability::kBest;
-  absl::Duration ttl = absl::InfiniteDuration();
+  int max_sequences = 64;    // Answers at once; more requests wait for a place.
+  int chunk_tokens = 128;    // Of a prompt's missing part, computed between two tokens of the other answers.
+  node::WriteOptions write;  // Of answers that are stored.
 };
 
 // Any thread may call, several at once.

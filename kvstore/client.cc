@@ -1,6 +1,7 @@
 #include "kvstore/client.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "kvstore/client_state.h"
@@ -26,6 +27,27 @@ Miss MissFromWire(const v1::Miss& wire) {
 
 Tier TierFromWire(v1::Tier tier) {
   return tier == v1::TIER_SSD ? Tier::kSsd : tier == v1::TIER_REMOTE ? Tier::kRemote : Tier::kDram;
+}
+
+std::optional<PlacementGroup> GroupFromWire(const v1::ListResponse::Plane& wire) {
+  if (!wire.has_group() || wire.group() > std::numeric_limits<PlacementGroup>::max()) return std::nullopt;
+  return static_cast<PlacementGroup>(wire.group());
+}
+
+RebalanceStats RebalanceFromWire(const v1::StatResponse::Rebalance& wire) {
+  return {.map_epoch = wire.map_epoch(),
+          .in_map = wire.in_map(),
+          .draining = wire.draining(),
+          .complete = wire.complete(),
+          .planes_to_move = wire.planes_to_move(),
+          .bytes_to_move = wire.bytes_to_move(),
+          .rounds = wire.rounds(),
+          .moved_planes = wire.moved_planes(),
+          .moved_bytes = wire.moved_bytes(),
+          .repaired_planes = wire.repaired_planes(),
+          .repaired_bytes = wire.repaired_bytes(),
+          .given_up_planes = wire.given_up_planes(),
+          .failures = wire.failures()};
 }
 
 absl::Status WrongAnswer(const ClientCore& core, absl::string_view what) {
@@ -150,8 +172,10 @@ absl::StatusOr<ReadLease> StoreClient::Acquire(std::span<const PlaneId> planes, 
   return lease;
 }
 
-absl::StatusOr<LookupResult> StoreClient::Lookup(std::span<const pod::BlockKey> keys, LookupMode mode) {
+absl::StatusOr<LookupResult> StoreClient::Lookup(std::span<const pod::BlockKey> keys, LookupMode mode,
+                                                 uint64_t map_epoch) {
   v1::LookupRequest request;
+  request.set_map_epoch(map_epoch);
   request.set_prefix(mode == LookupMode::kPrefix);
   for (const pod::BlockKey& key : keys) request.add_keys(key.digest.data(), key.digest.size());
   request.set_tenant(core_->options.tenant);
@@ -168,7 +192,8 @@ absl::StatusOr<LookupResult> StoreClient::Lookup(std::span<const pod::BlockKey> 
     BlockInfo& block = out.blocks.emplace_back();
     for (const auto& plane : wire.planes()) {
       PERIGEE_ASSIGN_OR_RETURN(const pod::PlaneKind kind, KindFromWire(plane.kind()));
-      block.planes.push_back({kind, TierFromWire(plane.tier()), plane.payload_bytes(), plane.estimated_fetch_us()});
+      block.planes.push_back({kind, TierFromWire(plane.tier()), plane.payload_bytes(), plane.estimated_fetch_us(),
+                              std::clamp(plane.replicas(), 1u, kMaxReplicas)});
     }
     for (const auto& miss : wire.misses()) {
       PERIGEE_ASSIGN_OR_RETURN(const pod::PlaneKind kind, KindFromWire(miss.kind()));
@@ -218,10 +243,11 @@ absl::StatusOr<uint32_t> StoreClient::Promote(std::span<const PlaneId> planes, b
   return response.planes();
 }
 
-absl::StatusOr<uint32_t> StoreClient::Pin(std::span<const pod::BlockKey> keys, PinMode mode) {
+absl::StatusOr<uint32_t> StoreClient::Pin(std::span<const pod::BlockKey> keys, PinMode mode, uint32_t replicas) {
   v1::PinRequest request;
   for (const pod::BlockKey& key : keys) request.add_keys(key.digest.data(), key.digest.size());
   request.set_mode(static_cast<v1::PinMode>(mode));
+  request.set_replicas(replicas);
   request.set_tenant(core_->options.tenant);
   v1::PinResponse response;
   PERIGEE_RETURN_IF_ERROR(core_->WithSession(
@@ -239,8 +265,12 @@ absl::StatusOr<uint32_t> StoreClient::Delete(std::span<const pod::BlockKey> keys
   return response.deleted_planes();
 }
 
-absl::StatusOr<ListPage> StoreClient::List(const std::string& page_token, uint32_t limit, const std::string& tenant) {
+absl::StatusOr<ListPage> StoreClient::List(const std::string& page_token, uint32_t limit, const std::string& tenant,
+                                           const ListFilter& filter) {
+  if (filter.placed) return absl::InvalidArgumentError("a store over the wire cannot ask the caller what to list");
   v1::ListRequest request;
+  if (filter.group) request.set_group(*filter.group);
+  request.set_least_replicas(filter.least_replicas);
   request.set_page_token(page_token);
   request.set_limit(limit);
   request.set_tenant(tenant);
@@ -257,7 +287,9 @@ absl::StatusOr<ListPage> StoreClient::List(const std::string& page_token, uint32
                   .base_position = wire.base_position(),
                   .tokens = wire.tokens(),
                   .tenant = wire.tenant(),
-                  .parent = {}};
+                  .parent = {},
+                  .group = GroupFromWire(wire),
+                  .replicas = static_cast<uint8_t>(std::clamp(wire.replicas(), 1u, kMaxReplicas))};
     plane.tier = TierFromWire(wire.tier());
     plane.on_ssd = wire.on_ssd();
     plane.on_remote = wire.on_remote();
@@ -340,6 +372,7 @@ absl::StatusOr<StoreClient::Stat> StoreClient::GetStat() {
   s.over_quota = r.over_quota();
   s.hard_pinned_bytes = r.hard_pinned_bytes();
   s.index_bytes = r.index_bytes();
+  if (r.has_rebalance()) out.rebalance = RebalanceFromWire(r.rebalance());
   return out;
 }
 

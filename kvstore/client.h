@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -23,7 +24,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "kvstore/placement.h"
 #include "kvstore/plane_id.h"
+#include "kvstore/rebalance_stats.h"
 #include "kvstore/store.h"
 #include "pod/plane_header.h"
 #include "transport/context.h"
@@ -96,11 +99,12 @@ class WriteBatch {
   absl::Status WaitForPuts();
 
   // Waits until all puts are in the store's memory, then makes the planes visible: one status per plane. headers: one
-  // per plane. ttl: of the planes, in whole seconds, rounded up. An error of the whole call leaves open which of them
-  // are visible.
+  // per plane. ttl: of the planes, in whole seconds, rounded up. replicas: how many stores are to have them, 1 to
+  // kMaxReplicas. An error of the whole call leaves open which of them are visible.
   absl::StatusOr<std::vector<absl::Status>> Commit(std::span<const pod::PlaneHeader> headers,
                                                    Durability durability = Durability::kBest,
-                                                   absl::Duration ttl = absl::InfiniteDuration());
+                                                   absl::Duration ttl = absl::InfiniteDuration(),
+                                                   uint32_t replicas = 1);
 
   // What other clients of the store need to put into these planes as well: for StoreClient::Join
   // (kvstore/shared_reservation.h). FAILED_PRECONDITION for an empty batch.
@@ -217,7 +221,9 @@ class StoreClient {
   absl::StatusOr<JoinedBatch> Join(absl::string_view description, absl::Time described_after);
   // within: how long planes in slower tiers may take, at most call_deadline; then DEADLINE_EXCEEDED.
   absl::StatusOr<ReadLease> Acquire(std::span<const PlaneId> planes, absl::Duration within = absl::InfiniteDuration());
-  absl::StatusOr<LookupResult> Lookup(std::span<const pod::BlockKey> keys, LookupMode mode = LookupMode::kAll);
+  // map_epoch: FAILED_PRECONDITION where the store places planes by another map of stores; 0: not asked.
+  absl::StatusOr<LookupResult> Lookup(std::span<const pod::BlockKey> keys, LookupMode mode = LookupMode::kAll,
+                                      uint64_t map_epoch = 0);
   // What was stored and removed after event number `after` of the store's start `epoch` (0 for both at first: the page
   // says gap then, and the planes that are there are List's to tell). Waits for something, at most so long; the next
   // call goes on from page.up_to and this epoch.
@@ -228,14 +234,17 @@ class StoreClient {
   absl::StatusOr<Events> ReadEvents(uint64_t epoch, uint64_t after, absl::Duration wait);
   // See Store::Promote and Store::Pin.
   absl::StatusOr<uint32_t> Promote(std::span<const PlaneId> planes, bool drop = false);
-  absl::StatusOr<uint32_t> Pin(std::span<const pod::BlockKey> keys, PinMode mode);
+  absl::StatusOr<uint32_t> Pin(std::span<const pod::BlockKey> keys, PinMode mode, uint32_t replicas = 0);
   absl::StatusOr<uint32_t> Delete(std::span<const pod::BlockKey> keys);
-  absl::StatusOr<ListPage> List(const std::string& page_token, uint32_t limit, const std::string& tenant);
+  // ListFilter::placed cannot be sent.
+  absl::StatusOr<ListPage> List(const std::string& page_token, uint32_t limit, const std::string& tenant,
+                                const ListFilter& filter = {});
   // Also the store's epoch and the bytes of its control messages, which the core does not know.
   struct Stat {
     StoreStats store;
     uint64_t epoch = 0;
     uint64_t grpc_message_bytes = 0;
+    std::optional<RebalanceStats> rebalance;  // Where the store knows others.
   };
   absl::StatusOr<Stat> GetStat();
   absl::StatusOr<CorruptReport> ReportCorrupt(const PlaneId& id);

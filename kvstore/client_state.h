@@ -56,7 +56,7 @@ struct WriteState : Puts {
 
   // One call for these planes of the batch.
   absl::Status Commit(std::span<const size_t> some, std::span<const pod::PlaneHeader> headers, Durability durability,
-                      uint32_t ttl_s, bool quick, std::vector<absl::Status>* statuses);
+                      uint32_t ttl_s, uint32_t replicas, bool quick, std::vector<absl::Status>* statuses);
 };
 
 // INVALID_ARGUMENT, NOT_FOUND as in ReadLease::Fetch.

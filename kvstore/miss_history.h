@@ -23,6 +23,7 @@ enum class MissReason : uint8_t {
   kExpired = 8,
   kUnreachable = 9,
   kOverQuota = 10,
+  kMoved = 11,
 };
 const char* MissReasonName(MissReason reason);
 

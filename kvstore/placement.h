@@ -23,6 +23,8 @@ namespace perigee::kvstore {
 
 using PlacementGroup = uint16_t;
 
+inline constexpr uint32_t kMaxReplicas = 8;  // How many stores may be asked to hold one plane.
+
 // The digest's first two bytes, little-endian.
 PlacementGroup GroupOf(const pod::BlockKey& root);
 

@@ -26,6 +26,7 @@ struct StoreServer::Parts {
   std::unique_ptr<Store> store;
   std::unique_ptr<SessionTable> sessions;
   transport::Listener listener;
+  std::unique_ptr<Rebalancer> rebalancer;
   StoreService service;
   std::unique_ptr<GrpcServer> server;
   absl::Notification stop;
@@ -39,6 +40,9 @@ bool IsWildcard(const std::string& host) { return host == "0.0.0.0" || host == "
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<StoreServer>> StoreServer::Start(const ServerOptions& options) {
+  if (options.directory != nullptr && options.store_id.empty()) {
+    return absl::InvalidArgumentError("a store that knows others needs a name among them: give it a store_id");
+  }
   auto parts = std::make_unique<Parts>();
   Parts& p = *parts;
   p.options = options;
@@ -70,6 +74,10 @@ absl::StatusOr<std::unique_ptr<StoreServer>> StoreServer::Start(const ServerOpti
                                                           return sessions->Authenticate(token, context_id);
                                                         }));
 
+  if (options.directory != nullptr) {
+    p.rebalancer = std::make_unique<Rebalancer>(p.store.get(), options.store_id, options.directory, p.engine.get(),
+                                                options.rebalancer);
+  }
   DataPlane data{.epoch = p.epoch,
                  .host = options.advertise_host,
                  .port = p.listener.port(),
@@ -79,6 +87,7 @@ absl::StatusOr<std::unique_ptr<StoreServer>> StoreServer::Start(const ServerOpti
                  .quiesce = [engine = p.engine.get()] { engine->Quiesce(); },
                  .forget_puts = [&p](std::span<const std::byte> bytes) { p.slab.ForgetPuts(bytes); },
                  .unsummed_bytes = [&p](std::span<const std::byte> bytes) { return p.slab.UnsummedBytes(bytes); },
+                 .rebalance = [&p] { return p.rebalancer ? std::optional(p.rebalancer->Progress()) : std::nullopt; },
                  .slab_address = p.slab.address(),
                  .slab_bytes = p.slab.size_bytes()};
   p.service = MakeStoreService(p.store.get(), p.sessions.get(), data);
@@ -103,11 +112,13 @@ StoreServer::~StoreServer() { Shutdown(); }
 void StoreServer::Shutdown() {
   Parts& p = *parts_;
   if (p.server == nullptr) return;
-  p.store->events().Close();  // nobody waits any more
+  if (p.rebalancer) p.rebalancer->Stop();  // while what it reads and writes is there
+  p.store->events().Close();               // nobody waits any more
   p.server->Stop(absl::Seconds(1));
   p.server.reset();
   p.stop.Notify();
   p.reaper.join();
+  p.rebalancer.reset();
   p.listener = transport::Listener();
   p.engine.reset();  // Ends the peers' one-sided access before the memory goes.
   p.service = {};
@@ -116,6 +127,9 @@ void StoreServer::Shutdown() {
 
 std::string StoreServer::address() const { return parts_->address; }
 uint64_t StoreServer::epoch() const { return parts_->epoch; }
+std::optional<RebalanceStats> StoreServer::rebalance() const {
+  return parts_->rebalancer ? std::optional(parts_->rebalancer->Progress()) : std::nullopt;
+}
 Store& StoreServer::store() { return *parts_->store; }
 
 }  // namespace perigee::kvstore

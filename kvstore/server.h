@@ -4,10 +4,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kvstore/placement.h"
+#include "kvstore/rebalancer.h"
 #include "kvstore/sessions.h"
 #include "kvstore/store.h"
 #include "transport/context.h"
@@ -24,13 +27,18 @@ struct ServerOptions {
   StoreOptions store;
   // Who may talk to this store. Empty: everybody, and nobody is trusted, so that all transfers go by messages.
   std::vector<Credential> credentials;
+  // The stores among which planes are placed, and this one's name among them. Null: it knows no others, and moves
+  // nothing.
+  std::shared_ptr<const StoreDirectory> directory;
+  std::string store_id;
+  RebalancerOptions rebalancer;
 };
 
 // Any thread may call. Destruction shuts down.
 class StoreServer {
  public:
-  // ALREADY_EXISTS when a port is taken, FAILED_PRECONDITION when another process has the data folder,
-  // RESOURCE_EXHAUSTED when there is not that much memory.
+  // INVALID_ARGUMENT for a directory without a store_id, ALREADY_EXISTS when a port is taken, FAILED_PRECONDITION when
+  // another process has the data folder, RESOURCE_EXHAUSTED when there is not that much memory.
   static absl::StatusOr<std::unique_ptr<StoreServer>> Start(const ServerOptions& options);
   ~StoreServer();
 
@@ -41,6 +49,8 @@ class StoreServer {
   std::string address() const;
   uint64_t epoch() const;
   Store& store();  // Not after Shutdown.
+  // nullopt without a directory.
+  std::optional<RebalanceStats> rebalance() const;
 
  private:
   struct Parts;

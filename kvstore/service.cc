@@ -53,6 +53,22 @@ void MissToWire(pod::PlaneKind kind, const Miss& miss, v1::Miss* wire) {
   wire->set_when_unix_us(miss.when_unix_us);
 }
 
+void RebalanceToWire(const RebalanceStats& stats, v1::StatResponse::Rebalance* wire) {
+  wire->set_map_epoch(stats.map_epoch);
+  wire->set_in_map(stats.in_map);
+  wire->set_draining(stats.draining);
+  wire->set_complete(stats.complete);
+  wire->set_planes_to_move(stats.planes_to_move);
+  wire->set_bytes_to_move(stats.bytes_to_move);
+  wire->set_rounds(stats.rounds);
+  wire->set_moved_planes(stats.moved_planes);
+  wire->set_moved_bytes(stats.moved_bytes);
+  wire->set_repaired_planes(stats.repaired_planes);
+  wire->set_repaired_bytes(stats.repaired_bytes);
+  wire->set_given_up_planes(stats.given_up_planes);
+  wire->set_failures(stats.failures);
+}
+
 constexpr absl::Duration kLongestEventWait = absl::Seconds(10);
 constexpr size_t kMaxEvents = 4096;  // in one answer
 constexpr int kMaxDataHosts = 32;
@@ -139,6 +155,7 @@ class Service final : public v1::KvStore::Service {
                       v1::LookupResponse* response) override {
     return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
       PERIGEE_ASSIGN_OR_RETURN(const std::vector<pod::BlockKey> keys, KeysFromWire(request->keys()));
+      PERIGEE_RETURN_IF_ERROR(CheckMapEpoch(request->map_epoch()));
       PERIGEE_ASSIGN_OR_RETURN(const std::vector<BlockInfo> blocks,
                                store_->Lookup(keys, TenantOf(session, request->tenant()),
                                               request->prefix() ? LookupMode::kPrefix : LookupMode::kAll));
@@ -151,6 +168,7 @@ class Service final : public v1::KvStore::Service {
           found->set_tier(static_cast<v1::Tier>(plane.tier));
           found->set_payload_bytes(plane.payload_bytes);
           found->set_estimated_fetch_us(plane.estimated_fetch_us);
+          found->set_replicas(plane.replicas);
           total_us += plane.estimated_fetch_us;
         }
         for (const MissedPlane& missed : block.misses) MissToWire(missed.kind, missed.miss, wire->add_misses());
@@ -201,12 +219,13 @@ class Service final : public v1::KvStore::Service {
   grpc::Status Pin(grpc::ServerContext* context, const v1::PinRequest* request, v1::PinResponse* response) override {
     return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
       PERIGEE_ASSIGN_OR_RETURN(const std::vector<pod::BlockKey> keys, KeysFromWire(request->keys()));
-      if (request->mode() < v1::PIN_MODE_NONE || request->mode() > v1::PIN_MODE_HARD) {
+      if (request->mode() < v1::PIN_MODE_NONE || request->mode() > v1::PIN_MODE_KEEP) {
         return absl::InvalidArgumentError(
             absl::StrCat("pin mode ", static_cast<int>(request->mode()), " is not known"));
       }
-      PERIGEE_ASSIGN_OR_RETURN(const uint32_t planes, store_->Pin(keys, static_cast<PinMode>(request->mode()),
-                                                                  TenantOf(session, request->tenant())));
+      PERIGEE_ASSIGN_OR_RETURN(const uint32_t planes,
+                               store_->Pin(keys, static_cast<PinMode>(request->mode()),
+                                           TenantOf(session, request->tenant()), request->replicas()));
       response->set_planes(planes);
       return absl::OkStatus();
     });
@@ -236,8 +255,15 @@ class Service final : public v1::KvStore::Service {
 
   grpc::Status List(grpc::ServerContext* context, const v1::ListRequest* request, v1::ListResponse* response) override {
     return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
+      ListFilter filter{.least_replicas = request->least_replicas()};
+      if (request->has_group()) {
+        if (request->group() > std::numeric_limits<PlacementGroup>::max()) {
+          return absl::InvalidArgumentError(absl::StrCat("placement group ", request->group(), "; at most 65535"));
+        }
+        filter.group = static_cast<PlacementGroup>(request->group());
+      }
       PERIGEE_ASSIGN_OR_RETURN(const ListPage page, store_->List(request->page_token(), request->limit(),
-                                                                 TenantOf(session, request->tenant())));
+                                                                 TenantOf(session, request->tenant()), filter));
       for (const ListedPlane& plane : page.planes) {
         auto* wire = response->add_planes();
         PlaneIdToWire(plane.id, wire->mutable_id());
@@ -252,6 +278,8 @@ class Service final : public v1::KvStore::Service {
         wire->set_on_remote(plane.on_remote);
         wire->set_pin(static_cast<v1::PinMode>(plane.pin));
         wire->set_ttl_s(plane.meta.ttl_s);
+        if (plane.meta.group) wire->set_group(*plane.meta.group);
+        wire->set_replicas(plane.meta.replicas);
       }
       response->set_next_page_token(page.next_page_token);
       return absl::OkStatus();
@@ -358,6 +386,9 @@ class Service final : public v1::KvStore::Service {
       response->set_over_quota(s.over_quota);
       response->set_hard_pinned_bytes(s.hard_pinned_bytes);
       response->set_index_bytes(s.index_bytes);
+      if (const std::optional<RebalanceStats> rebalance = data_.rebalance()) {
+        RebalanceToWire(*rebalance, response->mutable_rebalance());
+      }
       return absl::OkStatus();
     });
   }
@@ -434,7 +465,7 @@ class Service final : public v1::KvStore::Service {
   absl::Status Commit(const StoreSession& session, const v1::CommitRequest& request, v1::CommitResponse* response) {
     std::vector<CommitItem> items;
     for (const auto& wire : request.planes()) {
-      items.push_back({wire.reservation_id(), wire.header(), request.ttl_s()});
+      items.push_back({wire.reservation_id(), wire.header(), request.ttl_s(), request.replicas()});
     }
     Durability durability;
     switch (request.durability()) {
@@ -587,6 +618,15 @@ class Service final : public v1::KvStore::Service {
       sessions_->AddHost(session.token, host);
     }
     return absl::OkStatus();
+  }
+
+  absl::Status CheckMapEpoch(uint64_t asked) const {
+    if (asked == 0) return absl::OkStatus();
+    const std::optional<RebalanceStats> here = data_.rebalance();
+    if (here && here->map_epoch == asked) return absl::OkStatus();
+    return absl::FailedPreconditionError(
+        absl::StrCat("the caller places planes by the map of stores of epoch ", asked, ", this store ",
+                     here ? absl::StrCat("by that of epoch ", here->map_epoch, ": ask again") : "by none"));
   }
 
   // As the store will cut it.

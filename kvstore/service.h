@@ -6,9 +6,11 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
+#include "kvstore/rebalance_stats.h"
 #include "kvstore/sessions.h"
 #include "kvstore/store.h"
 #include "transport/context.h"
@@ -40,6 +42,8 @@ struct DataPlane {
   // See transport::MemoryRegion.
   std::function<void(std::span<const std::byte>)> forget_puts = [](std::span<const std::byte>) {};
   std::function<size_t(std::span<const std::byte>)> unsummed_bytes = [](auto bytes) { return bytes.size(); };
+  // What the store's mover is at, with the map of stores that it goes by; nullopt without one.
+  std::function<std::optional<RebalanceStats>()> rebalance = [] { return std::nullopt; };
   uint64_t slab_address = 0;
   uint64_t slab_bytes = 0;
 };

@@ -81,7 +81,8 @@ absl::Status ShardedWriteState::AtLive(bool at_once, const std::function<absl::S
 absl::Status ShardedWriteState::CommitTo(Target& target, std::span<const pod::PlaneHeader> headers,
                                          Durability durability, absl::Duration ttl,
                                          std::vector<absl::Status>* statuses) {
-  PERIGEE_ASSIGN_OR_RETURN(*statuses, target.batch.Commit(headers, durability, ttl));
+  PERIGEE_ASSIGN_OR_RETURN(*statuses,
+                           target.batch.Commit(headers, durability, ttl, static_cast<uint32_t>(std::max(replicas, 1))));
   return absl::OkStatus();
 }
 

@@ -70,14 +70,15 @@ struct ShardedFetchState {
   ~ShardedFetchState() {
     for (const std::unique_ptr<FetchPart>& part : parts) part->fetch.Cancel();  // All, before one is waited for.
   }
-  absl::Status Wait(size_t group);
+  absl::Status Wait(size_t group, absl::Time until);
   absl::Status End(const absl::Status& status);
 };
 
-absl::Status ShardedFetchState::Wait(size_t group) {
+absl::Status ShardedFetchState::Wait(size_t group, absl::Time until) {
   for (const std::unique_ptr<FetchPart>& part : parts) {
-    const absl::Status arrived = part->fetch.Wait(group);
+    const absl::Status arrived = part->fetch.Wait(group, until);
     if (arrived.ok()) continue;
+    if (absl::IsDeadlineExceeded(arrived) && absl::Now() >= until) return arrived;  // It may still come.
     part->Note(arrived);
     return parts.size() == 1 ? arrived : End(arrived);
   }
@@ -101,6 +102,7 @@ namespace {
 // What an Acquire has learned so far.
 struct Asked {
   std::span<const PlaneId> ids;
+  absl::Time until;  // Patience with slower tiers.
   std::unique_ptr<ShardedLeaseState> state = std::make_unique<ShardedLeaseState>();
   std::vector<size_t> open;  // Planes that nobody had yet.
   std::vector<std::shared_ptr<StoreConnection>> silent;
@@ -108,7 +110,7 @@ struct Asked {
   absl::Status error;               // The first silent one's.
   size_t answers = 0;
 
-  explicit Asked(std::span<const PlaneId> all) : ids(all), open(all.size()) {
+  Asked(std::span<const PlaneId> all, absl::Duration within) : ids(all), until(absl::Now() + within), open(all.size()) {
     for (size_t i = 0; i < open.size(); ++i) open[i] = i;
   }
   void Ask(const std::shared_ptr<StoreConnection>& store, bool even_if_avoided);
@@ -122,7 +124,13 @@ void Asked::Ask(const std::shared_ptr<StoreConnection>& store, bool even_if_avoi
     for (const size_t i : open) some.push_back(ids[i]);
   }
   absl::StatusOr<ReadLease> lease = store->Try(even_if_avoided, [&](StoreClient& client) {
-    return client.Acquire(answers > 0 ? std::span<const PlaneId>(some) : ids);
+    absl::StatusOr<ReadLease> said =
+        client.Acquire(answers > 0 ? std::span<const PlaneId>(some) : ids, until - absl::Now());
+    // The caller's patience is at its end, not the store.
+    if (absl::IsDeadlineExceeded(said.status()) && absl::Now() >= until) {
+      return absl::StatusOr<ReadLease>(absl::AbortedError(said.status().message()));
+    }
+    return said;
   });
   if (lease.ok()) {
     Take(store, *std::move(lease));
@@ -171,16 +179,19 @@ std::unique_ptr<ShardedLeaseState> Asked::Result() && {
 }  // namespace
 }  // namespace internal
 
-absl::StatusOr<ShardedLease> ShardedStore::Acquire(const pod::BlockKey& root, std::span<const PlaneId> planes) {
+absl::StatusOr<ShardedLease> ShardedStore::Acquire(const pod::BlockKey& root, std::span<const PlaneId> planes,
+                                                   absl::Duration within) {
   const std::shared_ptr<const internal::StoreView> view = connections_->Current();
   const auto readers = view->Pick(view->map->Readers(GroupOf(root), options_.read_stores));
   if (readers.empty()) return view->NoStore();
-  internal::Asked asked(planes);
+  internal::Asked asked(planes, within);
   for (const auto& reader : readers) {
     if (asked.answers > 0 && asked.open.empty()) break;
     asked.Ask(reader, view->even_if_avoided());
   }
-  if (asked.answers == 0) return asked.error;
+  if (asked.answers == 0) {
+    return absl::IsAborted(asked.error) ? absl::DeadlineExceededError(asked.error.message()) : asked.error;
+  }
   return ShardedLease(std::move(asked).Result());
 }
 
@@ -290,9 +301,9 @@ ShardedFetch::~ShardedFetch() = default;
 
 size_t ShardedFetch::groups() const { return state_ == nullptr ? 0 : state_->groups; }
 
-absl::Status ShardedFetch::Wait(size_t group) const {
+absl::Status ShardedFetch::Wait(size_t group, absl::Time until) const {
   if (group >= groups()) return absl::OutOfRangeError(absl::StrCat("group ", group, " of a fetch of ", groups()));
-  return state_->Wait(group);
+  return state_->Wait(group, until);
 }
 
 size_t ShardedFetch::arrived() const {

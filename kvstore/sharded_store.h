@@ -102,7 +102,7 @@ class ShardedFetch {
 
   size_t groups() const;
   // After an error of any store the fetch has ended for all of them. UNAVAILABLE: a store has died; acquire again.
-  absl::Status Wait(size_t group) const;
+  absl::Status Wait(size_t group, absl::Time until = absl::InfiniteFuture()) const;
   size_t arrived() const;
   std::vector<size_t> wrong_planes() const;
   absl::Duration duration() const;
@@ -148,7 +148,8 @@ class ShardedStore {
   // RESOURCE_EXHAUSTED where an owner answers and none has room.
   absl::StatusOr<ShardedBatch> Reserve(const pod::BlockKey& root, std::span<const PlaneRequest> planes,
                                        int replicas = 0);
-  absl::StatusOr<ShardedLease> Acquire(const pod::BlockKey& root, std::span<const PlaneId> planes);
+  absl::StatusOr<ShardedLease> Acquire(const pod::BlockKey& root, std::span<const PlaneId> planes,
+                                       absl::Duration within = absl::InfiniteDuration());
   // One call where the first store has everything. A block of which it has the distant plane, and never had what it
   // misses, counts as complete: most blocks have no proximal plane anywhere. (Acquire asks the next stores for those
   // too.) Misses are kUnreachable where a store that was asked for them did not answer.

@@ -85,8 +85,8 @@ enum class Tier : uint8_t { kDram = 1, kSsd = 2, kRemote = 3 };
 // kBest: kSynced where there is an SSD tier that takes writes, else kDram. kReplicated: in the remote tier (and on the
 // SSD, where that takes writes).
 enum class Durability : uint8_t { kBest = 0, kSynced = 1, kDram = 2, kReplicated = 3 };
-// kSoft: goes after all others. kHard: stays in DRAM, and is brought there.
-enum class PinMode : uint8_t { kNone = 0, kSoft = 1, kHard = 2 };
+// kSoft: goes after all others. kHard: stays in DRAM, and is brought there. kKeep: as it is.
+enum class PinMode : uint8_t { kNone = 0, kSoft = 1, kHard = 2, kKeep = 3 };
 
 struct PlaneRequest {
   PlaneId id;
@@ -102,6 +102,8 @@ struct CommitItem {
   uint64_t reservation_id = 0;
   std::string header;  // Encoded pod::PlaneHeader.
   uint32_t ttl_s = 0;  // The plane is gone after so many seconds; 0: never. At most kMaxTtlSeconds.
+  // How many stores are to have it, at most kMaxReplicas; 0: 1. Of a plane that is there already, the higher number.
+  uint32_t replicas = 0;
 };
 
 // kPrefix: keys is a chain of blocks; the answer ends with the first block whose distant plane is not stored (that
@@ -113,6 +115,7 @@ struct FoundPlane {
   Tier tier{};
   uint64_t payload_bytes = 0;
   uint64_t estimated_fetch_us = 0;
+  uint32_t replicas = 1;
 };
 struct MissedPlane {
   pod::PlaneKind kind{};
@@ -125,6 +128,7 @@ struct BlockInfo {
 
 struct AcquireOptions {
   absl::string_view tenant{};  // A plane of another tenant is a miss; empty: not checked.
+  bool background = false;     // No use of the planes: policies, counters and quotas do not hear of it.
   // For callers that cannot wait: UNIMPLEMENTED, and nothing is leased, when one of the planes is not in DRAM.
   bool resident_only = false;
   // Asked every few milliseconds while planes are on their way; once true the call ends with CANCELLED, and what nobody
@@ -159,6 +163,13 @@ struct ListedPlane {
   bool on_remote = false;
   PinMode pin{};
   int64_t last_used_unix_us = 0;
+};
+// Which planes are listed, of those whose tenant is asked for.
+struct ListFilter {
+  std::optional<PlacementGroup> group{};
+  uint32_t least_replicas = 0;
+  // Whose group is known and for whom this says so. Called with the store's lock held: short, and no call back.
+  std::function<bool(PlacementGroup group, uint32_t replicas)> placed{};
 };
 struct ListPage {
   std::vector<ListedPlane> planes;
@@ -234,16 +245,23 @@ class Store {
   absl::StatusOr<uint32_t> Promote(std::span<const PlaneId> planes, absl::string_view tenant);
   uint32_t DropPromotions(std::span<const PlaneId> planes, absl::string_view tenant);
 
-  // All stored planes of the blocks; the number of planes. Pins are of this start of the store. RESOURCE_EXHAUSTED, and
-  // nothing changes, when more than max_hard_pinned of the slab would be pinned hard.
-  absl::StatusOr<uint32_t> Pin(std::span<const pod::BlockKey> keys, PinMode mode, absl::string_view tenant);
+  // All stored planes of the blocks; the number of planes. Pins are of this start of the store; a number of replicas
+  // (0: as it is) stays with what the SSD has. RESOURCE_EXHAUSTED, and nothing changes, when more than max_hard_pinned
+  // of the slab would be pinned hard.
+  absl::StatusOr<uint32_t> Pin(std::span<const pod::BlockKey> keys, PinMode mode, absl::string_view tenant,
+                               uint32_t replicas = 0);
 
   // tenant, of both: another's planes are left alone; empty: not checked.
   CorruptReport ReportCorrupt(const PlaneId& id, absl::string_view tenant = {});
   // All planes of the blocks; the number that existed. An error means that some may be back after a restart: try again.
   // (What the remote tier still has is also tried again in the background.)
   absl::StatusOr<uint32_t> Delete(std::span<const pod::BlockKey> keys, absl::string_view tenant = {});
-  absl::StatusOr<ListPage> List(absl::string_view page_token, size_t limit, absl::string_view tenant);
+  // What other stores have taken over: the copies in DRAM and on the SSD go, as by Delete, those of the remote tier
+  // stay there. The number that existed.
+  absl::StatusOr<uint32_t> HandOver(std::span<const PlaneId> planes);
+  // Empty or short pages may have a next one.
+  absl::StatusOr<ListPage> List(absl::string_view page_token, size_t limit, absl::string_view tenant,
+                                const ListFilter& filter = {});
   StoreStats Stats();
   EventLog& events();  // Lives as long as the store.
 

@@ -11,11 +11,14 @@
 
 namespace perigee::kvstore {
 
-absl::StatusOr<uint32_t> Store::Pin(std::span<const pod::BlockKey> keys, PinMode mode, absl::string_view tenant) {
+absl::StatusOr<uint32_t> Store::Pin(std::span<const pod::BlockKey> keys, PinMode mode, absl::string_view tenant,
+                                    uint32_t replicas) {
   Core& c = *core_;
   PERIGEE_RETURN_IF_ERROR(c.CheckBatch(keys.size()));
+  PERIGEE_RETURN_IF_ERROR(CheckReplicas(replicas));
   std::vector<EntryId> planes;
   std::vector<LoadJob> jobs;
+  std::vector<SsdStored> on_ssd;
   {
     absl::MutexLock lock(&c.mu);
     c.Reap();
@@ -36,6 +39,8 @@ absl::StatusOr<uint32_t> Store::Pin(std::span<const pod::BlockKey> keys, PinMode
     }
     for (const EntryId id : planes) c.Pin(id);  // Making room for one must not drop another.
     for (const EntryId id : planes) {
+      if (replicas > 0) c.SetReplicas(id, replicas, &on_ssd);
+      if (mode == PinMode::kKeep) continue;
       c.SetPinMode(id, mode);
       c.BringPinned(id);
     }
@@ -43,6 +48,7 @@ absl::StatusOr<uint32_t> Store::Pin(std::span<const pod::BlockKey> keys, PinMode
     jobs = c.TakeLoads();
   }
   c.Begin(std::move(jobs));
+  c.TellReplicas(on_ssd, replicas);
   return static_cast<uint32_t>(planes.size());
 }
 
@@ -168,7 +174,30 @@ absl::StatusOr<uint32_t> Store::Delete(std::span<const pod::BlockKey> keys, absl
   return deleted;
 }
 
-absl::StatusOr<ListPage> Store::List(absl::string_view page_token, size_t limit, absl::string_view tenant) {
+absl::StatusOr<uint32_t> Store::HandOver(std::span<const PlaneId> planes) {
+  Core& c = *core_;
+  PERIGEE_RETURN_IF_ERROR(c.CheckBatch(planes.size()));
+  std::vector<SsdStored> stored;
+  uint32_t gone = 0;
+  {
+    absl::MutexLock lock(&c.mu);
+    c.Reap();
+    c.AwaitIdle(planes);
+    for (const PlaneId& name : planes) {
+      const EntryId id = c.table.Find(name);
+      if (id == kNoEntry) continue;
+      if (const auto record = c.table.SsdRecordOf(id)) stored.push_back({name, *record});
+      c.Drop(id, MissReason::kMoved);
+      ++gone;
+    }
+  }
+  // What comes back after a restart is handed over once more.
+  PERIGEE_RETURN_IF_ERROR(Annotate(c.RemoveFromSsd(stored), "hand over"));
+  return gone;
+}
+
+absl::StatusOr<ListPage> Store::List(absl::string_view page_token, size_t limit, absl::string_view tenant,
+                                     const ListFilter& filter) {
   Core& c = *core_;
   limit = limit == 0 ? 1000 : std::min<size_t>(limit, 10000);
   // The token is the number to go on from.
@@ -191,13 +220,18 @@ absl::StatusOr<ListPage> Store::List(absl::string_view page_token, size_t limit,
     }
     ++looked_at;
     if (c.IsOthers(id, tenant)) continue;
+    const PlaneDetails& details = c.table.details(id);
+    const bool grouped = details.has_group;
+    if (filter.group && !(grouped && details.group == *filter.group)) continue;
+    if (details.replicas < filter.least_replicas) continue;
+    if (filter.placed && !(grouped && filter.placed(details.group, details.replicas))) continue;
     const PlaneEntry& entry = c.table[id];
     PlaneMeta meta = c.table.MetaOf(id);
     meta.ttl_s = c.TtlSeconds(id);
     page.planes.push_back({.id = entry.id,
                            .meta = std::move(meta),
                            .tier = c.FastestTier(id),
-                           .on_ssd = c.table.details(id).ssd_number != 0,
+                           .on_ssd = details.ssd_number != 0,
                            .on_remote = entry.Is(kOnRemote),
                            .pin = entry.Is(kHardPinned)   ? PinMode::kHard
                                   : entry.Is(kSoftPinned) ? PinMode::kSoft

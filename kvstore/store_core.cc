@@ -60,6 +60,8 @@ const char* MissReasonName(MissReason reason) {
       return "in a slower tier, which does not answer";
     case MissReason::kOverQuota:
       return "over the tenant's bandwidth";
+    case MissReason::kMoved:
+      return "moved to another store";
   }
   return "unknown";
 }
@@ -199,6 +201,11 @@ absl::Status Store::Core::SetQuotas() {
     if (quota.bytes_per_s > 0) bandwidth.Set(quota.tenant, quota.bytes_per_s, options.now());
   }
   return absl::OkStatus();
+}
+
+absl::Status CheckReplicas(uint32_t replicas) {
+  if (replicas <= kMaxReplicas) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(replicas, " replicas; at most ", kMaxReplicas, " are possible"));
 }
 
 absl::Status Store::Core::CheckBatch(size_t n) const {
@@ -493,6 +500,18 @@ void Store::Core::SetPinMode(EntryId id, PinMode mode) {
   // Policies that have set it aside look again.
   if (e.Is(kInDram)) dram_policy->Unpinned(id);
   if (table.details(id).ssd_number != 0) ssd_policy->Unpinned(id);
+}
+
+void Store::Core::SetReplicas(EntryId id, uint32_t replicas, std::vector<SsdStored>* on_ssd) {
+  if (table.details(id).replicas == replicas) return;
+  table.details(id).replicas = replicas & 15;
+  if (const auto record = table.SsdRecordOf(id)) on_ssd->push_back({table[id].id, *record});
+}
+
+void Store::Core::TellReplicas(std::span<const SsdStored> on_ssd, uint32_t replicas) {
+  if (on_ssd.empty()) return;
+  const absl::Status told = ssd->SetReplicas(on_ssd, static_cast<uint8_t>(replicas));
+  if (!told.ok()) spdlog::warn("the number of replicas ends with this start: {}", std::string(told.message()));
 }
 
 void Store::Core::Prefetch(std::span<const EntryId> ids) const {

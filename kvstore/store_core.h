@@ -27,6 +27,7 @@
 #include "kvstore/dram/extent_slab.h"
 #include "kvstore/dram/header_arena.h"
 #include "kvstore/dram/plane_table.h"
+#include "kvstore/placement.h"
 #include "kvstore/policy/bandwidth_quota.h"
 #include "kvstore/policy/eviction_policy.h"
 #include "kvstore/policy/tenant_quotas.h"
@@ -92,6 +93,8 @@ struct LoadEnd {
 inline std::tuple<int64_t, int, pod::PlaneKind> PlaceInChain(const PlaneId& id, int64_t base_position) {
   return {base_position, id.kind == pod::PlaneKind::kSummary ? 0 : 1, id.kind};
 }
+
+absl::Status CheckReplicas(uint32_t replicas);
 
 class Store::Core {
  public:
@@ -222,6 +225,9 @@ class Store::Core {
   void CopyToRemote(std::span<const EntryId> planes) ABSL_LOCKS_EXCLUDED(mu);
   void ScanRemote();  // A thread's work.
   absl::Status RemoveFromSsd(std::span<const SsdStored> planes);
+  // The SSD is told too: what is returned is for TellReplicas, without the lock.
+  void SetReplicas(EntryId id, uint32_t replicas, std::vector<SsdStored>* on_ssd) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void TellReplicas(std::span<const SsdStored> on_ssd, uint32_t replicas) ABSL_LOCKS_EXCLUDED(mu);
   absl::Status RemoveClaimedFromRemote(const std::vector<PlaneId>& names) ABSL_LOCKS_EXCLUDED(mu);  // And unclaims.
 
   StoreOptions options;  // Unchanged after Open.

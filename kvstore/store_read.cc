@@ -50,7 +50,8 @@ absl::StatusOr<std::vector<BlockInfo>> Store::Lookup(std::span<const pod::BlockK
             {.kind = kind,
              .tier = tier,
              .payload_bytes = bytes,
-             .estimated_fetch_us = c.dram_rate.EstimateUs(bytes) + static_cast<uint64_t>(to_dram_us)});
+             .estimated_fetch_us = c.dram_rate.EstimateUs(bytes) + static_cast<uint64_t>(to_dram_us),
+             .replicas = c.table.details(id).replicas});
       }
       const auto distant = [](const FoundPlane& plane) { return plane.kind == pod::PlaneKind::kDistant; };
       if (mode == LookupMode::kPrefix && i % kKinds == kKinds - 1 &&
@@ -96,7 +97,8 @@ absl::StatusOr<Lease> Store::Acquire(std::span<const PlaneId> planes, absl::Dura
     } else if (c.IsOthers(id, options.tenant)) {
       plane.miss = {MissReason::kOtherTenant, 0};
       id = kNoEntry;
-    } else if (c.bandwidth.Wait(c.table.tenants().Name(c.table[id].tenant), now) > absl::ZeroDuration()) {
+    } else if (!options.background &&
+               c.bandwidth.Wait(c.table.tenants().Name(c.table[id].tenant), now) > absl::ZeroDuration()) {
       plane.miss = {MissReason::kOverQuota, 0};
       ++c.stats.over_quota;
       id = kNoEntry;
@@ -104,6 +106,7 @@ absl::StatusOr<Lease> Store::Acquire(std::span<const PlaneId> planes, absl::Dura
       plane.tier = c.FastestTier(id);
       c.Pin(id);
       if (!c.table[id].Is(kInDram)) continue;
+      if (options.background) continue;
       c.Touch(id, now_us);
       c.table[id].Set(kPassing, false);  // Wanted twice already.
     }
@@ -117,13 +120,13 @@ absl::StatusOr<Lease> Store::Acquire(std::span<const PlaneId> planes, absl::Dura
       const uint32_t account = c.dram_quotas.NumberOf(c.table.tenants().Name(c.table[id].tenant));
       const std::optional<Extent> extent = c.AllocateExtent(bytes, account);
       // Whether it is worth its room is asked before this use of it counts.
-      bool stays = true;
-      if (extent && c.slab.free_bytes() < c.LowBytes()) {
+      bool stays = !options.background;
+      if (stays && extent && c.slab.free_bytes() < c.LowBytes()) {
         const PlaneFacts facts = c.DramFacts(id);
         stays = c.table[id].Is(kSoftPinned) || c.table[id].Is(kHardPinned) ||
                 c.dram_policy->Admit(facts, kLeastReuse * facts.cost_us);
       }
-      c.Touch(id, now_us);
+      if (!options.background) c.Touch(id, now_us);
       if (!extent) {
         out.planes[i].miss = {MissReason::kNoRoom, 0};
         entries[i] = kNoEntry;
@@ -133,13 +136,13 @@ absl::StatusOr<Lease> Store::Acquire(std::span<const PlaneId> planes, absl::Dura
       c.StartLoad(id, *extent, /*ahead=*/false);
       if (!stays) {
         c.table[id].Set(kPassing);
-        ++c.stats.unadmitted_reads;
+        if (!options.background) ++c.stats.unadmitted_reads;
       }
       if (planes[i].kind == pod::PlaneKind::kDistant) last_read = id;
     }
     c.WaitFor(id, &waiter);
   }
-  if (last_read != kNoEntry) c.ReadAhead(last_read);
+  if (last_read != kNoEntry && !options.background) c.ReadAhead(last_read);
   jobs = c.TakeLoads();
   c.mu.Unlock();
   c.Begin(std::move(jobs));
@@ -170,7 +173,7 @@ absl::StatusOr<Lease> Store::Acquire(std::span<const PlaneId> planes, absl::Dura
       id = kNoEntry;
     }
     if (id == kNoEntry) {
-      ++c.stats.misses;
+      if (!options.background) ++c.stats.misses;
       continue;
     }
     const PlaneEntry& entry = c.table[id];
@@ -179,6 +182,7 @@ absl::StatusOr<Lease> Store::Acquire(std::span<const PlaneId> planes, absl::Dura
     plane.payload_bytes = entry.payload_bytes;
     plane.header = std::string(c.headers.Get(entry.header));
     plane.estimated_fetch_us = c.dram_rate.EstimateUs(plane.payload_bytes);
+    if (options.background) continue;
     ++(plane.tier == Tier::kDram  ? c.stats.hits_dram
        : plane.tier == Tier::kSsd ? c.stats.hits_ssd
                                   : c.stats.hits_remote);

@@ -2,6 +2,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <numeric>
 #include <tuple>
@@ -51,6 +52,8 @@ absl::Status CheckHeader(const Pending& p, absl::string_view encoded, pod::Plane
   }
   return absl::OkStatus();
 }
+
+uint8_t ReplicasOf(const CommitItem& item) { return static_cast<uint8_t>(std::max(item.replicas, 1u)); }
 
 absl::Status OverBandwidth(absl::string_view tenant, absl::Duration wait) {
   return absl::ResourceExhaustedError(
@@ -158,6 +161,7 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
       return absl::InvalidArgumentError(
           absl::StrCat("a time to live of ", item.ttl_s, " s; at most ", kMaxTtlSeconds, " are possible"));
     }
+    PERIGEE_RETURN_IF_ERROR(CheckReplicas(item.replicas));
   }
   const bool to_ssd = c.ssd && durability != Durability::kDram;
 
@@ -248,7 +252,7 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
     for (const size_t i : moving) {
       const Pending& p = pending[i];
       writes.push_back({.id = p.id,
-                        .meta = MetaOf(p.header, created, items[i].ttl_s),
+                        .meta = MetaOf(p.header, created, items[i].ttl_s, ReplicasOf(items[i])),
                         .head = EncodeRecordHead(p.id, items[i].header, p.payload_bytes, created, items[i].ttl_s),
                         .padded_payload = c.Memory(p.extent, RoundUpToPage(p.payload_bytes))});
     }
@@ -301,6 +305,7 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
   const auto place = [&](size_t i) { return PlaceInChain(pending[i].id, pending[i].header.base_position); };
   std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return place(a) < place(b); });
   std::vector<SsdStored> homeless;
+  std::array<std::vector<SsdStored>, kMaxReplicas + 1> raised;  // [replicas]
   {
     absl::MutexLock lock(&c.mu);
     for (const size_t i : order) {
@@ -318,7 +323,7 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
       if (p.status.ok() && !p.present) {
         id = c.table.Find(p.id);  // It was there already, or the background has heard of it from the remote tier.
         is_new = id == kNoEntry;
-        const PlaneMeta meta = MetaOf(p.header, created, items[i].ttl_s);
+        const PlaneMeta meta = MetaOf(p.header, created, items[i].ttl_s, ReplicasOf(items[i]));
         if (id == kNoEntry) id = c.Insert(p.id, meta);
         while (id == kNoEntry && c.FreeEntry(&homeless)) id = c.Insert(p.id, meta);
         if (id == kNoEntry) {
@@ -338,6 +343,12 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
         c.EnterSsd(id, *p.record);
       }
       if (!p.present && p.on_remote) c.SetOnRemote(id, true);
+      if (p.present) id = c.table.Find(p.id);
+      if (id != kNoEntry && !is_new) {
+        const uint32_t said = ReplicasOf(items[i]), most = std::max<uint32_t>(said, c.table.details(id).replicas);
+        c.SetReplicas(id, most, &raised[most]);
+        if (p.record && most != said) raised[most].push_back({p.id, *p.record});
+      }
       if (p.present || c.table[id].Is(kInDram)) {
         c.EndReservation(p.reservation_id);
         continue;
@@ -353,6 +364,7 @@ absl::StatusOr<std::vector<absl::Status>> Store::Commit(std::span<const CommitIt
       if (is_new) c.events.Stored(p.id, p.payload_bytes, p.header.tenant, created);
     }
   }
+  for (uint32_t replicas = 1; replicas < raised.size(); ++replicas) c.TellReplicas(raised[replicas], replicas);
   if (!homeless.empty()) {
     if (const absl::Status removed = c.RemoveFromSsd(homeless); !removed.ok()) {
       spdlog::warn("planes that the index has no room for: {}", std::string(removed.message()));

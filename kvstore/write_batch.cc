@@ -57,11 +57,12 @@ absl::Status Puts::AwaitNotice() {
 }
 
 absl::Status WriteState::Commit(std::span<const size_t> some, std::span<const pod::PlaneHeader> headers,
-                                Durability durability, uint32_t ttl_s, bool quick,
+                                Durability durability, uint32_t ttl_s, uint32_t replicas, bool quick,
                                 std::vector<absl::Status>* statuses) {
   v1::CommitRequest request;
   request.set_durability(static_cast<v1::Durability>(durability));
   request.set_ttl_s(ttl_s);
+  request.set_replicas(replicas);
   for (const size_t plane : some) {
     auto* wire = request.add_planes();
     wire->set_reservation_id(reservations[plane].id);
@@ -135,11 +136,15 @@ absl::Status WriteBatch::WaitForPuts() {
 }
 
 absl::StatusOr<std::vector<absl::Status>> WriteBatch::Commit(std::span<const pod::PlaneHeader> headers,
-                                                             Durability durability, absl::Duration ttl) {
+                                                             Durability durability, absl::Duration ttl,
+                                                             uint32_t replicas) {
   if (state_ == nullptr) return absl::FailedPreconditionError("commit of an empty batch");
   internal::WriteState& s = *state_;
   if (headers.size() != size()) {
     return absl::InvalidArgumentError(absl::StrCat(headers.size(), " headers for a batch of ", size(), " planes"));
+  }
+  if (replicas < 1 || replicas > kMaxReplicas) {
+    return absl::InvalidArgumentError(absl::StrCat(replicas, " replicas; 1 to ", kMaxReplicas, " are possible"));
   }
   uint32_t ttl_s = 0;
   if (ttl != absl::InfiniteDuration()) {
@@ -167,7 +172,7 @@ absl::StatusOr<std::vector<absl::Status>> WriteBatch::Commit(std::span<const pod
     const bool over_grpc = end == begin;
     if (over_grpc) end = open.size();
     PERIGEE_RETURN_IF_ERROR(
-        s.Commit(std::span(open).subspan(begin, end - begin), headers, durability, ttl_s, !over_grpc, &out));
+        s.Commit(std::span(open).subspan(begin, end - begin), headers, durability, ttl_s, replicas, !over_grpc, &out));
   }
   return out;
 }

@@ -62,7 +62,7 @@ void BackFetch::Run() {
   for (size_t b = keys_.size(); b-- > 0;) {
     for (const PlaneId& id : PlanesOf(b)) all.push_back(id);
   }
-  node_.store().Promote(all).status().IgnoreError();  // Only a hint.
+  node_.store().Promote(keys_[0], all).status().IgnoreError();  // Only a hint.
 
   size_t end = keys_.size();
   while (end > 0) {
@@ -97,14 +97,14 @@ absl::Status BackFetch::FetchRange(size_t begin, size_t end) {
     }
   }
   if (ids.empty()) return absl::OkStatus();
-  PERIGEE_ASSIGN_OR_RETURN(kvstore::ReadLease lease, node_.store().Acquire(ids));
+  PERIGEE_ASSIGN_OR_RETURN(kvstore::ShardedLease lease, node_.store().Acquire(keys_[0], ids));
   std::vector<kvstore::FetchRequest> requests;
   for (size_t i = 0; i < ids.size(); ++i) {
     const kvstore::HeldPlane& held = lease.planes()[i];
     if (!held.found) {
       return absl::NotFoundError(absl::StrCat(ids[i].ToString(), ": ", kvstore::MissReasonName(held.miss.reason)));
     }
-    PERIGEE_RETURN_IF_ERROR(pod::CheckPlaneHeader(held.header, layout, identity_, ids[i].key, ids[i].kind));
+    PERIGEE_RETURN_IF_ERROR(pod::CheckPlaneHeader(held.header, layout, identity_, ids[i].key, ids[i].kind, &keys_[0]));
     PERIGEE_ASSIGN_OR_RETURN(*places[i], node_.planes().Allocate(held.header.payload_bytes,
                                                                  kvstore::RegisteredPool::Contents::kUnspecified));
     requests.push_back({.plane = i, .destination = {places[i]->get(), held.header.payload_bytes}});

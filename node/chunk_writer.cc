@@ -63,16 +63,14 @@ struct ChunkWriter::Chunk {
   }
 };
 
-ChunkWriter::ChunkWriter(kvstore::StoreClient* store, const pod::Layout* layout, const pod::Identity* identity,
-                         std::span<const pod::BlockKey> keys, int chunks_under_way, kvstore::Durability durability,
-                         absl::Duration ttl)
+ChunkWriter::ChunkWriter(kvstore::ShardedStore* store, const pod::Layout* layout, const pod::Identity* identity,
+                         std::span<const pod::BlockKey> keys, int chunks_under_way, const WriteOptions& options)
     : store_(store),
       layout_(layout),
       identity_(identity),
       keys_(keys),
       chunks_under_way_(static_cast<size_t>(std::max(chunks_under_way, 1))),
-      durability_(durability),
-      ttl_(ttl),
+      options_(options),
       layers_(layout->plan().shape().layers) {}
 
 ChunkWriter::~ChunkWriter() {
@@ -133,6 +131,7 @@ absl::Status ChunkWriter::LayerDone(int layer, std::span<const model::CachedBloc
       header.key = keys_[plane.block];
       header.has_parent = plane.block > 0;
       if (header.has_parent) header.parent = keys_[plane.block - 1];
+      header.root = keys_[0];
       header.tenant = identity_->tenant;
       header.model_fingerprint = identity_->model_fingerprint;
       header.plan_id = identity_->plan_id;
@@ -167,11 +166,11 @@ absl::Status ChunkWriter::AwaitTurn(const Chunk& chunk) {
 }
 
 absl::Status ChunkWriter::Write(Chunk& chunk) {
-  absl::StatusOr<kvstore::WriteBatch> batch = store_->Reserve(chunk.requests);
+  absl::StatusOr<kvstore::ShardedBatch> batch = store_->Reserve(keys_[0], chunk.requests, options_.replicas);
   if (absl::IsResourceExhausted(batch.status()) && chunk.index > 0) {
     // A store with room for one chunk's reservations only: what is committed before can make room.
     PERIGEE_RETURN_IF_ERROR(AwaitTurn(chunk));
-    batch = store_->Reserve(chunk.requests);
+    batch = store_->Reserve(keys_[0], chunk.requests, options_.replicas);
   }
   PERIGEE_RETURN_IF_ERROR(batch.status());
   for (int layer = 0; layer < layers_; ++layer) {
@@ -183,7 +182,7 @@ absl::Status ChunkWriter::Write(Chunk& chunk) {
 }
 
 // The tiles of a layer are final once it is computed: they travel while the next layers are.
-absl::Status ChunkWriter::Put(Chunk& chunk, kvstore::WriteBatch& batch, int layer) {
+absl::Status ChunkWriter::Put(Chunk& chunk, kvstore::ShardedBatch& batch, int layer) {
   std::vector<kvstore::PutRange> ranges;
   for (size_t i = 0; i < chunk.planes.size(); ++i) {
     for (const pod::Section& range : layout_->layer_ranges(chunk.planes[i].kind, layer)) {
@@ -202,13 +201,14 @@ absl::Status ChunkWriter::Put(Chunk& chunk, kvstore::WriteBatch& batch, int laye
   return absl::OkStatus();
 }
 
-absl::Status ChunkWriter::Commit(Chunk& chunk, kvstore::WriteBatch& batch) {
+absl::Status ChunkWriter::Commit(Chunk& chunk, kvstore::ShardedBatch& batch) {
   uint64_t written = 0, stored = 0;  // Counted before the commit, after which all planes are committed.
   for (size_t i = 0; i < chunk.planes.size(); ++i) {
     stored += chunk.requests[i].payload_bytes;
     written += batch.already_committed(i) ? 0 : chunk.requests[i].payload_bytes;
   }
-  PERIGEE_ASSIGN_OR_RETURN(const std::vector<absl::Status> statuses, batch.Commit(chunk.headers, durability_, ttl_));
+  PERIGEE_ASSIGN_OR_RETURN(const std::vector<absl::Status> statuses,
+                           batch.Commit(chunk.headers, options_.durability, options_.ttl));
   for (size_t i = 0; i < statuses.size(); ++i) {
     PERIGEE_RETURN_IF_ERROR(Annotate(statuses[i], absl::StrCat("commit of ", chunk.requests[i].id.ToString())));
   }

@@ -19,12 +19,18 @@
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
-#include "kvstore/client.h"
+#include "kvstore/sharded_store.h"
 #include "model/plane_cache.h"
 #include "pod/block_key.h"
 #include "pod/layout.h"
 
 namespace perigee::node {
+
+struct WriteOptions {
+  kvstore::Durability durability = kvstore::Durability::kBest;
+  absl::Duration ttl = absl::InfiniteDuration();
+  int replicas = 0;  // Stores that are to have it; 0: as many as the node writes by default.
+};
 
 // For one request; all methods from its computing thread. What the constructor is given outlives the object.
 class ChunkWriter {
@@ -37,9 +43,8 @@ class ChunkWriter {
 
   // keys: of all blocks of the prompt. chunks_under_way: at most so many are reserved and not yet committed, the one
   // being computed included (at least 1).
-  ChunkWriter(kvstore::StoreClient* store, const pod::Layout* layout, const pod::Identity* identity,
-              std::span<const pod::BlockKey> keys, int chunks_under_way, kvstore::Durability durability,
-              absl::Duration ttl);
+  ChunkWriter(kvstore::ShardedStore* store, const pod::Layout* layout, const pod::Identity* identity,
+              std::span<const pod::BlockKey> keys, int chunks_under_way, const WriteOptions& options);
   // A chunk whose last layer was not done is given up; those before it are committed. Waits for that.
   ~ChunkWriter();
 
@@ -60,18 +65,17 @@ class ChunkWriter {
  private:
   struct Chunk;
   absl::Status Write(Chunk& chunk);
-  absl::Status Put(Chunk& chunk, kvstore::WriteBatch& batch, int layer);
-  absl::Status Commit(Chunk& chunk, kvstore::WriteBatch& batch);
+  absl::Status Put(Chunk& chunk, kvstore::ShardedBatch& batch, int layer);
+  absl::Status Commit(Chunk& chunk, kvstore::ShardedBatch& batch);
   absl::Status AwaitTurn(const Chunk& chunk);
   void Join(size_t still_running);
 
-  kvstore::StoreClient* const store_;
+  kvstore::ShardedStore* const store_;
   const pod::Layout* const layout_;
   const pod::Identity* const identity_;
   const std::span<const pod::BlockKey> keys_;
   const size_t chunks_under_way_;
-  const kvstore::Durability durability_;
-  const absl::Duration ttl_;
+  const WriteOptions options_;
   const int layers_;
   absl::Duration stalled_;
   size_t begun_ = 0;                           // Chunks.

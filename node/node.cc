@@ -28,8 +28,23 @@ absl::StatusOr<std::unique_ptr<Node>> Node::Create(const NodeOptions& options,
   node->planes_ = std::make_unique<LocalPlanes>(node->pool_.get(), options.keep_planes);
   kvstore::ClientOptions client = options.store;
   client.call_deadline = client.transfer_deadline = options.store_timeout;
-  PERIGEE_ASSIGN_OR_RETURN(node->store_,
-                           kvstore::StoreClient::Connect(options.store_address, node->engine_.get(), client));
+  std::shared_ptr<kvstore::StoreDirectory> stores = options.stores;
+  if (stores == nullptr) {
+    stores = std::make_shared<kvstore::StoreDirectory>(
+        kvstore::StoreMap{.epoch = 1, .stores = {{.id = options.store_address, .address = options.store_address}}});
+  }
+  node->store_ = std::make_unique<kvstore::ShardedStore>(
+      stores, node->engine_.get(),
+      kvstore::ShardedStoreOptions{.client = client,
+                                   .read_stores = static_cast<size_t>(std::max(options.replicas, 1)) + 1,
+                                   .replicas = options.replicas});
+  if (options.stores == nullptr) {
+    // An address that is wrong should not wait for the first request to be found out.
+    for (const auto& visited : node->store_->ForEachStore(
+             [](const kvstore::StoreEntry&, kvstore::StoreClient& one) { return one.GetStat().status(); })) {
+      PERIGEE_RETURN_IF_ERROR(visited.status);
+    }
+  }
   node->batches_ = std::make_unique<BatchEngine>(&node->model_->transformer(), options.max_batch_tokens);
   PERIGEE_RETURN_IF_ERROR(node->MeasureComputing());
   return node;
@@ -100,7 +115,7 @@ v1::NodeInfo Node::Info() const {
   info.set_store_address(options_.store_address);
   info.set_pool_bytes(pool_->capacity_bytes());
   info.set_pool_used_bytes(pool_->used_bytes());
-  info.set_control_bytes(store_->stats().grpc_bytes);
+  info.set_control_bytes(store_->stats().clients.grpc_bytes);
   const transport::ContextStats stats = engine_->Stats();
   info.set_payload_bytes(stats.put_bytes + stats.get_bytes);
   v1::NodeLoad& load = *info.mutable_load();

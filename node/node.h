@@ -14,6 +14,7 @@
 #include "absl/time/time.h"
 #include "kvstore/client.h"
 #include "kvstore/registered_pool.h"
+#include "kvstore/sharded_store.h"
 #include "model/plane_cache.h"
 #include "model/served_model.h"
 #include "node/batch_engine.h"
@@ -25,7 +26,9 @@ namespace perigee::node {
 
 struct NodeOptions {
   model::ServedModelOptions model;
-  std::string store_address;              // host:port
+  std::string store_address;                             // host:port, of a single store; or
+  std::shared_ptr<kvstore::StoreDirectory> stores = {};  // those of a cluster.
+  int replicas = 1;                       // Stores that are to have what is written here, where a request does not say.
   std::string transports;                 // UCX_TLS; "": UCX chooses.
   std::vector<std::string> devices = {};  // One rail each; empty: UCX chooses.
   size_t pool_bytes = size_t{256} << 20;
@@ -44,14 +47,15 @@ inline uint64_t MicrosecondsSince(absl::Time start) {
 // Immutable after Create; any thread.
 class Node {
  public:
-  // UNAVAILABLE when no store answers at the address. A store that goes away later and comes back is found again.
+  // UNAVAILABLE when no store answers at store_address. Stores of a directory need not answer yet; those that come, go
+  // and come back are found.
   static absl::StatusOr<std::unique_ptr<Node>> Create(const NodeOptions& options);
   // With a model that is there already; options.model is not read.
   static absl::StatusOr<std::unique_ptr<Node>> Create(const NodeOptions& options,
                                                       std::shared_ptr<const model::ServedModel> model);
 
   const model::ServedModel& model() const { return *model_; }
-  kvstore::StoreClient& store() const { return *store_; }
+  kvstore::ShardedStore& store() const { return *store_; }
   LocalPlanes& planes() const { return *planes_; }
   BatchEngine& batches() const { return *batches_; }
   const NodeOptions& options() const { return options_; }
@@ -76,7 +80,7 @@ class Node {
   std::unique_ptr<transport::Context> engine_;
   std::unique_ptr<kvstore::RegisteredPool> pool_;
   std::unique_ptr<LocalPlanes> planes_;
-  std::unique_ptr<kvstore::StoreClient> store_;
+  std::unique_ptr<kvstore::ShardedStore> store_;
   std::unique_ptr<BatchEngine> batches_;
 };
 

@@ -84,7 +84,7 @@ absl::StatusOr<std::unique_ptr<PromptFetch>> PromptFetch::Start(const Node& node
     }
   }
   if (!out->ids_.empty()) {
-    PERIGEE_RETURN_IF_ERROR(out->StartFetch(identity, view));
+    PERIGEE_RETURN_IF_ERROR(out->StartFetch(identity, keys[0], view));
     if (!out->missing_.empty()) return out;
   }
   for (model::CachedBlock& block : view) PERIGEE_RETURN_IF_ERROR(cache.AddBlock(std::move(block)));
@@ -96,9 +96,10 @@ absl::StatusOr<std::unique_ptr<PromptFetch>> PromptFetch::Start(const Node& node
 }
 
 // Leases ids_, and begins to read them into fresh memory, which `view` gets.
-absl::Status PromptFetch::StartFetch(const pod::Identity& identity, std::vector<model::CachedBlock>& view) {
+absl::Status PromptFetch::StartFetch(const pod::Identity& identity, const pod::BlockKey& root,
+                                     std::vector<model::CachedBlock>& view) {
   const pod::Layout& layout = node_->model().layout();
-  PERIGEE_ASSIGN_OR_RETURN(kvstore::ReadLease lease, node_->store().Acquire(ids_, give_up_ - absl::Now()));
+  PERIGEE_ASSIGN_OR_RETURN(kvstore::ShardedLease lease, node_->store().Acquire(root, ids_, give_up_ - absl::Now()));
   for (size_t i = 0; i < ids_.size(); ++i) {
     const PlaneId& id = ids_[i];
     const kvstore::HeldPlane& held = lease.planes()[i];
@@ -108,7 +109,7 @@ absl::Status PromptFetch::StartFetch(const pod::Identity& identity, std::vector<
            absl::StrCat(pod::PlaneKindName(id.kind), " plane ", kvstore::MissReasonName(held.miss.reason))});
       continue;
     }
-    const absl::Status header = pod::CheckPlaneHeader(held.header, layout, identity, id.key, id.kind);
+    const absl::Status header = pod::CheckPlaneHeader(held.header, layout, identity, id.key, id.kind, &root);
     if (!header.ok()) missing_.push_back({block_of_[i], id, std::string(header.message())});
   }
   if (!missing_.empty()) return absl::OkStatus();

@@ -74,7 +74,8 @@ class PromptFetch {
 
  private:
   PromptFetch() = default;
-  absl::Status StartFetch(const pod::Identity& identity, std::vector<model::CachedBlock>& view);
+  absl::Status StartFetch(const pod::Identity& identity, const pod::BlockKey& root,
+                          std::vector<model::CachedBlock>& view);
   absl::Status WaitForLayer(int layer);
   absl::Status Settle(absl::Status arrived);
 
@@ -90,7 +91,7 @@ class PromptFetch {
   uint32_t planes_ = 0, planes_from_ssd_ = 0, planes_here_ = 0;
   uint64_t bytes_ = 0;
   absl::Duration acquire_time_, exposed_time_;
-  kvstore::LayeredFetch fetch_;  // Goes first: nothing may write into buffers_ when they go.
+  kvstore::ShardedFetch fetch_;  // Goes first: nothing may write into buffers_ when they go.
 };
 
 }  // namespace perigee::node

@@ -58,7 +58,7 @@ StoredPrompt LookUpPrompt(const Node& node, std::span<const pod::BlockKey> keys,
   }
   if (all_here) return out;
 
-  const absl::StatusOr<kvstore::LookupResult> lookup = node.store().Lookup(keys);
+  const absl::StatusOr<kvstore::LookupResult> lookup = node.store().Lookup(keys[0], keys);
   if (!lookup.ok()) {
     *reached = lookup.status();
     for (StoredBlock& block : out.blocks) block.missing = std::string(lookup.status().message());

@@ -9,7 +9,7 @@ namespace perigee::pod {
 namespace {
 
 constexpr char kMagic[] = "PGPLANE1";
-constexpr uint16_t kVersion = 1;
+constexpr uint16_t kVersion = 2;                // Version 1, without the root, is read too.
 constexpr size_t kPrefixBytes = 8 + 2 + 4 + 4;  // Magic, version, body length, body checksum.
 constexpr uint32_t kMaxBodyBytes = 64 << 20;
 
@@ -35,6 +35,7 @@ std::string EncodePlaneHeader(const PlaneHeader& h) {
   body.U8(0);
   body.Raw(AsView(h.key.digest));
   body.Raw(AsView(h.parent.digest));
+  if (h.has_root()) body.Raw(AsView(h.root.digest));
   body.Raw(AsView(h.model_fingerprint));
   body.Raw(AsView(h.plan_id));
   body.Counted(h.tenant);
@@ -53,7 +54,7 @@ std::string EncodePlaneHeader(const PlaneHeader& h) {
   }
   ByteWriter out;
   out.Raw(absl::string_view(kMagic, 8));
-  out.U16(kVersion);
+  out.U16(h.has_root() ? kVersion : 1);
   out.U32(static_cast<uint32_t>(body.bytes().size()));
   out.U32(Crc32c(AsBytes(body.bytes())));
   out.Raw(body.bytes());
@@ -68,9 +69,9 @@ absl::StatusOr<PlaneHeader> DecodePlaneHeader(absl::string_view bytes, size_t* e
   }
   const uint16_t version = prefix.U16();
   if (!prefix.ok()) return absl::DataLossError(absl::StrCat("plane header: truncated to ", bytes.size(), " bytes"));
-  if (version != kVersion) {
+  if (version < 1 || version > kVersion) {
     return absl::FailedPreconditionError(
-        absl::StrCat("plane header: version ", version, " is not known; this build reads version ", kVersion));
+        absl::StrCat("plane header: version ", version, " is not known; this build reads versions 1 to ", kVersion));
   }
   const uint32_t body_bytes = prefix.U32();
   const uint32_t crc = prefix.U32();
@@ -89,6 +90,7 @@ absl::StatusOr<PlaneHeader> DecodePlaneHeader(absl::string_view bytes, size_t* e
   const uint8_t reserved = r.U8();
   h.key.digest = ReadDigest(r);
   h.parent.digest = ReadDigest(r);
+  if (version > 1) h.root.digest = ReadDigest(r);
   h.model_fingerprint = ReadDigest(r);
   h.plan_id = ReadDigest(r);
   h.tenant = std::string(r.Counted());
@@ -123,6 +125,7 @@ absl::StatusOr<PlaneHeader> DecodePlaneHeader(absl::string_view bytes, size_t* e
   if (reserved != 0) return impossible("reserved byte", static_cast<int>(reserved));
   h.has_parent = has_parent == 1;
   if (!h.has_parent && h.parent != BlockKey{}) return impossible("parent of a first block", h.parent.ToString());
+  if (version > 1 && (!h.has_root() || (h.root == h.key) == h.has_parent)) return impossible("root", h.root.ToString());
   if (h.tenant.size() > 256) return impossible("tenant length", h.tenant.size());
   if (const absl::Status shape = ValidateShape(h.shape); !shape.ok()) {
     return absl::DataLossError(absl::StrCat("plane header: ", shape.message()));
@@ -136,10 +139,13 @@ absl::StatusOr<PlaneHeader> DecodePlaneHeader(absl::string_view bytes, size_t* e
 }
 
 absl::Status CheckPlaneHeader(const PlaneHeader& h, const Layout& layout, const Identity& identity, const BlockKey& key,
-                              PlaneKind kind) {
+                              PlaneKind kind, const BlockKey* root) {
   const Plan& plan = layout.plan();
   if (h.key != key) return Mismatch("block key", h.key.ToString(), key.ToString());
   if (h.kind != kind) return Mismatch("plane", PlaneKindName(h.kind), PlaneKindName(kind));
+  if (root != nullptr && h.has_root() && h.root != *root) {
+    return Mismatch("root", h.root.ToString(), root->ToString());
+  }
   if (h.tenant != identity.tenant) return Mismatch("tenant", h.tenant, identity.tenant);
   if (h.model_fingerprint != identity.model_fingerprint) {
     return Mismatch("model fingerprint", ToHex(h.model_fingerprint), ToHex(identity.model_fingerprint));

@@ -29,6 +29,9 @@ struct PlaneHeader {
   BlockKey key;
   bool has_parent = false;
   BlockKey parent;  // Zero bytes where has_parent is false.
+  // Key of the chain's first block: its own where has_parent is false. Zero bytes where it is not known, as of all
+  // headers of version 1.
+  BlockKey root;
   std::string tenant;
   Digest model_fingerprint{};
   Digest plan_id{};
@@ -41,9 +44,11 @@ struct PlaneHeader {
   uint64_t payload_bytes = 0;
   std::vector<SectionSum> sections;  // In order, without gaps: their bytes add up to payload_bytes.
 
+  bool has_root() const { return root != BlockKey{}; }
   friend bool operator==(const PlaneHeader&, const PlaneHeader&) = default;
 };
 
+// Version 2, or 1 where the root is not known.
 std::string EncodePlaneHeader(const PlaneHeader& header);
 
 // Refuses other magic or version (FAILED_PRECONDITION), truncation, impossible values and a wrong checksum (DATA_LOSS).
@@ -51,9 +56,10 @@ std::string EncodePlaneHeader(const PlaneHeader& header);
 // header's own length.
 absl::StatusOr<PlaneHeader> DecodePlaneHeader(absl::string_view bytes, size_t* encoded_bytes = nullptr);
 
-// FAILED_PRECONDITION, naming the field, unless the header is of `key`'s plane under this layout and identity.
+// FAILED_PRECONDITION, naming the field, unless the header is of `key`'s plane under this layout and identity. root:
+// the chain's first block; null where the caller does not know it, and not compared where the header does not.
 absl::Status CheckPlaneHeader(const PlaneHeader& header, const Layout& layout, const Identity& identity,
-                              const BlockKey& key, PlaneKind kind);
+                              const BlockKey& key, PlaneKind kind, const BlockKey* root = nullptr);
 
 // Length and CRC32C of every section of a plane's payload, in order. The payload has layout.plane_bytes(kind) bytes.
 std::vector<SectionSum> SumSections(const Layout& layout, PlaneKind kind, std::span<const std::byte> payload);

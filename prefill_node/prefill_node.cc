@@ -40,6 +40,7 @@ absl::StatusOr<PrefillNode::Prompt> PrefillNode::Read(const v1::PrefillRequest& 
   }
   PERIGEE_RETURN_IF_ERROR(node_->CheckPrompt(prompt.ids, 0));
   prompt.cached = static_cast<int64_t>(prompt.ids.size()) - 1;
+  prompt.replicas = static_cast<int>(std::min(request.replicas(), kvstore::kMaxReplicas));
   prompt.branch_points.push_back(prompt.cached);
   prompt.keys = pod::DeriveChain(prompt.identity, std::span(prompt.ids).first(static_cast<size_t>(prompt.cached)));
   return prompt;
@@ -120,8 +121,9 @@ absl::Status PrefillNode::Compute(const Prompt& prompt, absl::Time deadline, mod
                                   node::PromptLoad& load, v1::PrefillResponse* response) const {
   const pod::Layout& layout = node_->model().layout();
   const int block_tokens = layout.block_tokens();
-  node::ChunkWriter writer(&node_->store(), &layout, &prompt.identity, prompt.keys, options_.chunks_under_way,
-                           options_.durability, options_.ttl);
+  node::WriteOptions write = options_.write;
+  if (prompt.replicas > 0) write.replicas = prompt.replicas;
+  node::ChunkWriter writer(&node_->store(), &layout, &prompt.identity, prompt.keys, options_.chunks_under_way, write);
   const absl::Time start = absl::Now();
   while (cache.tokens() < prompt.cached) {
     const int64_t begin = cache.tokens();  // On a block border: every chunk and every reused prefix end on one.

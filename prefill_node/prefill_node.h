@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "node/chunk_writer.h"
 #include "node/node.h"
 #include "node/prompt_load.h"
 #include "perigee/v1/prefill.pb.h"
@@ -21,9 +22,7 @@ namespace perigee::prefill_node {
 struct PrefillOptions {
   int chunk_tokens = 512;    // Computed and committed together; rounded up to whole blocks.
   int chunks_under_way = 2;  // Reserved and not yet committed: one is computed while the one before it is committed.
-  // Of what it stores.
-  kvstore::Durability durability = kvstore::Durability::kBest;
-  absl::Duration ttl = absl::InfiniteDuration();
+  node::WriteOptions write;
 };
 
 // Any thread may call, several at once.
@@ -44,6 +43,7 @@ class PrefillNode {
   struct Prompt {
     pod::Identity identity;
     std::vector<int32_t> ids;
+    int replicas = 0;                    // 0: the node's own number.
     int64_t cached = 0;                  // Tokens whose planes are to be stored: all but the last.
     std::vector<pod::BlockKey> keys;     // Of the blocks of the cached tokens.
     std::vector<int64_t> branch_points;  // Segment borders, and the end.

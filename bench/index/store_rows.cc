@@ -55,7 +55,7 @@ absl::Status Fill(kvstore::Store& store, uint64_t planes) {
     if (!reserved.ok()) return reserved.status();
     std::vector<kvstore::CommitItem> items;
     for (size_t i = 0; i < requests.size(); ++i) {
-      header.key = requests[i].id.key;
+      header.key = header.root = requests[i].id.key;
       header.base_position = static_cast<int64_t>((n + i) % 512 * 64);
       items.push_back({(*reserved)[i].id, pod::EncodePlaneHeader(header), 0});
     }

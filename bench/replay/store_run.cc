@@ -190,6 +190,7 @@ class Replayer {
     header_.key = keys_[block];
     header_.has_parent = parent != kNoBlock;
     header_.parent = header_.has_parent ? keys_[parent] : pod::BlockKey{};
+    header_.root = keys_[header_.has_parent ? request.blocks[0] : block];
     header_.tokens = static_cast<int32_t>(request.TokensOf(i));
     header_.base_position = static_cast<int64_t>(i) * kTraceBlockTokens;
     header_.sections[0] = {static_cast<uint32_t>(payload.size()), Crc32c(payload)};

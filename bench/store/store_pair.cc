@@ -58,7 +58,7 @@ std::vector<pod::PlaneHeader> Planes::New(size_t count) {
   std::vector<pod::PlaneHeader> headers(count, header_);
   for (pod::PlaneHeader& header : headers) {
     const int32_t token = next_token++;
-    header.key = pod::DeriveBlockKey(identity_, nullptr, {&token, 1});
+    header.key = header.root = pod::DeriveBlockKey(identity_, nullptr, {&token, 1});
   }
   return headers;
 }

@@ -163,8 +163,8 @@ void AddServe(CLI::App& app, Action& action) {
       ->check(CLI::Range(uint32_t{0}, kvstore::kMaxTtlSeconds));
   prefill->callback([o, &action] {
     action = [o] {
-      o->prefill.durability = kDurabilities.at(o->durability);
-      if (o->ttl_s > 0) o->prefill.ttl = absl::Seconds(o->ttl_s);
+      o->prefill.write.durability = kDurabilities.at(o->durability);
+      if (o->ttl_s > 0) o->prefill.write.ttl = absl::Seconds(o->ttl_s);
       return ServeNode<prefill_node::PrefillService>("prefill", *o, o->prefill);
     };
   });

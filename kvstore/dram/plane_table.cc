@@ -8,6 +8,8 @@
 namespace perigee::kvstore {
 namespace {
 
+constexpr int32_t kMostTokens = (1 << 11) - 1;  // That PlaneDetails holds.
+
 uint64_t MultiplyFold(uint64_t a, uint64_t b) {
   const unsigned __int128 product = static_cast<unsigned __int128>(a) * b;
   return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
@@ -52,7 +54,10 @@ PlaneTable::Inserted PlaneTable::Insert(const PlaneId& name, const PlaneMeta& me
   PlaneDetails& details = details_[id] = PlaneDetails{};
   details.created_unix_us = meta.created_unix_us;
   details.base_position = meta.base_position;
-  details.tokens = meta.tokens;
+  details.tokens = static_cast<uint16_t>(std::clamp(meta.tokens, 0, kMostTokens)) & kMostTokens;
+  details.has_group = meta.group.has_value();
+  details.group = meta.group.value_or(0);
+  details.replicas = meta.replicas & 15;
   listed_[id / 64] |= uint64_t{1} << id % 64;
   index_.Insert(hash, id);
   return {id, true};
@@ -148,7 +153,9 @@ PlaneMeta PlaneTable::MetaOf(EntryId id) const {
           .base_position = details.base_position,
           .tokens = details.tokens,
           .tenant = std::string(tenants_.Name(entry.tenant)),
-          .parent = std::nullopt};
+          .parent = std::nullopt,
+          .group = details.has_group ? std::optional(details.group) : std::nullopt,
+          .replicas = static_cast<uint8_t>(details.replicas)};
 }
 
 PlaneTable::Memory PlaneTable::MemoryByPart() const {

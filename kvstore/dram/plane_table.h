@@ -75,8 +75,11 @@ static_assert(sizeof(PlaneEntry) == 64);
 struct PlaneDetails {  // 40 bytes
   int64_t created_unix_us = 0;
   int64_t base_position = 0;
-  uint64_t ssd_number = 0;  // SsdRecord's; its bytes are the entry's. 0: not on the SSD.
-  int32_t tokens = 0;
+  uint64_t ssd_number = 0;     // SsdRecord's; its bytes are the entry's. 0: not on the SSD.
+  uint16_t tokens : 11 = 0;    // At most 1024: a plane header allows no more.
+  uint16_t has_group : 1 = 0;  // Else it belongs to no store in particular, and `group` is 0.
+  uint16_t replicas : 4 = 1;   // How many stores are to have it.
+  PlacementGroup group = 0;
   uint32_t extent_node = Extent::kNone;
   // Of a distant plane: that of the block before it, and of one that follows, as last heard. They may have gone, and
   // their numbers be others': hints, to be checked.

@@ -14,7 +14,7 @@ namespace {
 
 constexpr absl::string_view kMagic("PGREC001", 8);
 constexpr uint16_t kVersion = 1;
-constexpr uint8_t kIndexVersion = 2;
+constexpr uint8_t kIndexVersion = 3;
 constexpr size_t kCrcOffset = 84;
 constexpr size_t kFixedBytes = 88;
 // Keeps sums of offsets and lengths far from overflow.
@@ -30,14 +30,16 @@ absl::Status Wrong(const PlaneId& id, absl::string_view what) {
 
 }  // namespace
 
-PlaneMeta MetaOf(const pod::PlaneHeader& header, int64_t created_unix_us, uint32_t ttl_s) {
+PlaneMeta MetaOf(const pod::PlaneHeader& header, int64_t created_unix_us, uint32_t ttl_s, uint8_t replicas) {
   return PlaneMeta{.payload_bytes = header.payload_bytes,
                    .created_unix_us = created_unix_us,
                    .ttl_s = ttl_s,
                    .base_position = header.base_position,
                    .tokens = header.tokens,
                    .tenant = header.tenant,
-                   .parent = header.has_parent ? std::optional(header.parent) : std::nullopt};
+                   .parent = header.has_parent ? std::optional(header.parent) : std::nullopt,
+                   .group = header.has_root() ? std::optional(GroupOf(header.root)) : std::nullopt,
+                   .replicas = replicas};
 }
 
 std::string EncodeRecordHead(const PlaneId& id, absl::string_view encoded_header, uint64_t payload_bytes,
@@ -158,6 +160,9 @@ std::string EncodeIndexValue(const PlaneId& id, const SsdLocation& location, con
   w.U32(meta.ttl_s);
   w.U64(static_cast<uint64_t>(meta.base_position));
   w.U32(static_cast<uint32_t>(meta.tokens));
+  w.U8(meta.replicas);
+  w.U8(meta.group ? 1 : 0);
+  w.U16(meta.group.value_or(0));
   w.Counted(meta.tenant);
   w.Counted(meta.parent ? AsView(meta.parent->digest) : absl::string_view());
   w.U32(Crc32c(AsBytes(w.bytes()), Crc32c(AsBytes(EncodeIndexKey(id)))));
@@ -193,6 +198,14 @@ absl::StatusOr<IndexEntry> DecodeIndexEntry(absl::string_view key, absl::string_
   if (version > 1) e.meta.ttl_s = r.U32();
   e.meta.base_position = static_cast<int64_t>(r.U64());
   e.meta.tokens = static_cast<int32_t>(r.U32());
+  if (version > 2) {
+    e.meta.replicas = r.U8();
+    const uint8_t known = r.U8();
+    const PlacementGroup group = r.U16();
+    if (e.meta.replicas < 1 || e.meta.replicas > kMaxReplicas) return wrong("impossible number of replicas");
+    if (known > 1 || (known == 0 && group != 0)) return wrong("impossible placement group");
+    if (known == 1) e.meta.group = group;
+  }
   e.meta.tenant = std::string(r.Counted());
   if (const absl::string_view parent = version > 1 ? r.Counted() : absl::string_view(); r.ok() && !parent.empty()) {
     if (parent.size() != e.id.key.digest.size()) return wrong("impossible key of the block before");

@@ -26,11 +26,12 @@
 //
 // The index is a RocksDB database. Key: the 32 bytes of the block key, then the plane kind's byte. Value:
 //
-//   u8 version, 2 | u64 segment | u64 offset | u32 head bytes (= payload offset) | u64 P | i64 created, Unix us | u32
-//   time to live, s | i64 base position | u32 tokens | u32 length, tenant | u32 length (0 or 32), key of the block
-//   before | u32 CRC32C over the database key followed by the value before this field
+//   u8 version, 3 | u64 segment | u64 offset | u32 head bytes (= payload offset) | u64 P | i64 created, Unix us | u32
+//   time to live, s | i64 base position | u32 tokens | u8 replicas | u8 1: the placement group is known | u16 placement
+//   group, else 0 | u32 length, tenant | u32 length (0 or 32), key of the block before | u32 CRC32C over the database
+//   key followed by the value before this field
 //
-// Version 1, without time to live and block before, is read too.
+// Version 2, without replicas and group, is read too, and version 1, without time to live and block before besides.
 #ifndef PERIGEE_KVSTORE_SSD_SEGMENT_RECORD_H_
 #define PERIGEE_KVSTORE_SSD_SEGMENT_RECORD_H_
 
@@ -42,6 +43,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "kvstore/placement.h"
 #include "kvstore/plane_id.h"
 #include "pod/plane_header.h"
 
@@ -67,10 +69,13 @@ struct PlaneMeta {
   int32_t tokens = 0;
   std::string tenant;
   std::optional<pod::BlockKey> parent;  // The block before.
+  // Where among stores it belongs; nullopt: its header does not say, and it stays where it is.
+  std::optional<PlacementGroup> group;
+  uint8_t replicas = 1;  // How many stores are to have it, 1 to kMaxReplicas.
   friend bool operator==(const PlaneMeta&, const PlaneMeta&) = default;
 };
 inline constexpr uint32_t kMaxTtlSeconds = (1 << 24) - 1;  // 194 days
-PlaneMeta MetaOf(const pod::PlaneHeader& header, int64_t created_unix_us, uint32_t ttl_s = 0);
+PlaneMeta MetaOf(const pod::PlaneHeader& header, int64_t created_unix_us, uint32_t ttl_s = 0, uint8_t replicas = 1);
 
 // The head: everything in front of the payload, padding included. encoded_header: at most kMaxHeaderBytes; ttl_s: at
 // most kMaxTtlSeconds.

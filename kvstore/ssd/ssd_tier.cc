@@ -196,16 +196,26 @@ absl::StatusOr<std::vector<SsdRecord>> SsdTier::Append(std::span<const SsdWrite>
   return out;
 }
 
-absl::Status SsdTier::Remove(std::span<const SsdStored> planes) {
+absl::Status SsdTier::ForEachVolume(
+    std::span<const SsdStored> planes,
+    absl::FunctionRef<absl::Status(SsdVolume& volume, std::span<const SsdStored> planes)> change) {
   absl::Status status;
   for (size_t v = 0; v < volumes_.size(); ++v) {
     std::vector<SsdStored> here;
     for (const SsdStored& plane : planes) {
       if (plane.record.number >> 56 == v) here.push_back(plane);
     }
-    if (!here.empty() && volumes_[v] != nullptr) status.Update(volumes_[v]->Remove(here));
+    if (!here.empty() && volumes_[v] != nullptr) status.Update(change(*volumes_[v], here));
   }
   return status;
+}
+
+absl::Status SsdTier::Remove(std::span<const SsdStored> planes) {
+  return ForEachVolume(planes, [](SsdVolume& volume, auto here) { return volume.Remove(here); });
+}
+
+absl::Status SsdTier::SetReplicas(std::span<const SsdStored> planes, uint8_t replicas) {
+  return ForEachVolume(planes, [replicas](SsdVolume& volume, auto here) { return volume.SetReplicas(here, replicas); });
 }
 
 absl::Status SsdTier::NoteDeletion() {

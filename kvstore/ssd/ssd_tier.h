@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/synchronization/mutex.h"
 #include "kvstore/ssd/ssd_types.h"
 
@@ -50,6 +51,9 @@ class SsdTier {
   // the background, and may be back after a crash.
   absl::Status Remove(std::span<const SsdStored> planes);
 
+  // How many stores are to have these planes, those that are still the same records; durable when it returns.
+  absl::Status SetReplicas(std::span<const SsdStored> planes, uint8_t replicas);
+
   // Before planes are deleted for good, known ones or not: a path that is absent now and returns at a later start loses
   // what it holds, so that it cannot bring them back.
   absl::Status NoteDeletion();
@@ -69,6 +73,10 @@ class SsdTier {
  private:
   explicit SsdTier(SsdOptions options);
   SsdVolume* VolumeOf(const SsdRecord& record) const;
+  // One call for each volume that has some of the planes; the first error of any.
+  absl::Status ForEachVolume(
+      std::span<const SsdStored> planes,
+      absl::FunctionRef<absl::Status(SsdVolume& volume, std::span<const SsdStored> planes)> change);
   std::vector<size_t> Assign(size_t planes, const std::vector<bool>& excluded);
 
   SsdOptions options_;

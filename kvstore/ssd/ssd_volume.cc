@@ -303,6 +303,25 @@ absl::Status SsdVolume::Remove(std::span<const SsdStored> planes) {
   return written;
 }
 
+absl::StatusOr<IndexEntry> SsdVolume::EntryOf(const PlaneId& id) {
+  const std::string key = EncodeIndexKey(id);
+  PERIGEE_ASSIGN_OR_RETURN(const std::string value, index_->Get(key));
+  return DecodeIndexEntry(key, value);
+}
+
+absl::Status SsdVolume::SetReplicas(std::span<const SsdStored> planes, uint8_t replicas) {
+  absl::MutexLock journal(&journal_mu_);
+  std::vector<SsdIndex::Change> changes;
+  for (const SsdStored& plane : planes) {
+    if (Find(plane.id) != plane.record) continue;
+    PERIGEE_ASSIGN_OR_RETURN(IndexEntry entry, EntryOf(plane.id));
+    if (entry.meta.replicas == replicas) continue;
+    entry.meta.replicas = replicas;
+    changes.push_back({EncodeIndexKey(plane.id), EncodeIndexValue(plane.id, entry.location, entry.meta)});
+  }
+  return changes.empty() ? absl::OkStatus() : index_->Write(changes, /*synced=*/true);
+}
+
 std::optional<SsdRecord> SsdVolume::Find(const PlaneId& id) const {
   absl::MutexLock lock(&mu_);
   const auto it = current_.find(id);

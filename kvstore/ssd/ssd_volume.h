@@ -42,6 +42,7 @@ class SsdVolume {
   absl::StatusOr<std::vector<SsdRecord>> Finish(std::unique_ptr<Pending> pending);
 
   absl::Status Remove(std::span<const SsdStored> planes);
+  absl::Status SetReplicas(std::span<const SsdStored> planes, uint8_t replicas);
   std::optional<SsdRecord> Find(const PlaneId& id) const;
   // Adds the transfer that answers `read`, or answers it.
   void PrepareRead(SsdRead read, std::vector<FileTransfer>* transfers);
@@ -134,6 +135,8 @@ class SsdVolume {
   SegmentPtr ChooseForCompaction() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   struct Checked;
   // Reads and verifies; what is wrong or unreadable is dropped from the tier and left out.
+  // As its index entry says; what holds journal_mu_ keeps it so.
+  absl::StatusOr<IndexEntry> EntryOf(const PlaneId& id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(journal_mu_);
   std::vector<Checked> ReadAndCheck(const SegmentPtr& segment, std::span<const SsdStored> planes);
   bool Idle() const;
   void TrimSealed();

@@ -325,6 +325,15 @@ void SsdVolume::CommitGroup(std::span<Commit* const> group) {
   {
     absl::MutexLock journal(&journal_mu_);
     std::vector<SsdIndex::Change> changes;
+    for (Commit* c : good) {
+      for (Commit::Item& item : c->items) {
+        if (item.moved == 0) continue;
+        // The record that compaction has read does not say it. Gone meanwhile: the copy is void.
+        if (const absl::StatusOr<IndexEntry> entry = EntryOf(item.id); entry.ok()) {
+          item.meta.replicas = entry->meta.replicas;
+        }
+      }
+    }
     {
       absl::MutexLock lock(&mu_);
       for (Commit* c : good) {

@@ -189,6 +189,7 @@ absl::StatusOr<nlohmann::json> Prefill(const Rank& r, int64_t dies_at) {
       header.key = r.keys[b];
       header.has_parent = b > 0;
       if (b > 0) header.parent = r.keys[b - 1];
+      header.root = r.keys[0];
       header.tenant = r.identity.tenant;
       header.model_fingerprint = r.identity.model_fingerprint;
       header.plan_id = r.identity.plan_id;

@@ -1,7 +1,7 @@
 // What the SSD tier reads from its disks: whatever the bytes, an accepted record head, index entry or segment file name
-// is encoded to the same bytes (an entry of version 1 to one of today's that means the same). The first byte chooses.
-// Heads and entries are tried as they are and with right checksums, since no mutation gets past those; a head's input
-// is padded to whole pages.
+// is encoded to the same bytes (an entry of an older version to one of today's that means the same). The first byte
+// chooses. Heads and entries are tried as they are and with right checksums, since no mutation gets past those; a
+// head's input is padded to whole pages.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -72,8 +72,9 @@ void TryEntry(absl::string_view key, absl::string_view value) {
   if (!entry.ok()) return;
   Expect(EncodeIndexKey(entry->id) == key);
   const std::string again = EncodeIndexValue(entry->id, entry->location, entry->meta);
-  if (value[0] == 1) {  // Has less in it: written again it is of the version of today, and means the same.
-    Expect(entry->meta.ttl_s == 0 && !entry->meta.parent);
+  if (value[0] < 3) {  // Has less in it: written again it is of the version of today, and means the same.
+    Expect(entry->meta.replicas == 1 && !entry->meta.group);
+    Expect(value[0] == 2 || (entry->meta.ttl_s == 0 && !entry->meta.parent));
     const absl::StatusOr<IndexEntry> same = DecodeIndexEntry(key, again);
     Expect(same.ok() && EncodeIndexValue(same->id, same->location, same->meta) == again);
   } else {

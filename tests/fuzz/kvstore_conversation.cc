@@ -36,7 +36,7 @@ std::string HeaderOf(uint8_t n) {
   const std::vector<std::byte> payload(kPayloadBytes);
   pod::PlaneHeader h;
   h.kind = pod::PlaneKind::kDistant;
-  h.key = KeyOf(n);
+  h.key = h.root = KeyOf(n);
   h.tenant = n % 2 == 0 ? "even" : "odd";
   h.shape = {.layers = 2, .kv_heads = 2, .head_dim = 64};
   h.block_tokens = h.tokens = 64;

@@ -39,7 +39,7 @@ inline TestPlane MakePlane(uint64_t n, size_t bytes, pod::PlaneKind kind = pod::
   for (std::byte& b : p.payload) b = static_cast<std::byte>(random());
   pod::PlaneHeader& h = p.header;
   h.kind = kind;
-  h.key = p.id.key;
+  h.key = h.root = p.id.key;
   h.tenant = tenant;
   h.shape = {.layers = 2, .kv_heads = 2, .head_dim = 64};
   h.block_tokens = 64;
@@ -58,6 +58,7 @@ inline TestPlane MakePlane(uint64_t n, size_t bytes, pod::PlaneKind kind = pod::
 inline void Follow(TestPlane& plane, uint64_t n) {
   plane.header.has_parent = n > 0;
   if (n > 0) plane.header.parent = TestKey(n - 1);
+  plane.header.root = TestKey(0);
 }
 
 // A folder that goes with the object.

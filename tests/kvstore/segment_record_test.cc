@@ -71,30 +71,55 @@ TEST(SegmentRecord, AnotherPlanesRecordIsRefused) {
   EXPECT_FALSE(DecodeRecordHead(r.head, r.plane.id, 5001).ok());
 }
 
-TEST(SegmentRecord, AnIndexEntryOfVersion1IsReadWithoutTimeToLiveAndBlockBefore) {
+TEST(SegmentRecord, IndexEntriesOfOlderVersionsAreReadWithoutWhatTheyDoNotSay) {
   const Record r = MakeRecord();
   const std::string key = EncodeIndexKey(r.plane.id);
-  ByteWriter w;
-  w.U8(1);
-  w.U64(3);     // segment
-  w.U64(8192);  // offset
-  w.U32(4096);  // head
-  w.U64(5000);  // payload
-  w.U64(99);    // created
-  w.U64(448);   // base position
-  w.U32(64);    // tokens
-  w.Counted("tenant-a");
-  w.U32(Crc32c(AsBytes(w.bytes()), Crc32c(AsBytes(key))));
-  const auto entry = DecodeIndexEntry(key, w.Take());
-  ASSERT_TRUE(entry.ok()) << entry.status();
-  EXPECT_EQ(entry->meta, MetaOf(r.plane.header, 99));
-  EXPECT_EQ(entry->location.offset, 8192u);
+  for (const uint8_t version : {1, 2}) {
+    ByteWriter w;
+    w.U8(version);
+    w.U64(3);                       // segment
+    w.U64(8192);                    // offset
+    w.U32(4096);                    // head
+    w.U64(5000);                    // payload
+    w.U64(99);                      // created
+    if (version == 2) w.U32(3600);  // time to live
+    w.U64(448);                     // base position
+    w.U32(64);                      // tokens
+    w.Counted("tenant-a");
+    if (version == 2) w.Counted(AsView(TestKey(6).digest));
+    w.U32(Crc32c(AsBytes(w.bytes()), Crc32c(AsBytes(key))));
+    const auto entry = DecodeIndexEntry(key, w.Take());
+    ASSERT_TRUE(entry.ok()) << entry.status();
+    PlaneMeta expected = MetaOf(r.plane.header, 99, version == 2 ? 3600 : 0);
+    if (version == 2) expected.parent = TestKey(6);
+    ASSERT_TRUE(expected.group.has_value());
+    expected.group = std::nullopt;
+    EXPECT_EQ(entry->meta, expected);
+    EXPECT_EQ(entry->meta.replicas, 1);
+    EXPECT_EQ(entry->location.offset, 8192u);
+  }
+}
+
+TEST(SegmentRecord, AnIndexEntryKeepsGroupAndReplicasAndRefusesImpossibleOnes) {
+  const Record r = MakeRecord();
+  const SsdLocation location{.segment = 3, .offset = 8192, .head_bytes = 4096, .payload_bytes = 5000};
+  PlaneMeta meta = MetaOf(r.plane.header, 99, 0, 3);
+  EXPECT_EQ(meta.group, GroupOf(r.plane.id.key));
+  const std::string key = EncodeIndexKey(r.plane.id);
+  const auto read = [&] { return DecodeIndexEntry(key, EncodeIndexValue(r.plane.id, location, meta)); };
+  EXPECT_EQ(read()->meta, meta);
+  meta.group = std::nullopt;
+  EXPECT_EQ(read()->meta, meta);
+  for (const uint8_t replicas : {0, 9, 255}) {
+    meta.replicas = replicas;
+    EXPECT_EQ(read().status().code(), absl::StatusCode::kDataLoss) << static_cast<int>(replicas);
+  }
 }
 
 TEST(SegmentRecord, RandomMutationsOfHeadAndIndexEntryNeverPassOrCrash) {
   const Record r = MakeRecord();
   const SsdLocation location{.segment = 3, .offset = 8192, .head_bytes = 4096, .payload_bytes = 5000};
-  PlaneMeta meta = MetaOf(r.plane.header, 99, 3600);
+  PlaneMeta meta = MetaOf(r.plane.header, 99, 3600, 2);
   meta.parent = TestKey(6);
   const std::string key = EncodeIndexKey(r.plane.id);
   const std::string value = EncodeIndexValue(r.plane.id, location, meta);

@@ -17,13 +17,18 @@
 
 namespace perigee::kvstore {
 
+// Any number that is not always 1.
+inline uint8_t TestReplicas(int64_t base_position) {
+  return static_cast<uint8_t>(1 + base_position / 64 % kMaxReplicas);
+}
+
 // A plane as Append wants it.
 struct AlignedPlane {
   explicit AlignedPlane(const TestPlane& plane) : memory(plane.payload.size()) {
     std::memset(memory.span().data(), 0, memory.span().size());
     std::memcpy(memory.span().data(), plane.payload.data(), plane.payload.size());
     write = {.id = plane.id,
-             .meta = MetaOf(plane.header, 1),
+             .meta = MetaOf(plane.header, 1, 0, TestReplicas(plane.header.base_position)),
              .head = EncodeRecordHead(plane.id, plane.encoded(), plane.payload.size(), 1),
              .padded_payload = memory.span()};
   }

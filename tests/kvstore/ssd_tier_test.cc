@@ -78,7 +78,11 @@ TEST_F(SsdTierTest, CompactionGivesSpaceBackWithinItsBoundAndMovedPlanesKeepThei
   ASSERT_TRUE(tier->Remove(moved).ok()) << "by the record it had before it moved";
   tier.reset();
   FoundPlanes found;
-  tier = OpenTier(options_, &found);
+  tier = *SsdTier::Open(options_, [&](const IndexEntry& entry, const SsdRecord& record) {
+    EXPECT_TRUE(found.emplace(entry.id, record).second);
+    EXPECT_EQ(entry.meta.replicas, TestReplicas(entry.meta.base_position));
+    EXPECT_EQ(entry.meta.group, GroupOf(entry.id.key));
+  });
   EXPECT_EQ(found.size(), 15u);
   EXPECT_FALSE(found.contains(moved[0].id));
   EXPECT_EQ(tier->Stats().lost_at_start, 0u);

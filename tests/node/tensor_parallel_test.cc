@@ -65,7 +65,7 @@ Block MakeBlock(const pod::Layout& layout, int number) {
     block.ids.push_back({key, kind});
     pod::PlaneHeader header;
     header.kind = kind;
-    header.key = key;
+    header.key = header.root = key;
     header.tenant = "tenant-a";
     header.model_fingerprint = layout.plan().model_fingerprint();
     header.plan_id = layout.plan().id();

@@ -94,19 +94,22 @@ def payload(size):
     return bytes((i * 31 + (i >> 8)) & 0xFF for i in range(size))
 
 
-def plane_header(key, parent, tokens):
+def plane_header(version, key, parent, tokens):
     """Section 4: the distant plane of a second block that holds `tokens` tokens."""
     tile = BLOCK_TOKENS * HEAD_DIM * 2
     sizes = [len(section) * tile for section in planes()[0]]
     data = payload(sum(sizes))
-    body = struct.pack("<BBBB", 1, NEAR_CODEC, 1, 0) + key + parent + FINGERPRINT + plan_id() + counted(b"acme")
+    body = struct.pack("<BBBB", 1, NEAR_CODEC, 1, 0) + key + parent
+    if version > 1:
+        body += parent  # The root: the block before the second is the first.
+    body += FINGERPRINT + plan_id() + counted(b"acme")
     body += struct.pack("<IIIIII", LAYERS, KV_HEADS, HEAD_DIM, BLOCK_TOKENS, tokens, 0)
     body += struct.pack("<QQI", 64, len(data), len(sizes))
     offset = 0
     for size in sizes:
         body += struct.pack("<II", size, crc32c(data[offset:offset + size]))
         offset += size
-    return b"PGPLANE1" + struct.pack("<HII", 1, len(body), crc32c(body)) + body
+    return b"PGPLANE1" + struct.pack("<HII", version, len(body), crc32c(body)) + body
 
 
 def main():
@@ -116,7 +119,9 @@ def main():
     other_shard = block_key(b"acme", b"pepper", 7, None, tokens[:64])
     lines = ["plan_id " + plan_id().hex(), "block_key.0 " + first.hex(), "block_key.1 " + second.hex(),
              "block_key.0.shard7 " + other_shard.hex()] + layout_lines()
-    files = {"golden.txt": ("\n".join(lines) + "\n").encode(), "plane_header_v1.bin": plane_header(second, first, 40)}
+    files = {"golden.txt": ("\n".join(lines) + "\n").encode(), 
+             "plane_header_v1.bin": plane_header(1, second, first, 40),
+             "plane_header_v2.bin": plane_header(2, second, first, 40)}
     assert crc32c(b"123456789") == 0xE3069283
     wrong = []
     for name, data in files.items():

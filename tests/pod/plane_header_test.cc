@@ -46,7 +46,7 @@ struct Example {
     header.kind = kind;
     header.key = chain[1];
     header.has_parent = true;
-    header.parent = chain[0];
+    header.parent = header.root = chain[0];
     header.tenant = identity.tenant;
     header.model_fingerprint = identity.model_fingerprint;
     header.plan_id = identity.plan_id;
@@ -62,7 +62,7 @@ struct Example {
 };
 
 constexpr size_t kPrefixBytes = 18;
-constexpr size_t kTenantLengthAt = 4 + 4 * 32;  // In the body.
+constexpr size_t kTenantLengthAt = 4 + 5 * 32;  // In the body.
 
 // The golden header with its body changed and the checksum made right again: what a hostile writer can send.
 template <typename Change>
@@ -90,16 +90,49 @@ void ExpectDataLoss(absl::string_view bytes, const std::string& reason = "plane 
 }
 
 TEST(PlaneHeader, TheBytesAreTheOnesThatTheFormatsPageDefines) {
-  EXPECT_EQ(EncodePlaneHeader(Example().header), ReadTestdata("plane_header_v1.bin"));
+  PlaneHeader header = Example().header;
+  EXPECT_EQ(EncodePlaneHeader(header), ReadTestdata("plane_header_v2.bin"));
+  header.root = {};
+  EXPECT_EQ(EncodePlaneHeader(header), ReadTestdata("plane_header_v1.bin"));
 }
 
 TEST(PlaneHeader, TheGoldenFileIsRead) {
   size_t encoded_bytes = 0;
-  const std::string bytes = ReadTestdata("plane_header_v1.bin");
+  const std::string bytes = ReadTestdata("plane_header_v2.bin");
   const absl::StatusOr<PlaneHeader> header = DecodePlaneHeader(bytes, &encoded_bytes);
   ASSERT_TRUE(header.ok()) << header.status();
   EXPECT_EQ(*header, Example().header);
   EXPECT_EQ(encoded_bytes, bytes.size());
+}
+
+TEST(PlaneHeader, AHeaderOfVersion1HasNoRootAndKeepsItsBytes) {
+  size_t encoded_bytes = 0;
+  const std::string bytes = ReadTestdata("plane_header_v1.bin");
+  const absl::StatusOr<PlaneHeader> header = DecodePlaneHeader(bytes, &encoded_bytes);
+  ASSERT_TRUE(header.ok()) << header.status();
+  EXPECT_FALSE(header->has_root());
+  PlaneHeader expected = Example().header;
+  expected.root = {};
+  EXPECT_EQ(*header, expected);
+  EXPECT_EQ(encoded_bytes, bytes.size());
+  EXPECT_EQ(EncodePlaneHeader(*header), bytes);
+  const Example e;
+  EXPECT_TRUE(CheckPlaneHeader(*header, e.layout, e.identity, e.chain[1], PlaneKind::kDistant, &e.chain[0]).ok());
+}
+
+TEST(PlaneHeader, AnImpossibleRootIsRefused) {
+  const auto with = [](auto change) {
+    PlaneHeader header = Example().header;
+    change(header);
+    return EncodePlaneHeader(header);
+  };
+  ExpectDataLoss(with([](PlaneHeader& h) { h.root = h.key; }), "impossible root");
+  ExpectDataLoss(with([](PlaneHeader& h) {
+                   h.has_parent = false;
+                   h.parent = {};
+                 }),
+                 "impossible root");
+  ExpectDataLoss(Forged([](std::string& b) { b.replace(68, 32, std::string(32, '\0')); }), "impossible root");
 }
 
 TEST(PlaneHeader, EveryPlaneReadsBackPaddedOrNot) {
@@ -109,6 +142,7 @@ TEST(PlaneHeader, EveryPlaneReadsBackPaddedOrNot) {
       if (first) {
         header.has_parent = false;
         header.parent = {};
+        header.root = header.key;
         header.base_position = 0;
         header.tenant = "";
       }
@@ -191,10 +225,13 @@ TEST(PlaneHeader, OtherMagicAndVersionsAreNamed) {
   std::string other = bytes;
   other[0] = 'X';
   EXPECT_EQ(DecodePlaneHeader(other).status().code(), absl::StatusCode::kFailedPrecondition);
-  bytes[8] = 2;
-  const absl::Status status = DecodePlaneHeader(bytes).status();
-  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr("version 2"), HasSubstr("version 1")));
+  for (const char version : {0, 3}) {
+    bytes[8] = version;
+    const absl::Status status = DecodePlaneHeader(bytes).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(std::string(status.message()),
+                AllOf(HasSubstr(absl::StrCat("version ", static_cast<int>(version))), HasSubstr("versions 1 to 2")));
+  }
 }
 
 TEST(PlaneHeader, HostileLengthsAllocateNothing) {
@@ -250,12 +287,14 @@ TEST(PlaneHeader, TheCheckNamesTheFieldThatDiffers) {
   const auto expect = [&](auto change, const std::string& field) {
     PlaneHeader header = e.header;
     change(header);
-    const absl::Status status = CheckPlaneHeader(header, e.layout, e.identity, e.chain[1], PlaneKind::kDistant);
+    const absl::Status status =
+        CheckPlaneHeader(header, e.layout, e.identity, e.chain[1], PlaneKind::kDistant, &e.chain[0]);
     EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << field;
     EXPECT_THAT(std::string(status.message()), HasSubstr("plane header: " + field + " is "));
   };
   expect([&](PlaneHeader& h) { h.key = e.chain[0]; }, "block key");
   expect([](PlaneHeader& h) { h.kind = PlaneKind::kProximal; }, "plane");
+  expect([&](PlaneHeader& h) { h.root = e.chain[1]; }, "root");
   expect([](PlaneHeader& h) { h.tenant = "evil"; }, "tenant");
   expect([](PlaneHeader& h) { h.model_fingerprint[5] ^= 1; }, "model fingerprint");
   expect([](PlaneHeader& h) { h.plan_id[5] ^= 1; }, "plan id");

@@ -27,7 +27,9 @@ PlaneMeta Meta(uint64_t n) {
           .base_position = static_cast<int64_t>(n) * 64 - 5,
           .tokens = static_cast<int32_t>(1 + n % 64),
           .tenant = n % 4 == 0 ? std::string() : "tenant " + std::to_string(n % 4),
-          .parent = std::nullopt};
+          .parent = std::nullopt,
+          .group = n % 3 == 0 ? std::nullopt : std::optional(static_cast<PlacementGroup>(n * 7919)),
+          .replicas = static_cast<uint8_t>(1 + n % kMaxReplicas)};
 }
 
 TEST(PlaneTable, RandomUseAgreesWithAMap) {

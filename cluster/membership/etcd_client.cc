@@ -111,6 +111,8 @@ absl::Status EtcdClient::Call(absl::string_view what,
     if (now >= deadline) break;
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(now + (deadline - now) / static_cast<int64_t>(left)));
+    // A connection is made only while a call waits for it: one that fails at once never finds an etcd that is back.
+    context.set_wait_for_ready(true);
     const grpc::Status status = call(endpoint, &context);
     if (status.ok()) return absl::OkStatus();
     if (!TryNext(status.error_code())) return Annotate(FromGrpc(status), absl::StrCat("etcd: ", what));

@@ -9,6 +9,7 @@
 
 #include "absl/random/random.h"
 #include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
@@ -35,8 +36,13 @@ absl::StatusOr<Json> ParseObject(absl::string_view text, absl::string_view what,
     return absl::InvalidArgumentError(
         absl::StrCat(what, " has ", text.size(), " bytes; at most ", max_bytes, " are allowed"));
   }
-  Json json = Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
-  if (json.is_discarded()) return absl::InvalidArgumentError(absl::StrCat(what, " is not JSON"));
+  Json json;
+  try {  // Only the exception knows the line.
+    json = Json::parse(text.begin(), text.end());
+  } catch (const Json::exception& e) {
+    const std::string why = absl::CHexEscape(absl::string_view(e.what()).substr(0, 200));
+    return absl::InvalidArgumentError(absl::StrCat(what, " is not JSON: ", why));
+  }
   if (!json.is_object()) {
     return absl::InvalidArgumentError(absl::StrCat(what, " is not a JSON object but ", Shown(json)));
   }

@@ -103,12 +103,14 @@ absl::StatusOr<std::unique_ptr<EtcdClient>> EtcdClient::Create(const EtcdOptions
 absl::Status EtcdClient::Call(absl::string_view what,
                               const std::function<grpc::Status(Endpoint&, grpc::ClientContext*)>& call) {
   const absl::Time deadline = absl::Now() + options_.call_deadline;
+  const size_t endpoints = endpoints_.size();
   std::string last;
-  for (size_t left = endpoints_.size(); left > 0; --left) {
-    const size_t asked = current_;
-    Endpoint& endpoint = endpoints_[asked % endpoints_.size()];
+  for (size_t attempt = 0;; ++attempt) {
     const absl::Time now = absl::Now();
     if (now >= deadline) break;
+    const size_t asked = current_;
+    Endpoint& endpoint = endpoints_[asked % endpoints];
+    const size_t left = attempt < endpoints ? endpoints - attempt : 1;
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(now + (deadline - now) / static_cast<int64_t>(left)));
     // A connection is made only while a call waits for it: one that fails at once never finds an etcd that is back.
@@ -119,6 +121,9 @@ absl::Status EtcdClient::Call(absl::string_view what,
     last = absl::StrCat("; ", endpoint.address, ": ", status.error_message());
     size_t expected = asked;  // Of several threads with the same experience one moves on.
     current_.compare_exchange_strong(expected, asked + 1);
+    // All were asked: a connection was closed, or they are choosing a leader.
+    if (left == 1)
+      absl::SleepFor(std::min(absl::Milliseconds(50), std::max(deadline - absl::Now(), absl::ZeroDuration())));
   }
   return absl::UnavailableError(absl::StrCat("etcd: ", what, ": no answer from ",
                                              absl::StrJoin(options_.endpoints, ", "), " within ",

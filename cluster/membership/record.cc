@@ -24,8 +24,9 @@ constexpr size_t kMaxNodes = 4096;
 constexpr size_t kMaxTextBytes = 512;
 constexpr double kMaxWeight = 1e6;
 
-// A value as it stands in an error: short, whatever it is.
+// A value as it stands in an error: short, whatever it is. (To write a list out takes a stack as deep as the list is.)
 std::string Shown(const Json& value) {
+  if (value.is_structured()) return value.is_array() ? "a list" : "an object";
   std::string text = value.dump(-1, ' ', /*ensure_ascii=*/true, Json::error_handler_t::replace);
   if (text.size() > 60) text = absl::StrCat(text.substr(0, 57), "...");
   return text;

@@ -63,16 +63,24 @@ class EtcdServer {
     return EtcdServer(folder, std::move(place), std::move(cluster));
   }
 
+  // From now on clients must speak TLS and show a certificate of this authority.
+  void DemandTls(const std::string& ca, const std::string& certificate, const std::string& key) {
+    tls_arguments_ =
+        absl::StrCat(" --client-cert-auth --trusted-ca-file ", ca, " --cert-file ", certificate, " --key-file ", key);
+  }
+
   void Start() {
-    const std::string client = absl::StrCat("http://127.0.0.1:", place_.client_port);
+    const std::string client =
+        absl::StrCat(tls_arguments_.empty() ? "http" : "https", "://127.0.0.1:", place_.client_port);
     const std::string peer = absl::StrCat("http://127.0.0.1:", place_.peer_port);
     // Through a shell, which does not mind the arguments that ChildProcess adds.
     auto process = ChildProcess::Start(
         "/bin/sh",
-        {"-c", absl::StrCat("exec ", kEtcd, " --name ", place_.name, " --data-dir ", data(), " --listen-client-urls ",
-                            client, " --advertise-client-urls ", client, " --listen-peer-urls ", peer,
-                            " --initial-advertise-peer-urls ", peer, " --initial-cluster ", initial_cluster_,
-                            " --heartbeat-interval 50 --election-timeout 500 --logger zap --log-level warn")},
+        {"-c",
+         absl::StrCat("exec ", kEtcd, " --name ", place_.name, " --data-dir ", data(), " --listen-client-urls ", client,
+                      " --advertise-client-urls ", client, " --listen-peer-urls ", peer,
+                      " --initial-advertise-peer-urls ", peer, " --initial-cluster ", initial_cluster_,
+                      " --heartbeat-interval 50 --election-timeout 500 --logger zap --log-level warn", tls_arguments_)},
         absl::StrCat(folder_, "/", place_.name, ".log"));
     ASSERT_TRUE(process.ok()) << process.status();
     process_.emplace(*std::move(process));
@@ -85,9 +93,8 @@ class EtcdServer {
   std::string address() const { return absl::StrCat("127.0.0.1:", port()); }
 
   // Until it answers; else why it does not.
-  absl::Status AwaitReady(absl::Duration within = absl::Seconds(20)) const {
-    const absl::Time deadline = absl::Now() + within;
-    EtcdOptions options;
+  absl::Status AwaitReady(EtcdOptions options = {}) const {
+    const absl::Time deadline = absl::Now() + absl::Seconds(20);
     options.endpoints = {address()};
     options.call_deadline = absl::Seconds(1);
     const auto client = EtcdClient::Create(options);
@@ -103,6 +110,7 @@ class EtcdServer {
   std::string folder_;
   Place place_;
   std::string initial_cluster_;
+  std::string tls_arguments_;
   std::optional<ChildProcess> process_;
 };
 

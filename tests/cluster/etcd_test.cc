@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+
 #include "cluster/membership/open_membership.h"
 #include "cluster/membership/record.h"
 #include "etcd_process.h"
@@ -358,6 +360,50 @@ TEST_F(EtcdTest, WhatCannotBeReadIsIgnoredAndMendedByTheNextGoodValue) {
   EXPECT_THAT(AwaitIds(*late, {"good"}), ElementsAre("good"));
 }
 
+TEST_F(EtcdTest, StoresThatLeftBeforeAProcessBeganToLookStayPlacedForOneTtl) {
+  const auto client = Client();
+  const kvstore::StoreMap placement{
+      .epoch = 41, .stores = {{.id = "gone", .address = "h:1"}, {.id = "taken-out", .address = "h:2"}}};
+  etcdserverpb::TxnRequest write;
+  *write.add_success() = PutOp(Options().prefix + "placement", StoreMapToJson(placement), 0);
+  ASSERT_TRUE(client->Txn(write).ok());
+  const absl::Time opened = absl::Now();
+  const auto membership = Open();
+  EXPECT_EQ(membership->View()->placement_epoch, 41u);
+  EXPECT_THAT(Ids(*membership->View()), ElementsAre("gone", "taken-out"));
+  ASSERT_TRUE(membership->Remove("taken-out").ok());
+  EXPECT_THAT(AwaitIds(*membership, {"gone"}), ElementsAre("gone"));
+  EXPECT_LT(absl::Now() - opened, kTtl) << "an operator's word is not waited with";
+  EXPECT_THAT(AwaitIds(*membership, {}), IsEmpty());
+  EXPECT_GE(absl::Now() - opened, kTtl);
+  EXPECT_EQ(membership->View()->placement_epoch, 43u);
+}
+
+TEST_F(EtcdTest, SpeaksTlsWithAClientCertificate) {
+  const std::string key = folder_ + "/key.pem";
+  const std::string certificate = folder_ + "/certificate.pem";
+  const std::string make = absl::StrCat(
+      "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test -addext "
+      "subjectAltName=IP:127.0.0.1 -keyout ",
+      key, " -out ", certificate, " 2>", folder_, "/openssl.log");
+  ASSERT_EQ(std::system(make.c_str()), 0) << *ReadFile(folder_ + "/openssl.log");
+  etcd_->Kill();
+  etcd_->DemandTls(certificate, certificate, key);
+  etcd_->Start();
+  EtcdOptions options = Options();
+  options.ca_path = certificate;
+  options.certificate_path = certificate;
+  options.key_path = key;
+  const absl::Status ready = etcd_->AwaitReady(options);
+  ASSERT_TRUE(ready.ok()) << ready;
+  const auto membership = Open(options);
+  const auto store = Join(*membership, MakeStore("s1"));
+  EXPECT_THAT(AwaitIds(*membership, {"s1"}), ElementsAre("s1"));
+  EXPECT_EQ(OpenEtcdMembership(Options()).status().code(), absl::StatusCode::kUnavailable) << "without TLS";
+  options.certificate_path.clear();
+  EXPECT_EQ(OpenEtcdMembership(options).status().code(), absl::StatusCode::kInvalidArgument) << "a key alone";
+}
+
 TEST_F(EtcdTest, ClustersOfOtherNamesAreOtherClusters) {
   const std::string base = absl::StrCat("etcd:", etcd_->address());
   const auto blue = OpenMembership(base + "/blue", Options());
@@ -378,7 +424,7 @@ TEST_F(EtcdTest, AnyEndpointOfThreeMayDie) {
   for (EtcdServer& server : servers) server.Start();
   EtcdOptions options = Options();
   options.endpoints.clear();
-  options.call_deadline = absl::Seconds(6);
+  options.call_deadline = absl::Seconds(3);
   for (const EtcdServer& server : servers) {
     ASSERT_TRUE(server.AwaitReady().ok());
     options.endpoints.push_back(server.address());

@@ -112,6 +112,14 @@ TEST(MembershipFile, IsTheSameAfterJsonAndRefusesDoubles) {
       HasSubstr("nodes[0]: node s1: \"role\""));
 }
 
+TEST(MembershipFile, RefusesListsOfAnyDepth) {
+  const std::string deep = std::string(2000000, '[') + std::string(2000000, ']');
+  for (const std::string& text : {deep, absl::StrCat(R"({"epoch":1,"nodes":)", deep, "}"),
+                                  absl::StrCat(R"({"epoch":)", deep, R"(,"nodes":[]})")}) {
+    EXPECT_EQ(FileFromJson(text).status().code(), absl::StatusCode::kInvalidArgument);
+  }
+}
+
 TEST(StoreMap, IsTheSameAfterJson) {
   const kvstore::StoreMap map{.epoch = 12,
                               .stores = {{.id = "a", .address = "h:1", .weight = 0.5},

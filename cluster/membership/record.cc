@@ -17,7 +17,8 @@
 namespace perigee::cluster {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using Json = nlohmann::json;
+using WrittenJson = nlohmann::ordered_json;  // Keeps the fields' order; copies deep, so nothing is parsed into it.
 
 constexpr size_t kMaxRecordBytes = size_t{64} << 10;
 constexpr size_t kMaxNodes = 4096;
@@ -163,7 +164,7 @@ absl::StatusOr<NodeRecord> RecordOf(const Json& object) {
   return CheckNodeId(out.id).ok() ? Annotate(fields.status, absl::StrCat("node ", out.id)) : fields.status;
 }
 
-Json ToJson(const NodeLoad& load) {
+WrittenJson ToJson(const NodeLoad& load) {
   return {{"dram_used_bytes", load.dram_used_bytes},
           {"ssd_used_bytes", load.ssd_used_bytes},
           {"pool_used_bytes", load.pool_used_bytes},
@@ -171,8 +172,8 @@ Json ToJson(const NodeLoad& load) {
           {"queued", load.queued}};
 }
 
-Json ToJson(const NodeRecord& node) {
-  Json out = {{"id", node.id}, {"role", RoleName(node.role)}, {"address", node.address}};
+WrittenJson ToJson(const NodeRecord& node) {
+  WrittenJson out = {{"id", node.id}, {"role", RoleName(node.role)}, {"address", node.address}};
   if (!node.metrics_address.empty()) out["metrics_address"] = node.metrics_address;
   out["state"] = StateName(node.state);
   out["weight"] = node.weight;
@@ -321,7 +322,7 @@ absl::StatusOr<NodeLoad> LoadFromJson(absl::string_view text) {
   return LoadOf(json);
 }
 
-std::string StateToJson(NodeState state) { return Json({{"state", StateName(state)}}).dump(); }
+std::string StateToJson(NodeState state) { return WrittenJson({{"state", StateName(state)}}).dump(); }
 
 absl::StatusOr<NodeState> StateFromJson(absl::string_view text) {
   PERIGEE_ASSIGN_OR_RETURN(const Json json, ParseObject(text, "the state", kMaxRecordBytes));
@@ -333,7 +334,7 @@ absl::StatusOr<NodeState> StateFromJson(absl::string_view text) {
   return state;
 }
 
-std::string RemovalToJson(uint64_t incarnation) { return Json({{"incarnation", incarnation}}).dump(); }
+std::string RemovalToJson(uint64_t incarnation) { return WrittenJson({{"incarnation", incarnation}}).dump(); }
 
 absl::StatusOr<uint64_t> RemovalFromJson(absl::string_view text) {
   PERIGEE_ASSIGN_OR_RETURN(const Json json, ParseObject(text, "the removal", kMaxRecordBytes));
@@ -345,9 +346,9 @@ absl::StatusOr<uint64_t> RemovalFromJson(absl::string_view text) {
 }
 
 std::string FileToJson(const MembershipFile& file) {
-  Json nodes = Json::array();
+  WrittenJson nodes = WrittenJson::array();
   for (const NodeRecord& node : file.nodes) nodes.push_back(ToJson(node));
-  return absl::StrCat(Json({{"epoch", file.epoch}, {"nodes", std::move(nodes)}}).dump(2), "\n");
+  return absl::StrCat(WrittenJson({{"epoch", file.epoch}, {"nodes", std::move(nodes)}}).dump(2), "\n");
 }
 
 absl::StatusOr<MembershipFile> FileFromJson(absl::string_view text) {
@@ -359,13 +360,13 @@ absl::StatusOr<MembershipFile> FileFromJson(absl::string_view text) {
 }
 
 std::string StoreMapToJson(const kvstore::StoreMap& map) {
-  Json stores = Json::array();
+  WrittenJson stores = WrittenJson::array();
   for (const kvstore::StoreEntry& store : map.stores) {
     const NodeState state = store.state == kvstore::StoreState::kDraining ? NodeState::kDraining : NodeState::kServing;
     stores.push_back(
         {{"id", store.id}, {"address", store.address}, {"weight", store.weight}, {"state", StateName(state)}});
   }
-  return Json({{"epoch", map.epoch}, {"stores", std::move(stores)}}).dump();
+  return WrittenJson({{"epoch", map.epoch}, {"stores", std::move(stores)}}).dump();
 }
 
 absl::StatusOr<kvstore::StoreMap> StoreMapFromJson(absl::string_view text) {

@@ -211,16 +211,21 @@ bool EtcdMembership::Stopping() {
 void EtcdMembership::Watch() {
   bool reachable = true;
   for (;;) {
+    const absl::Time began = SteadyNow();
     if (reachable) Follow();
-    if (Stopping()) return;
     client_->NextEndpoint();
+    {
+      // No more than four times a second, whatever the reason.
+      absl::MutexLock lock(&mu_);
+      mu_.AwaitWithTimeout(absl::Condition(&stopping_), began + absl::Milliseconds(250) - SteadyNow());
+      if (stopping_) return;
+    }
     const absl::Status status = ReadAll();
-    if (status.ok() != reachable) {
-      spdlog::warn("the cluster stays as it was: {}", status.ok() ? "no more, etcd is back" : status.ToString());
+    if (status.ok() && !reachable) spdlog::info("etcd is back");
+    if (!status.ok() && reachable) {
+      spdlog::warn("the cluster stays as it was: {}", std::string(status.message()));
     }
     reachable = status.ok();
-    absl::MutexLock lock(&mu_);
-    if (!reachable) mu_.AwaitWithTimeout(absl::Condition(&stopping_), absl::Milliseconds(250));
   }
 }
 

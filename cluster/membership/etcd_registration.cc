@@ -137,19 +137,18 @@ void EtcdRegistration::Keep() {
   const auto period = [this] { return (lease_.id != 0 ? lease_.ttl : client_->options().ttl) / 3; };
   absl::Time refresh_at = SteadyNow() + period();
   absl::Time load_at = absl::InfinitePast();
-  const auto has_news = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return stopping_ || !load_told_; };
   for (;;) {
     bool tell_load = false;
     {
       absl::MutexLock lock(&mu_);
       const absl::Time now = SteadyNow();
-      if (load_at <= now) {
-        mu_.AwaitWithTimeout(absl::Condition(&has_news), refresh_at - now);
-      } else {
-        mu_.AwaitWithTimeout(absl::Condition(&stopping_), std::min(refresh_at, load_at) - now);
-      }
+      const bool entered = lease_.id != 0;
+      const bool may_tell = entered && load_at <= now;
+      const auto wake = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return stopping_ || (may_tell && !load_told_); };
+      const absl::Time until = entered && !may_tell ? std::min(refresh_at, load_at) : refresh_at;
+      mu_.AwaitWithTimeout(absl::Condition(&wake), until - now);
       if (stopping_) return;
-      tell_load = !load_told_ && lease_.id != 0 && SteadyNow() >= load_at;
+      tell_load = may_tell && !load_told_;
     }
     if (tell_load) {
       if (!TellLoad().ok()) refresh_at = SteadyNow();

@@ -2,7 +2,8 @@
 # Installs the Debian 12 packages that Perigee builds with, those that are missing, as root or through sudo. Says what it does; does
 # nothing, quietly, when all are there. With the word "bench" also what only some benchmark rows stand beside: fio, and
 # redis-server, whose Debian package starts a server on 127.0.0.1:6379, so nothing else asks for it. With the word "ceph" also the daemons that the
-# remote tier's tests start (52 MB to fetch, 194 MB installed; the packages start nothing by themselves).
+# remote tier's tests start (52 MB to fetch, 194 MB installed; the packages start nothing by themselves). etcd-server's package
+# starts a server on 127.0.0.1:2379, now and at each boot; where this script installs it, it does neither: the tests start their own.
 set -euo pipefail
 
 packages=(
@@ -16,8 +17,8 @@ packages=(
   # Everything else a library does better
   libssl-dev libzstd-dev libxxhash-dev libcli11-dev libspdlog-dev nlohmann-json3-dev libtomlplusplus-dev
   libsentencepiece-dev libpcre2-dev libicu-dev prometheus-cpp-dev libcpp-httplib-dev
-  # Tests and benchmarks; networks to fail on (tests/fault)
-  libgtest-dev libgmock-dev libbenchmark-dev iproute2 nftables
+  # Tests and benchmarks; networks to fail on (tests/fault); etcd to stop and restart (tests/cluster)
+  libgtest-dev libgmock-dev libbenchmark-dev iproute2 nftables etcd-server openssl
   # The demo's prose: the King James Bible, public domain
   bible-kjv bible-kjv-text
 )
@@ -58,5 +59,15 @@ run() {
   fi
 }
 run apt-get update
+# Debian's way to install a server without starting it: a policy that says no. Where the machine has a policy it decides.
+policy=/usr/sbin/policy-rc.d
+new_etcd=
+case " ${missing[*]} " in *' etcd-server '*) new_etcd=yes ;; esac
+if [ -n "$new_etcd" ] && [ ! -e "$policy" ]; then
+  trap 'rm -f "$log"; "${as_root[@]}" rm -f "$policy"' EXIT
+  printf '#!/bin/sh\ncase "$1" in etcd|etcd.service) exit 101 ;; esac\n' | "${as_root[@]}" tee "$policy" >/dev/null
+  "${as_root[@]}" chmod 755 "$policy"
+fi
 run apt-get install -y --no-install-recommends "${missing[@]}"
+[ -z "$new_etcd" ] || run update-rc.d etcd disable
 echo "setup: done"

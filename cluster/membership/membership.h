@@ -57,6 +57,7 @@ struct NodeRecord {
   std::string model_fingerprint;  // Hexadecimal; "" for stores.
   std::string plan_id;            // Hexadecimal; "" for stores.
   int64_t started_unix_us = 0;
+  uint64_t incarnation = 0;  // Random, of this start of the node, below 2^53. Join makes one where it is 0.
   friend bool operator==(const NodeRecord&, const NodeRecord&) = default;
 };
 
@@ -71,12 +72,19 @@ struct ClusterView {
 // The stores of a view, for those that place planes.
 kvstore::StoreMap StoresOf(const ClusterView& view);
 
-// This process as a member. Destruction leaves the cluster.
+// The node of that id, or null.
+const NodeRecord* FindNode(const ClusterView& view, absl::string_view id);
+
+// This process as a member. Destruction leaves the cluster; a static one keeps the node as a member, since it may just
+// be starting again. Any thread may call.
 class Registration {
  public:
   virtual ~Registration() = default;
   // Told to the others some time later.
   virtual void SetLoad(const NodeLoad& load) = 0;
+  // OK for a member. UNAVAILABLE: not entered just now, and trying. For good: FAILED_PRECONDITION when an operator has
+  // removed the node, ALREADY_EXISTS when another process has taken its id.
+  virtual absl::Status Status() const { return absl::OkStatus(); }
 };
 
 // Any thread may call.
@@ -89,8 +97,11 @@ class Membership {
   // Until the view's version is above `version`; false when the deadline came first.
   virtual bool AwaitNewer(uint64_t version, absl::Time deadline) const = 0;
 
+  // Changes made here are in View some milliseconds after the call has returned.
+
   // Enters the node, or replaces the entry of its former life (an operator's drain stays in force). ALREADY_EXISTS when
-  // another living process has the id; UNAVAILABLE when the source cannot be reached now.
+  // another living process has the id; UNAVAILABLE when the source cannot be reached now; INVALID_ARGUMENT for a record
+  // that CheckRecord (record.h) refuses.
   virtual absl::StatusOr<std::unique_ptr<Registration>> Join(const NodeRecord& node) = 0;
 
   // The operator's: kDraining, and back. NOT_FOUND for an unknown id.

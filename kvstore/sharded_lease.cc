@@ -208,11 +208,11 @@ const std::vector<HeldPlane>& ShardedLease::planes() const {
 
 absl::Time ShardedLease::expiry() const {
   if (state_ == nullptr) return ReadLease().expiry();
-  absl::Time earliest = state_->parts[0].lease.expiry();
+  std::optional<absl::Time> earliest;
   for (const auto& part : state_->parts) {
-    if (part.holds_any()) earliest = std::min(earliest, part.lease.expiry());
+    if (part.holds_any()) earliest = std::min(earliest.value_or(absl::InfiniteFuture()), part.lease.expiry());
   }
-  return earliest;
+  return earliest.value_or(state_->parts[0].lease.expiry());
 }
 
 std::vector<absl::Status> ShardedLease::Fetch(std::span<const FetchRequest> requests) {

@@ -36,7 +36,7 @@
 namespace perigee::kvstore {
 
 struct ShardedStoreOptions {
-  ClientOptions client = {};
+  ClientOptions client = {};  // on_fetch_landed may be called on several threads at once.
   // Serving stores that are looked at, see StoreMap::Readers: at least the replicas in use, and one more so that planes
   // are found while they move.
   size_t read_stores = 2;

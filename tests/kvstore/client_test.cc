@@ -339,6 +339,22 @@ TEST(Client, AnAbsentStoreIsUnavailableNamedAndQuick) {
   EXPECT_EQ(StoreClient::Connect("nowhere", engine.get(), options).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
+TEST(Client, MadeWithoutConnectingItConnectsWithItsFirstCall) {
+  auto server = StoreServer::Start(LocalOptions());
+  ASSERT_TRUE(server.ok()) << server.status();
+  auto engine = MakeEngine();
+  auto client = StoreClient::Create((*server)->address(), engine.get(), {});
+  ASSERT_TRUE(client.ok()) << client.status();
+  EXPECT_EQ((*client)->stats().connects, 0u);
+  const TestPlane p = MakePlane(1, 9000);
+  EXPECT_TRUE(WriteAll(**client, {&p, 1}).ok());
+  EXPECT_EQ((*client)->stats().connects, 1u);
+  auto absent = StoreClient::Create("127.0.0.1:1", engine.get(), {});
+  ASSERT_TRUE(absent.ok()) << "nobody needs to be there yet";
+  EXPECT_TRUE(absl::IsUnavailable((*absent)->GetStat().status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(StoreClient::Create("nowhere", engine.get(), {}).status()));
+}
+
 TEST(Server, TakenPortsAndFoldersAreRefusedClearly) {
   TempFolder folder;
   auto first = StoreServer::Start(LocalOptions(folder.path()));

@@ -216,6 +216,30 @@ TEST_F(LayeredFetchTest, TheLeaseLivesAsLongAsTheFetchAndNoLonger) {
   EXPECT_EQ(server->store().Stats().leases, 0u);
 }
 
+TEST_F(LayeredFetchTest, CancelledItKeepsWhatIsHereAndEndsWithoutTheRest) {
+  const auto server = StartServer();
+  absl::Notification landed, go_on;
+  ClientOptions options;
+  options.fetch_batch_bytes = 1;
+  options.on_fetch_landed = [&](size_t group) {
+    if (group != 1) return absl::OkStatus();
+    landed.Notify();
+    go_on.WaitForNotification();
+    return absl::OkStatus();
+  };
+  Prepare(server->address(), 5000, options);
+  auto lease = Acquire();
+  ASSERT_TRUE(lease.ok()) << lease.status();
+  auto fetch = lease->StartFetch(Groups());
+  ASSERT_TRUE(fetch.ok()) << fetch.status();
+  landed.WaitForNotification();
+  fetch->Cancel();
+  EXPECT_TRUE(fetch->Wait(0).ok());
+  go_on.Notify();
+  EXPECT_TRUE(absl::IsCancelled(fetch->Wait(kSections - 1))) << fetch->Wait(kSections - 1);
+  EXPECT_EQ(fetch->arrived(), 2u);
+}
+
 TEST_F(LayeredFetchTest, WhatCannotBeFetchedIsRefusedBeforeAnythingStarts) {
   const auto server = StartServer();
   Prepare(server->address(), 5000, {});

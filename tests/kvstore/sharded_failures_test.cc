@@ -257,10 +257,15 @@ TEST_F(ShardedFailuresTest, AStoreThatDiesInTheMiddleOfAWriteIsDropped) {
   ASSERT_TRUE(batch.ok()) << batch.status();
   EXPECT_TRUE(batch->WaitForPuts().ok());
   dying.Kill();
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_TRUE(batch->Put(0, 0, planes[0].payload).ok());
+    EXPECT_TRUE(batch->WaitForPuts().ok());
+  }
   const auto statuses = batch->Commit(HeadersOf(planes));
   ASSERT_TRUE(statuses.ok()) << statuses.status();
   EXPECT_THAT(*statuses, Each(absl::OkStatus()));
   for (size_t i = 0; i < planes.size(); ++i) EXPECT_EQ(batch->replicas_written(i), 1);
+  EXPECT_EQ(sharded_->stats().failovers, 1u) << "left out once, then not asked any more";
   EXPECT_TRUE(ReadAll(*sharded_, root, planes).ok());
   EXPECT_EQ(sharded_->stats().stores_avoided, 1u);
 }

@@ -241,6 +241,12 @@ TEST_F(ShardedStoreTest, ALeaseJoinsPlanesOfSeveralStoresUnderTheCallersIndices)
   }
   for (size_t i = 0; i < 3; ++i) EXPECT_EQ(store(i).Stats().leases, 0u);
 
+  const std::vector<PlaneId> not_at_the_first = {planes[0].id, planes[2].id};
+  auto later = sharded_->Acquire(root, not_at_the_first);
+  ASSERT_TRUE(later.ok());
+  EXPECT_TRUE(later->Renew(absl::Seconds(100)).ok());
+  EXPECT_GT(later->expiry(), absl::Now() + absl::Seconds(80));
+
   std::vector<PlaneId> with_hole = IdsOf(planes);
   with_hole[3] = MakePlane(99, 1).id;
   auto lease = sharded_->Acquire(root, with_hole);

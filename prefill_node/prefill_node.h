@@ -22,7 +22,7 @@ namespace perigee::prefill_node {
 struct PrefillOptions {
   int chunk_tokens = 512;    // Computed and committed together; rounded up to whole blocks.
   int chunks_under_way = 2;  // Reserved and not yet committed: one is computed while the one before it is committed.
-  node::WriteOptions write;
+  node::WriteOptions write = {};
 };
 
 // Any thread may call, several at once.

@@ -87,7 +87,7 @@ class NodeTest : public ::testing::TestWithParam<std::string> {
     std::map<PlaneKind, kvstore::TierCount> out;
     std::string token;
     do {
-      const auto page = bench_.prefill_side->store().List(token, 7, tenant_);
+      const auto page = bench_.store->store().List(token, 7, tenant_);
       EXPECT_TRUE(page.ok()) << page.status();
       if (!page.ok()) break;
       for (const auto& plane : page->planes) {
@@ -205,7 +205,7 @@ TEST_P(NodeTest, ProximalPlanesAreStoredForSinkWindowAndBranchBlocksOnly) {
   if (!has_proximal()) expected.clear();
   std::vector<size_t> kept;
   const auto keys = KeysOf(prompt);
-  const auto lookup = bench_.prefill_side->store().Lookup(keys);
+  const auto lookup = bench_.prefill_side->store().Lookup(keys[0], keys);
   ASSERT_TRUE(lookup.ok()) << lookup.status();
   for (size_t b = 0; b < keys.size(); ++b) {
     for (const auto& plane : lookup->blocks[b].planes) {
@@ -247,7 +247,7 @@ TEST_P(NodeTest, AMissingPlaneIsNotFoundWithItsBlockAndReason) {
 
   ASSERT_TRUE(Prefill({prompt}).ok());
   const auto keys = KeysOf(prompt);
-  ASSERT_GT(bench_.prefill_side->store().Delete({&keys[7], 1}).value_or(0), 0u);
+  ASSERT_GT(bench_.prefill_side->store().Delete(keys[0], {&keys[7], 1}).value_or(0), 0u);
   const Answer gone = Generate(Ask(prompt));
   EXPECT_TRUE(absl::IsNotFound(gone.status)) << gone.status;
   EXPECT_THAT(std::string(gone.status.message()), HasSubstr("block 7 of 10"));
@@ -261,7 +261,7 @@ TEST_P(NodeTest, AfterABlockWentPrefillRecomputesFromThereAndTheAnswerIsTheSame)
   const Answer before = Generate(Ask(prompt, 16));
   ASSERT_TRUE(before.status.ok()) << before.status;
   const auto keys = KeysOf(prompt);
-  ASSERT_TRUE(bench_.prefill_side->store().Delete({&keys[9], 1}).ok());
+  ASSERT_TRUE(bench_.prefill_side->store().Delete(keys[0], {&keys[9], 1}).ok());
   auto again = Prefill({prompt});
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_EQ(again->reused_tokens(), 576u);
@@ -271,7 +271,7 @@ TEST_P(NodeTest, AfterABlockWentPrefillRecomputesFromThereAndTheAnswerIsTheSame)
 
   // In the far middle, there may be no proximal planes to continue from: then more is computed, but only the lost block
   // is written.
-  ASSERT_TRUE(bench_.prefill_side->store().Delete({&keys[4], 1}).ok());
+  ASSERT_TRUE(bench_.prefill_side->store().Delete(keys[0], {&keys[4], 1}).ok());
   again = Prefill({prompt});
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_EQ(again->reused_tokens(), has_proximal() ? 64u : 256u);

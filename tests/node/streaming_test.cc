@@ -267,7 +267,7 @@ TEST_P(StreamingTest, AFailedCommitReachesTheCallerAndLeavesAUsablePrefix) {
   for (const Fault fault : {Fault::kWholeCall, Fault::kOnePlane}) {
     SCOPED_TRACE(static_cast<int>(fault));
     const auto keys = KeysOf(*good, prompt);
-    ASSERT_TRUE(good->store().Delete(keys).ok());
+    ASSERT_TRUE(good->store().Delete(keys[0], keys).ok());
     FaultyControl control(store_->address());
     control.on_commit = [&](int n, v1::CommitRequest* request) {
       if (n != 1) return grpc::Status::OK;
@@ -290,7 +290,7 @@ TEST_P(StreamingTest, AFailedCommitReachesTheCallerAndLeavesAUsablePrefix) {
     EXPECT_EQ(control.commits, 2) << "a chunk after the failed one was committed";
     EXPECT_EQ(store_->store().Stats().reservations, 0u);
     EXPECT_EQ(node->Info().pool_used_bytes(), 0u);
-    const auto lookup = good->store().Lookup(keys);
+    const auto lookup = good->store().Lookup(keys[0], keys);
     ASSERT_TRUE(lookup.ok());
     for (size_t b = 4; b < keys.size(); ++b) EXPECT_TRUE(lookup->blocks[b].planes.empty()) << b;
 

@@ -23,8 +23,8 @@
 namespace perigee::decode_node {
 
 struct DecodeOptions {
-  int max_sequences = 64;    // Answers at once; more requests wait for a place.
-  int chunk_tokens = 128;    // Of a prompt's missing part, computed between two tokens of the other answers.
+  int max_sequences = 64;         // Answers at once; more requests wait for a place.
+  int chunk_tokens = 128;         // Of a prompt's missing part, computed between two tokens of the other answers.
   node::WriteOptions write = {};  // Of answers that are stored.
 };
 

@@ -8,10 +8,17 @@ namespace perigee::decode_node {
 grpc::Status DecodeService::Info(grpc::ServerContext* context, const v1::NodeInfoRequest* request,
                                  v1::NodeInfo* response) {
   *response = node_->Info();
-  response->mutable_load()->set_running(static_cast<uint32_t>(decode_.running()));
-  response->mutable_load()->set_queued(static_cast<uint32_t>(decode_.queued()));
-  response->mutable_load()->set_max_running(static_cast<uint32_t>(decode_.max_running()));
+  *response->mutable_load() = Load();
   return grpc::Status::OK;
+}
+
+v1::NodeLoad DecodeService::Load() const {
+  v1::NodeLoad load = node_->Load();
+  load.set_running(static_cast<uint32_t>(decode_.running()));
+  load.set_queued(static_cast<uint32_t>(decode_.queued()));
+  load.set_max_running(static_cast<uint32_t>(decode_.max_running()));
+  load.set_draining(draining_);
+  return load;
 }
 
 grpc::Status DecodeService::Generate(grpc::ServerContext* context, const v1::GenerateRequest* request,

@@ -2,6 +2,8 @@
 #ifndef PERIGEE_DECODE_NODE_SERVICE_H_
 #define PERIGEE_DECODE_NODE_SERVICE_H_
 
+#include <atomic>
+
 #include "decode_node/decode_node.h"
 #include "perigee/v1/decode.grpc.pb.h"
 
@@ -17,8 +19,14 @@ class DecodeService final : public v1::DecodeNode::Service {
   grpc::Status Generate(grpc::ServerContext* context, const v1::GenerateRequest* request,
                         grpc::ServerWriter<v1::GenerateEvent>* writer) override;
 
+  // From now on it says that it should be given nothing new; it still takes everything.
+  void SetDraining() { draining_ = true; }
+  // For the cluster's members to see.
+  v1::NodeLoad Load() const;
+
  private:
   const node::Node* const node_;
+  std::atomic<bool> draining_{false};
   DecodeNode decode_;
 };
 

@@ -94,7 +94,7 @@ absl::StatusOr<std::unique_ptr<StoreServer>> StoreServer::Start(const ServerOpti
   p.engine->SetHandler(kQuickCallId, p.service.quick);
 
   PERIGEE_ASSIGN_OR_RETURN(p.server,
-                           GrpcServer::Start(absl::StrCat(options.host, ":", options.port), p.service.grpc.get()));
+                           GrpcServer::Start(absl::StrCat(options.host, ":", options.port), {p.service.grpc.get()}));
   p.reaper = std::thread([&p] {
     while (!p.stop.WaitForNotificationWithTimeout(absl::Milliseconds(200))) {
       p.store->ReapExpired();

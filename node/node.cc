@@ -118,14 +118,19 @@ v1::NodeInfo Node::Info() const {
   info.set_control_bytes(store_->stats().clients.grpc_bytes);
   const transport::ContextStats stats = engine_->Stats();
   info.set_payload_bytes(stats.put_bytes + stats.get_bytes);
-  v1::NodeLoad& load = *info.mutable_load();
+  *info.mutable_load() = Load();
+  return info;
+}
+
+v1::NodeLoad Node::Load() const {
+  v1::NodeLoad load;
   load.set_pool_available_bytes(planes_->available_bytes());
   if (const std::optional<ComputeCost> cost = batches_->prefill_rate().Fit(); cost.has_value()) {
     load.set_prefill_token_s(cost->token_s);
     load.set_prefill_position_s(cost->position_s);
   }
   load.set_answer_token_s(absl::ToDoubleSeconds(batches_->stats().answer_token));
-  return info;
+  return load;
 }
 
 }  // namespace perigee::node

@@ -71,6 +71,8 @@ class Node {
   absl::StatusOr<pod::Identity> IdentityFor(const v1::Scope& scope) const;
 
   v1::NodeInfo Info() const;
+  // What a node knows of its load; its service knows the requests.
+  v1::NodeLoad Load() const;
 
  private:
   Node() = default;

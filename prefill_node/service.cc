@@ -8,8 +8,15 @@ namespace perigee::prefill_node {
 grpc::Status PrefillService::Info(grpc::ServerContext* context, const v1::NodeInfoRequest* request,
                                   v1::NodeInfo* response) {
   *response = node_->Info();
-  response->mutable_load()->set_running(static_cast<uint32_t>(prefill_.running()));
+  *response->mutable_load() = Load();
   return grpc::Status::OK;
+}
+
+v1::NodeLoad PrefillService::Load() const {
+  v1::NodeLoad load = node_->Load();
+  load.set_running(static_cast<uint32_t>(prefill_.running()));
+  load.set_draining(draining_);
+  return load;
 }
 
 grpc::Status PrefillService::Prefill(grpc::ServerContext* context, const v1::PrefillRequest* request,

@@ -2,6 +2,8 @@
 #ifndef PERIGEE_PREFILL_NODE_SERVICE_H_
 #define PERIGEE_PREFILL_NODE_SERVICE_H_
 
+#include <atomic>
+
 #include "perigee/v1/prefill.grpc.pb.h"
 #include "prefill_node/prefill_node.h"
 
@@ -16,8 +18,14 @@ class PrefillService final : public v1::PrefillNode::Service {
   grpc::Status Prefill(grpc::ServerContext* context, const v1::PrefillRequest* request,
                        v1::PrefillResponse* response) override;
 
+  // From now on it says that it should be given nothing new; it still takes everything.
+  void SetDraining() { draining_ = true; }
+  // For the cluster's members to see.
+  v1::NodeLoad Load() const;
+
  private:
   const node::Node* const node_;
+  std::atomic<bool> draining_{false};
   const PrefillNode prefill_;
 };
 

@@ -6,6 +6,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -14,9 +15,10 @@ namespace perigee {
 
 class GrpcServer {
  public:
-  // listen: "host:port", port 0 for any free one. The service is the caller's and outlives the server. ALREADY_EXISTS
+  // listen: "host:port", port 0 for any free one. The services are the caller's and outlive the server. ALREADY_EXISTS
   // when the port is taken: unlike gRPC's default, two servers never share one.
-  static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const std::string& listen, grpc::Service* service);
+  static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const std::string& listen,
+                                                           const std::vector<grpc::Service*>& services);
   ~GrpcServer() { Stop(absl::ZeroDuration()); }
 
   // "host:port" with the port in use.

@@ -29,6 +29,7 @@ inline const CLI::Validator kTimeoutSeconds(
     "SECONDS");
 
 void AddServe(CLI::App& app, Action& action);
+void AddServeGateway(CLI::App& serve, Action& action);  // Of AddServe.
 void AddUp(CLI::App& app, Action& action);
 void AddGenerate(CLI::App& app, Action& action);
 void AddStore(CLI::App& app, Action& action);

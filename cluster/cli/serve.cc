@@ -1,9 +1,10 @@
-// perigee serve store|prefill|decode: one process of a cluster.
+// perigee serve store|prefill|decode: one process of a cluster. The gateway is in serve_gateway.cc.
 #include <map>
 
 #include "base/log.h"
 #include "base/status.h"
 #include "cluster/cli/command.h"
+#include "cluster/cli/member_flags.h"
 #include "cluster/cli/store_flags.h"
 #include "cluster/process.h"
 #include "decode_node/service.h"
@@ -27,14 +28,19 @@ struct Options {
   std::vector<std::string> devices;
   std::string log_level = "info";
   int ready_fd = -1;
+  MemberFlags member;
   // Store
   std::string advertise_host;
   std::string credentials;
   uint16_t data_port = 0;
   uint64_t dram_mib = 256;
   StoreFlags tiers;
+  uint64_t move_mib_per_s = 200;
   // Nodes
   std::string store;
+  int replicas = 1;
+  double drain_s = 30;
+  decode_node::DecodeOptions decode;
   std::string secret_file;
   model::ServedModelOptions model;
   uint64_t pool_mib = 256;
@@ -74,16 +80,44 @@ absl::Status ServeStore(const Options& o) {
     PERIGEE_ASSIGN_OR_RETURN(options.credentials, kvstore::ReadCredentials(o.credentials));
   }
   PERIGEE_ASSIGN_OR_RETURN(options.store, o.tiers.Options());
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<cluster::Member> member, o.member.Open());
+  if (member != nullptr) {
+    // Its name among the others is needed before its port is known, so both are.
+    if (options.port == 0 && o.member.id.empty()) {
+      return absl::InvalidArgumentError("a store of a cluster on any free port needs a name of its own: give --id");
+    }
+    PERIGEE_ASSIGN_OR_RETURN(const cluster::NodeRecord self, o.member.Record(cluster::Role::kStore, o.listen));
+    options.directory = member->stores();
+    options.store_id = self.id;
+    options.rebalancer.bytes_per_s = o.move_mib_per_s << 20;
+    if (!o.secret_file.empty()) {
+      PERIGEE_ASSIGN_OR_RETURN(options.rebalancer.secret, kvstore::ReadSecret(o.secret_file));
+    }
+  }
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<kvstore::StoreServer> server, kvstore::StoreServer::Start(options));
+  if (member != nullptr) {
+    PERIGEE_ASSIGN_OR_RETURN(cluster::NodeRecord self, o.member.Record(cluster::Role::kStore, server->address()));
+    self.capacity.dram_bytes = options.slab_bytes;
+    self.capacity.ssd_bytes = options.store.ssd.has_value() ? options.store.ssd->capacity_bytes : 0;
+    PERIGEE_RETURN_IF_ERROR(member->Join(self, [&server] {
+      const kvstore::StoreStats stats = server->store().Stats();
+      return cluster::NodeLoad{.dram_used_bytes = stats.slab_used_bytes, .ssd_used_bytes = stats.ssd.used_bytes};
+    }));
+  }
   PERIGEE_RETURN_IF_ERROR(WaitAndReport("store", server->address(), o.ready_fd));
+  if (member != nullptr) member->Leave();
   server->Shutdown();
   return absl::OkStatus();
 }
 
 template <typename Service, typename... Arguments>
-absl::Status ServeNode(const std::string& role, const Options& o, Arguments... arguments) {
+absl::Status ServeNode(cluster::Role role, const Options& o, Arguments... arguments) {
   cluster::BlockTerminationSignals();
-  PERIGEE_RETURN_IF_ERROR(InitLogging(role, o.log_level));
+  PERIGEE_RETURN_IF_ERROR(InitLogging(cluster::RoleName(role), o.log_level));
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<cluster::Member> member, o.member.Open());
+  if ((member == nullptr) == o.store.empty()) {
+    return absl::InvalidArgumentError("give either --store, the address of a store, or --join, a cluster with stores");
+  }
   node::NodeOptions options;
   options.model = o.model;
   options.store_address = o.store;
@@ -94,11 +128,29 @@ absl::Status ServeNode(const std::string& role, const Options& o, Arguments... a
   options.devices = o.devices;
   options.pool_bytes = o.pool_mib << 20;
   options.store_timeout = absl::Seconds(o.store_timeout_s);
+  options.replicas = o.replicas;
+  if (member != nullptr) options.stores = member->stores();
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<node::Node> node, node::Node::Create(options));
   Service service(node.get(), arguments...);
-  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> server, GrpcServer::Start(o.listen, &service));
-  PERIGEE_RETURN_IF_ERROR(WaitAndReport(role, server->address(), o.ready_fd));
-  server->Stop(absl::Seconds(5));
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> server, GrpcServer::Start(o.listen, {&service}));
+  if (member != nullptr) {
+    PERIGEE_ASSIGN_OR_RETURN(cluster::NodeRecord self, o.member.Record(role, server->address()));
+    const v1::NodeInfo info = node->Info();
+    self.capacity.pool_bytes = info.pool_bytes();
+    self.capacity.max_sequences = service.Load().max_running();
+    self.model_fingerprint = ToHex(node->model().fingerprint());
+    self.plan_id = ToHex(node->model().plan().id());
+    PERIGEE_RETURN_IF_ERROR(member->Join(self, [&node, &service] {
+      const v1::NodeLoad load = service.Load();
+      return cluster::NodeLoad{
+          .pool_used_bytes = node->Info().pool_used_bytes(), .running = load.running(), .queued = load.queued()};
+    }));
+  }
+  PERIGEE_RETURN_IF_ERROR(WaitAndReport(cluster::RoleName(role), server->address(), o.ready_fd));
+  // What is under way is finished; who looks sees that nothing new should come.
+  service.SetDraining();
+  if (member != nullptr) member->Leave();
+  server->Stop(absl::Seconds(o.drain_s));
   return absl::OkStatus();
 }
 
@@ -111,15 +163,22 @@ void AddCommon(CLI::App* verb, Options& o) {
       ->delimiter(',');
   verb->add_option("--log-level", o.log_level, "trace, debug, info, warn, error or off")->capture_default_str();
   verb->add_option("--ready-fd", o.ready_fd, "Write 'ready ADDRESS' to this descriptor once serving");
+  o.member.Add(*verb);
 }
 
 void AddNode(CLI::App* verb, Options& o) {
-  verb->add_option("--store", o.store, "The store's control address, host:port")->required();
+  verb->add_option("--store", o.store, "The store's control address, host:port: for one that is no cluster's");
   verb->add_option("--store-secret-file", o.secret_file, "File with this node's secret at the store");
   verb->add_option("--model", o.model.folder, "Model folder (Hugging Face files)")->capture_default_str();
   verb->add_option("--plan", o.model.plan_file,
                    "Plan file, or 'identity' (default: plan.json in the model folder, else identity)");
   verb->add_option("--block-tokens", o.model.block_tokens, "16, 32, 64 or 128")->capture_default_str();
+  verb->add_option("--replicas", o.replicas, "Stores that are to have what this node writes")
+      ->capture_default_str()
+      ->check(CLI::Range(1, static_cast<int>(kvstore::kMaxReplicas)));
+  verb->add_option("--drain-s", o.drain_s, "When it is told to stop: how long requests under way may go on")
+      ->capture_default_str()
+      ->check(kTimeoutSeconds);
   verb->add_option("--pool-mib", o.pool_mib, "Registered memory for planes")->capture_default_str()->check(kMebibytes);
   verb->add_option("--store-timeout-s", o.store_timeout_s, "For one batch of store calls or transfers")
       ->capture_default_str()
@@ -129,7 +188,7 @@ void AddNode(CLI::App* verb, Options& o) {
 }  // namespace
 
 void AddServe(CLI::App& app, Action& action) {
-  CLI::App* serve = app.add_subcommand("serve", "Run one process of a cluster: store, prefill or decode");
+  CLI::App* serve = app.add_subcommand("serve", "Run one process of a cluster: store, prefill, decode or gateway");
   serve->require_subcommand(1);
   auto o = std::make_shared<Options>();
   o->model.folder = DefaultModelFolder();
@@ -144,6 +203,14 @@ void AddServe(CLI::App& app, Action& action) {
                     "TOML file of who may talk to this store (docs/operations.md; default: everybody, none trusted)");
   store->add_option("--dram-mib", o->dram_mib, "Memory tier")->capture_default_str()->check(kMebibytes);
   o->tiers.Add(*store);
+  store->add_option("--store-secret-file", o->secret_file,
+                    "File with this store's secret at the cluster's other stores");
+  store->add_option("--weight", o->member.weight, "Its share of the cluster's planes, beside the other stores' weights")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  store->add_option("--move-mib-per-s", o->move_mib_per_s, "Sent to other stores when planes have to move")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
   store->callback([o, &action] { action = [o] { return ServeStore(*o); }; });
 
   CLI::App* prefill = serve->add_subcommand("prefill", "A prefill node");
@@ -165,14 +232,20 @@ void AddServe(CLI::App& app, Action& action) {
     action = [o] {
       o->prefill.write.durability = kDurabilities.at(o->durability);
       if (o->ttl_s > 0) o->prefill.write.ttl = absl::Seconds(o->ttl_s);
-      return ServeNode<prefill_node::PrefillService>("prefill", *o, o->prefill);
+      return ServeNode<prefill_node::PrefillService>(cluster::Role::kPrefill, *o, o->prefill);
     };
   });
 
   CLI::App* decode = serve->add_subcommand("decode", "A decode node");
   AddCommon(decode, *o);
   AddNode(decode, *o);
-  decode->callback([o, &action] { action = [o] { return ServeNode<decode_node::DecodeService>("decode", *o); }; });
+  decode->add_option("--max-sequences", o->decode.max_sequences, "Answers generated at once; more requests wait")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 4096));
+  decode->callback([o, &action] {
+    action = [o] { return ServeNode<decode_node::DecodeService>(cluster::Role::kDecode, *o, o->decode); };
+  });
+  AddServeGateway(*serve, action);
 }
 
 }  // namespace perigee::cli

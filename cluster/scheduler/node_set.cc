@@ -41,7 +41,7 @@ v1::NodeInfo NodeHandle::info() const {
 
 bool NodeHandle::usable() const {
   absl::MutexLock lock(&mu_);
-  return !failed_ && absl::Now() - last_answer_ < options_.gone_after;
+  return !failed_ && !info_.load().draining() && absl::Now() - last_answer_ < options_.gone_after;
 }
 
 bool NodeHandle::gone() const {

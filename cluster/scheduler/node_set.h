@@ -40,7 +40,7 @@ class NodeHandle {
 
   // What it said last; empty before it said anything.
   v1::NodeInfo info() const;
-  // It answers, and no call to it has failed since.
+  // It answers, takes new work, and no call to it has failed since.
   bool usable() const;
   // It has not answered for too long.
   bool gone() const;

@@ -129,8 +129,8 @@ class FakeDecode final : public v1::DecodeNode::Service {
 class ClusterClientTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    auto prefill = GrpcServer::Start("127.0.0.1:0", &prefill_);
-    auto decode = GrpcServer::Start("127.0.0.1:0", &decode_);
+    auto prefill = GrpcServer::Start("127.0.0.1:0", {&prefill_});
+    auto decode = GrpcServer::Start("127.0.0.1:0", {&decode_});
     ASSERT_TRUE(prefill.ok() && decode.ok());
     prefill_server_ = *std::move(prefill);
     decode_server_ = *std::move(decode);

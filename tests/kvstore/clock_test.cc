@@ -96,7 +96,7 @@ TEST_P(JumpsOfTheClock, WhatASessionMayTouchEndsWithItsLeaseAndTheSessionStays) 
   data.epoch = 7;
   data.port = 1;
   const auto service = MakeStoreService(store.get(), &sessions, data);
-  auto server = GrpcServer::Start("127.0.0.1:0", service.grpc.get());
+  auto server = GrpcServer::Start("127.0.0.1:0", {service.grpc.get()});
   ASSERT_TRUE(server.ok()) << server.status();
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);

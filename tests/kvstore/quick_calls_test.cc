@@ -197,7 +197,7 @@ TEST_F(QuickCallsTest, AnOlderStoreIsAskedOverGrpc) {
   data.slab_address = slab->address();
   data.slab_bytes = slab->size_bytes();
   const StoreService service = MakeStoreService(store->get(), &sessions, data);
-  auto server = GrpcServer::Start("127.0.0.1:0", service.grpc.get());
+  auto server = GrpcServer::Start("127.0.0.1:0", {service.grpc.get()});
   ASSERT_TRUE(server.ok());
   Connect((*server)->address());
   const TestPlane plane = MakePlane(1, 1 << 20);

@@ -27,7 +27,7 @@ class ServiceTest : public testing::Test {
     data.epoch = 7;
     data.port = 1;
     service_ = MakeStoreService(store_.get(), &sessions_, data);
-    auto server = GrpcServer::Start("127.0.0.1:0", service_.grpc.get());
+    auto server = GrpcServer::Start("127.0.0.1:0", {service_.grpc.get()});
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
     grpc::ChannelArguments arguments;

@@ -1,0 +1,38 @@
+#include "cluster/cli/member_flags.h"
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+
+namespace perigee::cli {
+
+void MemberFlags::Add(CLI::App& verb) {
+  verb.add_option("--join", spec,
+                  "The cluster to be a member of: static:FILE, or etcd:HOST:PORT[,HOST:PORT...][/NAME]");
+  verb.add_option("--id", id, "This process's name in the cluster, the same after a restart (default: role@address)");
+  verb.add_option("--advertise", advertise, "host:port at which the others reach it (default: where it listens)");
+  verb.add_option("--etcd-ca", etcd.ca_path, "CA certificate of etcd (PEM): TLS");
+  verb.add_option("--etcd-cert", etcd.certificate_path, "This process's certificate for etcd");
+  verb.add_option("--etcd-key", etcd.key_path, "And its key");
+}
+
+absl::StatusOr<std::unique_ptr<cluster::Member>> MemberFlags::Open() const {
+  if (spec.empty()) return nullptr;
+  return cluster::Member::Open(spec, etcd);
+}
+
+absl::StatusOr<cluster::NodeRecord> MemberFlags::Record(cluster::Role role, const std::string& listening) const {
+  cluster::NodeRecord node;
+  node.role = role;
+  node.address = advertise.empty() ? listening : advertise;
+  if (absl::StartsWith(node.address, "0.0.0.0:") || absl::StartsWith(node.address, "[::]:")) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("it listens on ", listening, ", which others cannot connect to: say with --advertise where"));
+  }
+  node.id = id.empty() ? absl::StrCat(cluster::RoleName(role), "@", node.address) : id;
+  node.weight = weight;
+  node.started_unix_us = absl::ToUnixMicros(absl::Now());
+  return node;
+}
+
+}  // namespace perigee::cli

@@ -1,0 +1,30 @@
+// The flags by which a process becomes a member of a cluster.
+#ifndef PERIGEE_CLUSTER_CLI_MEMBER_FLAGS_H_
+#define PERIGEE_CLUSTER_CLI_MEMBER_FLAGS_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "cluster/cli/command.h"
+#include "cluster/member.h"
+
+namespace perigee::cli {
+
+struct MemberFlags {
+  std::string spec;       // "": no cluster.
+  std::string id;         // "": role and address.
+  std::string advertise;  // "": the address it listens on.
+  double weight = 1;
+  cluster::EtcdOptions etcd;
+
+  void Add(CLI::App& verb);
+  // Null without --join.
+  absl::StatusOr<std::unique_ptr<cluster::Member>> Open() const;
+  // What all roles have in common. FAILED_PRECONDITION for an address that others cannot reach.
+  absl::StatusOr<cluster::NodeRecord> Record(cluster::Role role, const std::string& listening) const;
+};
+
+}  // namespace perigee::cli
+
+#endif  // PERIGEE_CLUSTER_CLI_MEMBER_FLAGS_H_

@@ -1,0 +1,138 @@
+// perigee serve gateway: the cluster's front door.
+#include "base/log.h"
+#include "base/status.h"
+#include "cluster/cli/command.h"
+#include "cluster/cli/member_flags.h"
+#include "cluster/gateway/http_server.h"
+#include "cluster/process.h"
+#include "cluster/scheduler/cluster_backend.h"
+#include "kvstore/sharded_store.h"
+#include "model/chat_template.h"
+#include "model/config.h"
+#include "model/tokenizer.h"
+#include "spdlog/spdlog.h"
+#include "transport/context.h"
+
+namespace perigee::cli {
+namespace {
+
+struct Options {
+  std::string model_folder;
+  std::string model_name;
+  std::string transports;
+  std::string secret_file;
+  std::string log_level = "info";
+  int ready_fd = -1;
+  double timeout_s = 600;
+  double drain_s = 30;
+  int replicas = 1;
+  MemberFlags member;
+  cluster::HttpServerOptions http;
+  cluster::ClusterBackendOptions backend;
+  bool no_store_answers = false;
+};
+
+void Log(const cluster::HttpRequestRecord& r) {
+  if (r.path != "/v1/completions" && r.path != "/v1/chat/completions") return;
+  spdlog::info("request {} tenant '{}' {} -> {} in {} ms, first token {} ms, {}+{} tokens, {} cached{}{}", r.request_id,
+               r.tenant, r.path, r.status, absl::ToInt64Milliseconds(r.took),
+               r.first_token == absl::InfiniteDuration() ? -1 : absl::ToInt64Milliseconds(r.first_token),
+               r.usage.prompt_tokens, r.usage.completion_tokens, r.usage.cached_tokens, r.result.ok() ? "" : ": ",
+               r.result.ok() ? "" : r.result.ToString());
+}
+
+absl::Status ServeGateway(const Options& o) {
+  cluster::BlockTerminationSignals();
+  PERIGEE_RETURN_IF_ERROR(InitLogging("gateway", o.log_level));
+  PERIGEE_ASSIGN_OR_RETURN(const model::ModelConfig config, model::ModelConfig::Load(o.model_folder));
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<model::Tokenizer> tokenizer, model::LoadTokenizer(o.model_folder));
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<model::ChatTemplate> chat_template,
+                           model::ChatTemplate::Load(o.model_folder));
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<cluster::Member> member, o.member.Open());
+  if (member == nullptr) return absl::InvalidArgumentError("which cluster? give --join");
+
+  // Only to ask the stores where planes are: no payload comes here.
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<transport::Context> engine,
+                           transport::Context::Create({.transports = o.transports, .guarded = true}));
+  kvstore::ShardedStoreOptions store_options;
+  store_options.read_stores = static_cast<size_t>(o.replicas) + 1;
+  store_options.client.call_deadline = absl::Seconds(2);
+  store_options.client.connect_deadline = absl::Seconds(2);
+  if (!o.secret_file.empty()) {
+    PERIGEE_ASSIGN_OR_RETURN(store_options.client.secret, kvstore::ReadSecret(o.secret_file));
+  }
+  kvstore::ShardedStore store(member->stores(), engine.get(), store_options);
+  const cluster::NodeSet nodes(&member->membership(), {});
+  cluster::ClusterBackendOptions backend_options = o.backend;
+  backend_options.store_answers = !o.no_store_answers;
+  cluster::ClusterBackend backend(&nodes, &store, backend_options);
+
+  cluster::HttpServerOptions http = o.http;
+  http.request_timeout = absl::Seconds(o.timeout_s);
+  std::string name = o.model_name;
+  if (name.empty()) {
+    const size_t end = o.model_folder.find_last_not_of('/');
+    name = o.model_folder.substr(0, end + 1);
+    name = name.substr(name.rfind('/') + 1);
+  }
+  const cluster::FrontModel front{.name = name,
+                                  .tokenizer = tokenizer.get(),
+                                  .chat_template = chat_template.get(),
+                                  .context_tokens = config.max_positions,
+                                  .created = absl::Now()};
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<cluster::HttpServer> server,
+                           cluster::HttpServer::Start(http, front, &backend, Log));
+  PERIGEE_ASSIGN_OR_RETURN(const cluster::NodeRecord self, o.member.Record(cluster::Role::kGateway, server->address()));
+  PERIGEE_RETURN_IF_ERROR(member->Join(self, [&backend] {
+    const cluster::ClusterBackendStats stats = backend.stats();
+    return cluster::NodeLoad{.running = static_cast<uint32_t>(stats.serving),
+                             .queued = static_cast<uint32_t>(stats.waiting)};
+  }));
+  spdlog::info("serving model '{}' on {}", name, server->address());
+  cluster::AnnounceReady(o.ready_fd, server->address());
+  cluster::WaitForTermination();
+  spdlog::info("stopping");
+  member->Leave();
+  server->Drain(absl::Seconds(o.drain_s));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddServeGateway(CLI::App& serve, Action& action) {
+  CLI::App* verb = serve.add_subcommand("gateway", "The front door: OpenAI's HTTP API in front of the cluster");
+  auto o = std::make_shared<Options>();
+  o->model_folder = DefaultModelFolder();
+  verb->add_option("--listen", o->http.address, "host:port of the HTTP API; port 0 takes a free one")
+      ->capture_default_str();
+  verb->add_option("--model", o->model_folder, "Model folder; only its config and tokenizer are read")
+      ->capture_default_str();
+  verb->add_option("--model-name", o->model_name, "The model's name in requests (default: its folder's)");
+  verb->add_option("--transports", o->transports, "UCX transports, e.g. tcp or shm,tcp (default: UCX chooses)");
+  verb->add_option("--store-secret-file", o->secret_file, "File with the secret that the stores ask for");
+  verb->add_option("--replicas", o->replicas, "As the nodes', so that all copies are looked at")->capture_default_str();
+  verb->add_option("--keys-file", o->http.keys_file,
+                   "API keys: a line 'KEY TENANT' each (default: everybody, without a tenant)");
+  verb->add_option("--tls-cert", o->http.tls_certificate_file, "Certificate chain (PEM): HTTPS");
+  verb->add_option("--tls-key", o->http.tls_key_file, "And its key");
+  verb->add_option("--timeout-s", o->timeout_s, "Longest time of a request")
+      ->capture_default_str()
+      ->check(kTimeoutSeconds);
+  verb->add_option("--drain-s", o->drain_s, "When it is told to stop: how long requests under way may go on")
+      ->capture_default_str()
+      ->check(kTimeoutSeconds);
+  verb->add_option("--max-requests", o->http.max_requests, "Under way, queued ones included; more are told 429")
+      ->capture_default_str();
+  verb->add_option("--max-waiting", o->backend.queue.max_waiting, "Requests that wait for a place; more are told 429")
+      ->capture_default_str();
+  verb->add_option("--max-direct-tokens", o->backend.route.max_direct_tokens,
+                   "Missing prompt tokens that a decode node computes itself, where there are prefill nodes")
+      ->capture_default_str();
+  verb->add_flag("--no-store-answers", o->no_store_answers, "Do not keep answers for the next turn of a conversation");
+  verb->add_option("--log-level", o->log_level, "trace, debug, info, warn, error or off")->capture_default_str();
+  verb->add_option("--ready-fd", o->ready_fd, "Write 'ready ADDRESS' to this descriptor once serving");
+  o->member.Add(*verb);
+  verb->callback([o, &action] { action = [o] { return ServeGateway(*o); }; });
+}
+
+}  // namespace perigee::cli

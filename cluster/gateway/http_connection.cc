@@ -270,22 +270,22 @@ bool HttpConnection::PeerGone() const {
 
 bool HttpConnection::WaitFor(int event_fd, absl::Time until) const {
   pollfd fds[] = {{event_fd, POLLIN, 0}, {socket_.get(), POLLRDHUP, 0}};
-  return Poll(fds, 2, until) > 0 && fds[1].revents == 0;
+  return Poll(fds, 2, until) > 0 && fds[1].revents == 0 && absl::Now() < until;
 }
 
 void HttpConnection::Abort() { ::shutdown(socket_.get(), SHUT_RDWR); }
 
-void HttpConnection::Finish() {
+void HttpConnection::Finish(absl::Duration patience) {
   if (!failed_ && ssl_ != nullptr) ::SSL_shutdown(ssl_);
   ::shutdown(socket_.get(), SHUT_WR);
-  const absl::Time deadline = absl::Now() + absl::Seconds(1);
+  const absl::Time deadline = absl::Now() + patience;
   char ignored[4096];
-  while (absl::Now() < deadline) {
+  do {
     const ssize_t got = ::recv(socket_.get(), ignored, sizeof(ignored), 0);
     if (got > 0) continue;
     pollfd fds[] = {{socket_.get(), POLLIN, 0}, {wake_fd_, POLLIN, 0}};
     if (got == 0 || errno != EAGAIN || Poll(fds, 2, deadline) <= 0 || fds[1].revents != 0) return;
-  }
+  } while (absl::Now() < deadline);
 }
 
 namespace {

@@ -50,9 +50,8 @@ class HttpConnection final : public httplib::Stream {
   // Any thread: ends all reading and writing.
   void Abort();
 
-  // Sends what there is, says that no more comes, and takes in what is still on its way for a moment, so that the
-  // client can read the answer.
-  void Finish();
+  // Says that no more comes, and takes in what is still on its way for so long, so that the client can read the answer.
+  void Finish(absl::Duration patience = absl::Seconds(1));
 
   // For the library.
   bool is_readable() const override { return true; }

@@ -172,6 +172,7 @@ class HttpServer::Impl {
   httplib::Server::HandlerResponse Route(const httplib::Request& request, httplib::Response& response);
   void Accept();
   void Begin(std::unique_ptr<HttpConnection> connection);
+  bool StartSession(std::unique_ptr<HttpConnection>& connection);
   void JoinEnded();
   void Serve(HttpConnection& connection);
   bool ServeOne(HttpConnection& connection);
@@ -319,32 +320,37 @@ void HttpServer::Impl::Accept() {
 
 // Gives the connection a thread, or tells it that there is none.
 void HttpServer::Impl::Begin(std::unique_ptr<HttpConnection> connection) {
-  const absl::MutexLock lock(&mutex_);
-  HttpConnection* const raw = connection.get();
-  if (running_ < options_.max_connections) {
-    sessions_.push_back({.connection = std::move(connection), .thread = {}});
-    Session* const session = &sessions_.back();
-    try {
-      session->thread = std::thread([this, session] {
-        Serve(*session->connection);
-        const absl::MutexLock end(&mutex_);
-        session->ended = true;
-        --running_;
-        const uint64_t one = 1;
-        (void)!::write(ended_.get(), &one, sizeof(one));
-      });
-      ++running_;
-      return;
-    } catch (const std::system_error&) {  // As if there were too many.
-      connection = std::move(session->connection);
-      sessions_.pop_back();
-    }
-  }
-  HttpExchange exchange{.connection = raw, .arrived = absl::Now(), .record = {}};
+  if (StartSession(connection)) return;
   // A TLS client could not read it.
-  if (tls_ == nullptr) {
-    AnswerRaw(absl::UnavailableError("the server has too many connections; try again later"), *raw, exchange);
+  if (tls_ != nullptr) return;
+  HttpExchange exchange{.connection = connection.get(), .arrived = absl::Now(), .record = {}};
+  AnswerRaw(absl::UnavailableError("the server has too many connections; try again later"), *connection, exchange);
+  connection->Finish(absl::ZeroDuration());
+}
+
+// Takes the connection; false, and leaves it, when there is no room for it.
+bool HttpServer::Impl::StartSession(std::unique_ptr<HttpConnection>& connection) {
+  const absl::MutexLock lock(&mutex_);
+  if (running_ >= options_.max_connections) return false;
+  sessions_.push_back({.connection = std::move(connection), .thread = {}});
+  Session* const session = &sessions_.back();
+  try {
+    session->thread = std::thread([this, session] {
+      Serve(*session->connection);
+      session->connection->Abort();  // Whoever joins closes it; the client need not wait for that.
+      const absl::MutexLock end(&mutex_);
+      session->ended = true;
+      --running_;
+      const uint64_t one = 1;
+      (void)!::write(ended_.get(), &one, sizeof(one));
+    });
+  } catch (const std::system_error&) {
+    connection = std::move(session->connection);
+    sessions_.pop_back();
+    return false;
   }
+  ++running_;
+  return true;
 }
 
 void HttpServer::Impl::JoinEnded() {

@@ -12,6 +12,8 @@ namespace perigee::model {
 namespace {
 constexpr size_t kMaxTextBytes = size_t{32} << 20;
 constexpr size_t kMaxTokenizerBytes = size_t{128} << 20;
+// No added token's text is longer: how far one may reach into the segments that follow.
+constexpr size_t kMaxAddedTokenReach = 4096;
 constexpr size_t kMaxTokenizerConfigBytes = size_t{8} << 20;
 }  // namespace
 
@@ -30,38 +32,76 @@ void Tokenizer::SetAddedTokens(std::vector<AddedToken> tokens) {
   }
 }
 
-const Tokenizer::AddedToken* Tokenizer::AddedTokenAt(absl::string_view text, bool with_special) const {
+const Tokenizer::AddedToken* Tokenizer::AddedTokenAt(absl::string_view text, size_t special_bytes) const {
   if (added_by_first_byte_.empty()) return nullptr;
   for (const int i : added_by_first_byte_[static_cast<uint8_t>(text[0])]) {
     const AddedToken& token = added_[static_cast<size_t>(i)];
-    if ((with_special || !token.special) && absl::StartsWith(text, token.text)) return &token;
+    if ((!token.special || token.text.size() <= special_bytes) && absl::StartsWith(text, token.text)) return &token;
   }
   return nullptr;
 }
 
 absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(absl::string_view text, bool add_bos, bool parse_special) const {
-  if (text.size() > kMaxTextBytes) {
+  const TextSegment whole{.text = text, .parse_special = parse_special};
+  return EncodeSegments({&whole, 1}, add_bos);
+}
+
+absl::StatusOr<std::vector<int32_t>> Tokenizer::EncodeSegments(std::span<const TextSegment> segments, bool add_bos,
+                                                               std::vector<int64_t>* starts) const {
+  size_t total_bytes = 0;
+  for (const TextSegment& segment : segments) total_bytes += segment.text.size();
+  if (total_bytes > kMaxTextBytes) {
     return absl::InvalidArgumentError(
-        absl::StrCat("the text has ", text.size(), " bytes; at most ", kMaxTextBytes, " can be tokenised at once"));
+        absl::StrCat("the text has ", total_bytes, " bytes; at most ", kMaxTextBytes, " can be tokenised at once"));
+  }
+  std::string joined;
+  absl::string_view text = segments.empty() ? absl::string_view() : segments[0].text;
+  if (segments.size() > 1) {
+    joined.reserve(total_bytes);
+    for (const TextSegment& segment : segments) joined.append(segment.text.data(), segment.text.size());
+    text = joined;
   }
   std::vector<int32_t> ids;
+  if (starts != nullptr) starts->clear();
   if (add_bos) {
     if (!bos_id_) return absl::FailedPreconditionError("add_bos is asked for, but this tokenizer has no BOS token");
     ids.push_back(*bos_id_);
   }
-  size_t plain_begin = 0, at = 0;
-  while (at < text.size()) {
-    const AddedToken* token = AddedTokenAt(text.substr(at), parse_special);
-    if (token == nullptr) {
-      ++at;
-      continue;
+  size_t plain_begin = 0;  // Everything before it is encoded.
+  const auto encode_plain_until = [&](size_t end) -> absl::Status {
+    if (end > plain_begin) PERIGEE_RETURN_IF_ERROR(EncodePlain(text.substr(plain_begin, end - plain_begin), ids));
+    plain_begin = std::max(plain_begin, end);
+    return absl::OkStatus();
+  };
+  size_t at = 0, segment_begin = 0;
+  for (size_t i = 0; i < segments.size(); ++i) {
+    const size_t segment_end = segment_begin + segments[i].text.size();
+    if (segments[i].split) PERIGEE_RETURN_IF_ERROR(encode_plain_until(segment_begin));
+    // An added token that reached into this segment does not stand before it.
+    if (starts != nullptr) starts->push_back(static_cast<int64_t>(ids.size()) - (at > segment_begin ? 1 : 0));
+    // How far the run of special text goes that begins here, and where the next split is.
+    size_t special_end = segment_begin, text_end = segment_end;
+    for (size_t j = i, end = segment_begin; j < segments.size(); ++j) {
+      if (j > i && segments[j].split) break;
+      end += segments[j].text.size();
+      text_end = end;
+      if (segments[j].parse_special && special_end + segments[j].text.size() == end) special_end = end;
+      if (end >= segment_end + kMaxAddedTokenReach) break;
     }
-    if (at > plain_begin) PERIGEE_RETURN_IF_ERROR(EncodePlain(text.substr(plain_begin, at - plain_begin), ids));
-    ids.push_back(token->id);
-    at += token->text.size();
-    plain_begin = at;
+    while (at < segment_end) {
+      const AddedToken* token = AddedTokenAt(text.substr(at, text_end - at), special_end > at ? special_end - at : 0);
+      if (token == nullptr) {
+        ++at;
+        continue;
+      }
+      PERIGEE_RETURN_IF_ERROR(encode_plain_until(at));
+      ids.push_back(token->id);
+      at += token->text.size();
+      plain_begin = at;
+    }
+    segment_begin = segment_end;
   }
-  if (plain_begin < text.size()) PERIGEE_RETURN_IF_ERROR(EncodePlain(text.substr(plain_begin), ids));
+  PERIGEE_RETURN_IF_ERROR(encode_plain_until(text.size()));
   return ids;
 }
 

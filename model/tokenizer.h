@@ -23,6 +23,15 @@
 
 namespace perigee::model {
 
+// A part of a text that is encoded as one. The view must outlive the call.
+struct TextSegment {
+  absl::string_view text;
+  // Special tokens' text that lies wholly in such parts becomes those tokens.
+  bool parse_special = false;
+  // No token crosses this part's beginning.
+  bool split = false;
+};
+
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
@@ -33,6 +42,12 @@ class Tokenizer {
   // users' text). FAILED_PRECONDITION if add_bos and the model has no BOS; INVALID_ARGUMENT for text that the tokenizer
   // cannot take.
   absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text, bool add_bos, bool parse_special = false) const;
+
+  // The segments joined, as Encode takes one text: a token may cross from one to the next. `starts`, where not null,
+  // gets for each segment how many tokens surely stand before it, BOS included: those up to the last added token or
+  // split that ends at or before its beginning.
+  absl::StatusOr<std::vector<int32_t>> EncodeSegments(std::span<const TextSegment> segments, bool add_bos,
+                                                      std::vector<int64_t>* starts = nullptr) const;
 
   // Bytes, not necessarily valid UTF-8 (see StreamDecoder). Special tokens give nothing unless skip_special is false.
   // at_text_start: the ids begin a text, so that sentencepiece's added first space is dropped; false for a
@@ -84,7 +99,8 @@ class Tokenizer {
   bool has_dummy_prefix_ = false;
 
  private:
-  const AddedToken* AddedTokenAt(absl::string_view text, bool with_special) const;
+  // `special_bytes`: how far into the text a special token may reach.
+  const AddedToken* AddedTokenAt(absl::string_view text, size_t special_bytes) const;
   std::vector<AddedToken> added_;
   std::vector<std::vector<int>> added_by_first_byte_;  // indices into added_, longest first
 };

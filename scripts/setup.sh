@@ -3,7 +3,9 @@
 # nothing, quietly, when all are there. With the word "bench" also what only some benchmark rows stand beside: fio, and
 # redis-server, whose Debian package starts a server on 127.0.0.1:6379, so nothing else asks for it. With the word "ceph" also the daemons that the
 # remote tier's tests start (52 MB to fetch, 194 MB installed; the packages start nothing by themselves). etcd-server's package
-# starts a server on 127.0.0.1:2379, now and at each boot; where this script installs it, it does neither: the tests start their own.
+# starts a server on 127.0.0.1:2379, now and at each boot; where this script installs it, it does neither: the tests start their own. With
+# the word "openai" also Node.js and npm for the test with the official openai client (23 MB to fetch, 137 MB installed, 355 packages,
+# most of them npm's).
 set -euo pipefail
 
 packages=(
@@ -26,7 +28,8 @@ case "${1:-}" in
   '') ;;
   bench) packages+=(redis-server fio) ;;
   ceph) packages+=(ceph-mon ceph-osd ceph-common) ;;
-  *) echo "usage: setup.sh [bench|ceph]" >&2 && exit 2 ;;
+  openai) packages+=(nodejs npm) ;;
+  *) echo "usage: setup.sh [bench|ceph|openai]" >&2 && exit 2 ;;
 esac
 
 missing=()

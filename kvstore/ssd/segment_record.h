@@ -70,7 +70,7 @@ struct PlaneMeta {
   std::string tenant;
   std::optional<pod::BlockKey> parent;  // The block before.
   // Where among stores it belongs; nullopt: its header does not say, and it stays where it is.
-  std::optional<PlacementGroup> group;
+  std::optional<PlacementGroup> group{};
   uint8_t replicas = 1;  // How many stores are to have it, 1 to kMaxReplicas.
   friend bool operator==(const PlaneMeta&, const PlaneMeta&) = default;
 };

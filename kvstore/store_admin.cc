@@ -1,4 +1,4 @@
-// Pin, ReportCorrupt, Delete, List, Stats.
+// Pin, ReportCorrupt, Delete, HandOver, List, Stats.
 #include <spdlog/spdlog.h>
 
 #include <algorithm>

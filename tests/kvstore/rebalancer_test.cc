@@ -375,7 +375,7 @@ TEST_F(RebalancerTest, AStoreThatIsNotInTheMapOrAloneMovesAndRemovesNothing) {
 }
 
 TEST_F(RebalancerTest, AStoreThatIsBackBeforeTheMapHasSettledMovesNothing) {
-  rebalancer_.settle = absl::Seconds(1);
+  rebalancer_.settle = absl::Seconds(2);
   for (const char* id : {"a", "b", "c"}) StartStore(id);
   SetMap({"a", "b", "c"});
   WriteChains(20, 2);
@@ -450,7 +450,7 @@ TEST_F(RebalancerTest, AfterARestartPlanesOfTheSsdStillKnowWhereTheyBelong) {
 }
 
 TEST_F(RebalancerTest, ACopyStaysForAWhileAfterTheOtherHasCome) {
-  rebalancer_.linger = absl::Seconds(1);
+  rebalancer_.linger = absl::Seconds(2);
   for (const char* id : {"a", "b"}) StartStore(id);
   SetMap({"a"});
   planes_ = {ChainPlane(1, 0)};

@@ -34,22 +34,6 @@ std::optional<PlacementGroup> GroupFromWire(const v1::ListResponse::Plane& wire)
   return static_cast<PlacementGroup>(wire.group());
 }
 
-RebalanceStats RebalanceFromWire(const v1::StatResponse::Rebalance& wire) {
-  return {.map_epoch = wire.map_epoch(),
-          .in_map = wire.in_map(),
-          .draining = wire.draining(),
-          .complete = wire.complete(),
-          .planes_to_move = wire.planes_to_move(),
-          .bytes_to_move = wire.bytes_to_move(),
-          .rounds = wire.rounds(),
-          .moved_planes = wire.moved_planes(),
-          .moved_bytes = wire.moved_bytes(),
-          .repaired_planes = wire.repaired_planes(),
-          .repaired_bytes = wire.repaired_bytes(),
-          .given_up_planes = wire.given_up_planes(),
-          .failures = wire.failures()};
-}
-
 absl::Status WrongAnswer(const ClientCore& core, absl::string_view what) {
   return absl::InternalError(absl::StrCat("the store at ", core.address, " gave an answer that does not fit: ", what));
 }

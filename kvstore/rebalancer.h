@@ -12,6 +12,8 @@
 // by nobody: the last copy (unless an owner says that the plane was deleted after this copy came). A store that is not
 // in the map moves and removes nothing.
 //
+// All stores must hear of maps from one source: two are taken for the same if their epochs are.
+//
 // One thread of its own; Progress and Stop from any.
 #ifndef PERIGEE_KVSTORE_REBALANCER_H_
 #define PERIGEE_KVSTORE_REBALANCER_H_
@@ -30,7 +32,7 @@
 namespace perigee::kvstore {
 
 struct RebalancerOptions {
-  std::string secret;                               // For the other stores.
+  std::string secret;                               // For the other stores: of a credential without a tenant.
   absl::Duration settle = absl::Seconds(5);         // How long the map must stay before anything moves by it.
   absl::Duration every = absl::Seconds(60);         // From one round to the next when there is nothing to do,
   absl::Duration retry = absl::Seconds(5);          // and when there is.

@@ -53,22 +53,6 @@ void MissToWire(pod::PlaneKind kind, const Miss& miss, v1::Miss* wire) {
   wire->set_when_unix_us(miss.when_unix_us);
 }
 
-void RebalanceToWire(const RebalanceStats& stats, v1::StatResponse::Rebalance* wire) {
-  wire->set_map_epoch(stats.map_epoch);
-  wire->set_in_map(stats.in_map);
-  wire->set_draining(stats.draining);
-  wire->set_complete(stats.complete);
-  wire->set_planes_to_move(stats.planes_to_move);
-  wire->set_bytes_to_move(stats.bytes_to_move);
-  wire->set_rounds(stats.rounds);
-  wire->set_moved_planes(stats.moved_planes);
-  wire->set_moved_bytes(stats.moved_bytes);
-  wire->set_repaired_planes(stats.repaired_planes);
-  wire->set_repaired_bytes(stats.repaired_bytes);
-  wire->set_given_up_planes(stats.given_up_planes);
-  wire->set_failures(stats.failures);
-}
-
 constexpr absl::Duration kLongestEventWait = absl::Seconds(10);
 constexpr size_t kMaxEvents = 4096;  // in one answer
 constexpr int kMaxDataHosts = 32;

@@ -2,8 +2,8 @@
 // memory that peers write to and read from one-sidedly is here just a span.
 //
 // A plane's life: Reserve (room in the slab) -> the writer's PUTs -> Commit (checked, then visible) -> in DRAM, on SSD,
-// in the remote tier, or in several of them -> evicted, expired, deleted or quarantined. Acquire brings a plane into
-// DRAM and keeps it there as long as the lease. Planes are immutable.
+// in the remote tier, or in several of them -> evicted, expired, deleted, quarantined or handed over. Acquire brings a
+// plane into DRAM and keeps it there as long as the lease. Planes are immutable.
 //
 // What goes when a tier is full is the policy's choice (kvstore/policy); tenants over their quota give first. A thread
 // of the store keeps some memory free ahead of demand: it drops DRAM copies of planes that a slower tier has, and moves

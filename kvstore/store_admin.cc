@@ -1,4 +1,4 @@
-// Pin, ReportCorrupt, Delete, List, Stats.
+// Pin, ReportCorrupt, Delete, HandOver, List, Stats.
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
@@ -10,6 +10,18 @@
 #include "kvstore/store_core.h"
 
 namespace perigee::kvstore {
+
+void Store::Core::SetReplicas(EntryId id, uint32_t replicas, std::vector<SsdStored>* on_ssd) {
+  if (table.details(id).replicas == replicas) return;
+  table.details(id).replicas = replicas & 15;
+  if (const auto record = table.SsdRecordOf(id)) on_ssd->push_back({table[id].id, *record});
+}
+
+void Store::Core::TellReplicas(std::span<const SsdStored> on_ssd, uint32_t replicas) {
+  if (on_ssd.empty()) return;
+  const absl::Status told = ssd->SetReplicas(on_ssd, static_cast<uint8_t>(replicas));
+  if (!told.ok()) spdlog::warn("the number of replicas ends with this start: {}", std::string(told.message()));
+}
 
 absl::StatusOr<uint32_t> Store::Pin(std::span<const pod::BlockKey> keys, PinMode mode, absl::string_view tenant,
                                     uint32_t replicas) {

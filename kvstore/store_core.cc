@@ -502,18 +502,6 @@ void Store::Core::SetPinMode(EntryId id, PinMode mode) {
   if (table.details(id).ssd_number != 0) ssd_policy->Unpinned(id);
 }
 
-void Store::Core::SetReplicas(EntryId id, uint32_t replicas, std::vector<SsdStored>* on_ssd) {
-  if (table.details(id).replicas == replicas) return;
-  table.details(id).replicas = replicas & 15;
-  if (const auto record = table.SsdRecordOf(id)) on_ssd->push_back({table[id].id, *record});
-}
-
-void Store::Core::TellReplicas(std::span<const SsdStored> on_ssd, uint32_t replicas) {
-  if (on_ssd.empty()) return;
-  const absl::Status told = ssd->SetReplicas(on_ssd, static_cast<uint8_t>(replicas));
-  if (!told.ok()) spdlog::warn("the number of replicas ends with this start: {}", std::string(told.message()));
-}
-
 void Store::Core::Prefetch(std::span<const EntryId> ids) const {
   for (const EntryId id : ids) {
     if (id == kNoEntry) continue;

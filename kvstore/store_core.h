@@ -5,7 +5,7 @@
 //   store_read.cc    Lookup, Acquire, Renew, Release
 //   store_load.cc    planes on their way from a slower tier into DRAM: Promote, read-ahead, waiting
 //   store_tidy.cc    the store's own thread: times to live, room ahead of demand, moving planes to slower tiers, claims
-//   store_admin.cc   Pin, ReportCorrupt, Delete, List, Stats
+//   store_admin.cc   Pin, ReportCorrupt, Delete, HandOver, List, Stats
 #ifndef PERIGEE_KVSTORE_STORE_CORE_H_
 #define PERIGEE_KVSTORE_STORE_CORE_H_
 

@@ -25,12 +25,14 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Try(input);
   if (size < kPrefixBytes) return 0;
   const absl::string_view body = input.substr(kPrefixBytes);
-  perigee::ByteWriter w;
-  w.Raw("PGPLANE1");
-  w.U16(1);
-  w.U32(static_cast<uint32_t>(body.size()));
-  w.U32(perigee::Crc32c(perigee::AsBytes(body)));
-  w.Raw(body);
-  Try(w.bytes());
+  for (const uint16_t version : {1, 2}) {
+    perigee::ByteWriter w;
+    w.Raw("PGPLANE1");
+    w.U16(version);
+    w.U32(static_cast<uint32_t>(body.size()));
+    w.U32(perigee::Crc32c(perigee::AsBytes(body)));
+    w.Raw(body);
+    Try(w.bytes());
+  }
   return 0;
 }

@@ -375,7 +375,7 @@ TEST_F(RebalancerTest, AStoreThatIsNotInTheMapOrAloneMovesAndRemovesNothing) {
 }
 
 TEST_F(RebalancerTest, AStoreThatIsBackBeforeTheMapHasSettledMovesNothing) {
-  rebalancer_.settle = absl::Seconds(1);
+  rebalancer_.settle = absl::Seconds(2);
   for (const char* id : {"a", "b", "c"}) StartStore(id);
   SetMap({"a", "b", "c"});
   WriteChains(20, 2);
@@ -447,6 +447,40 @@ TEST_F(RebalancerTest, AfterARestartPlanesOfTheSsdStillKnowWhereTheyBelong) {
   ExpectInPlace(2);
   clients_.clear();
   servers_.clear();  // Before its folder goes.
+}
+
+TEST_F(RebalancerTest, ACopyStaysForAWhileAfterTheOtherHasCome) {
+  rebalancer_.linger = absl::Seconds(2);
+  for (const char* id : {"a", "b"}) StartStore(id);
+  SetMap({"a"});
+  planes_ = {ChainPlane(1, 0)};
+  ASSERT_TRUE(WriteTo("a", planes_[0]).ok());
+  SetMap({"a", "b"}, {"a"});
+  ASSERT_TRUE(Eventually([&] { return Listed("b").size() == 1; }));
+  const absl::Time came = absl::Now();
+  ASSERT_TRUE(Eventually([&] { return Listed("a").empty(); }));
+  EXPECT_GT(absl::Now() - came, absl::Milliseconds(500));
+}
+
+TEST_F(RebalancerTest, ClientsTellAndAreToldGroupAndReplicas) {
+  StartStore("a");
+  const TestPlane one = ChainPlane(1, 0), two = ChainPlane(2, 1);
+  ASSERT_TRUE(WriteTo("a", one, absl::InfiniteDuration(), 2).ok());
+  ASSERT_TRUE(WriteTo("a", two).ok());
+  StoreClient& client = *clients_["a"];
+  EXPECT_EQ(client.Lookup({&one.id.key, 1})->blocks[0].planes[0].replicas, 2u);
+  EXPECT_EQ(*client.Pin({&two.id.key, 1}, PinMode::kKeep, 5), 1u);
+  EXPECT_EQ(client.Lookup({&two.id.key, 1})->blocks[0].planes[0].replicas, 5u);
+  const auto of_group = client.List("", 0, "", {.group = GroupOf(two)});
+  ASSERT_EQ(of_group->planes.size(), 1u);
+  EXPECT_EQ(of_group->planes[0].id, two.id);
+  EXPECT_EQ(of_group->planes[0].meta.group, GroupOf(two));
+  EXPECT_EQ(client.List("", 0, "", {.least_replicas = 3})->planes.size(), 1u);
+  EXPECT_EQ(client.List("", 0, "", {.least_replicas = 2})->planes.size(), 2u);
+  EXPECT_EQ(client.Pin({&two.id.key, 1}, PinMode::kKeep, 9).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(WriteTo("a", ChainPlane(3, 0), absl::InfiniteDuration(), 9).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(client.List("", 0, "", {.placed = [](PlacementGroup, uint32_t) { return true; }}).status().code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 TEST_F(RebalancerTest, StopsWithinItsDeadlineWhenAnotherStoreDoesNotAnswer) {

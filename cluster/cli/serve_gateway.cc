@@ -6,6 +6,7 @@
 #include "cluster/gateway/http_server.h"
 #include "cluster/process.h"
 #include "cluster/scheduler/cluster_backend.h"
+#include "kvstore/sessions.h"
 #include "kvstore/sharded_store.h"
 #include "model/chat_template.h"
 #include "model/config.h"

@@ -62,6 +62,7 @@ void NodeHandle::Ask() {
     question_ = std::make_unique<Question>();
     question = question_.get();
   }
+  question->context.set_wait_for_ready(true);  // A channel connects again only while a call waits for it.
   question->context.set_deadline(absl::ToChronoTime(absl::Now() + options_.gone_after));
   const auto done = [this, question](grpc::Status status) { Answered(FromGrpc(status), question->info); };
   if (role_ == Role::kPrefill) {

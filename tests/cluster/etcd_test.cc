@@ -17,7 +17,7 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-constexpr absl::Duration kTtl = absl::Seconds(1);
+constexpr absl::Duration kTtl = absl::Seconds(2);
 
 class EtcdTest : public FolderTest {
  protected:
@@ -221,7 +221,7 @@ class EtcdDownTest : public EtcdTest {
     EXPECT_LT(absl::Now() - began, 3 * Options().call_deadline + absl::Seconds(2));
     EXPECT_EQ(OpenEtcdMembership(Options()).status().code(), absl::StatusCode::kUnavailable);
     EXPECT_TRUE(AwaitStatus(*store, absl::StatusCode::kUnavailable)) << store->Status();
-    EXPECT_FALSE(membership->AwaitNewer(before->version, absl::Now() + 2 * kTtl));
+    EXPECT_FALSE(membership->AwaitNewer(before->version, absl::Now() + kTtl + absl::Seconds(1)));
     EXPECT_THAT(Ids(*membership->View()), ElementsAre("s1"));
 
     bring_back();
@@ -261,7 +261,10 @@ TEST_F(EtcdTest, AnEtcdThatHasLostItsDataIsFilledAgainUnderAHigherEpoch) {
   EXPECT_TRUE(AwaitStatus(*s1, absl::StatusCode::kOk));
   EXPECT_TRUE(AwaitStatus(*s2, absl::StatusCode::kOk));
   const auto late = Open();
-  EXPECT_THAT(AwaitIds(*late, {"s1", "s2"}), ElementsAre("s1", "s2"));
+  const auto with_records = [](const ClusterView& v) {
+    return v.nodes.size() == 2 && v.nodes[0].incarnation != 0 && v.nodes[1].incarnation != 0;
+  };
+  EXPECT_TRUE(with_records(*AwaitView(*late, with_records))) << "not only the placement: the nodes are there again";
   EXPECT_GE(late->View()->placement_epoch, after->placement_epoch);
 }
 

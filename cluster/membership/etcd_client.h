@@ -1,8 +1,8 @@
 // Calls to etcd's API v3: one deadline per call, and the next endpoint when one does not answer.
 //
 // A call goes to the endpoint that answered last. UNAVAILABLE and silence move on to the next one, round and round
-// until the deadline; the first round shares the time that is left among the endpoints not yet asked. A transaction
-// that was cut off may have been done, and is done again: callers' transactions bear that. Any thread may call.
+// until the deadline. A transaction that was cut off may have been done, and is done again: callers' transactions bear
+// that. Any thread may call.
 //
 // Errors: UNAVAILABLE when no endpoint answered in time; else what etcd said.
 #ifndef PERIGEE_CLUSTER_MEMBERSHIP_ETCD_CLIENT_H_

@@ -198,15 +198,6 @@ absl::Status EtcdClient::Revoke(int64_t lease) {
   });
 }
 
-absl::Status EtcdClient::Compact(int64_t revision) {
-  etcdserverpb::CompactionRequest request;
-  request.set_revision(revision);
-  etcdserverpb::CompactionResponse response;
-  return Call("compacting", [&](Endpoint& endpoint, grpc::ClientContext* context) {
-    return endpoint.kv->Compact(context, request, &response);
-  });
-}
-
 std::unique_ptr<EtcdWatch> EtcdClient::Watch(const std::string& prefix, int64_t revision) {
   std::unique_ptr<EtcdWatch> watch(new EtcdWatch);
   etcdserverpb::WatchCreateRequest* create = watch->request_.mutable_create_request();

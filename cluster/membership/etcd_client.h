@@ -87,8 +87,6 @@ class EtcdClient {
   // False: there is no such lease any more.
   absl::StatusOr<bool> KeepAlive(int64_t lease);
   absl::Status Revoke(int64_t lease);
-  // For tests: forgets what is older than `revision`.
-  absl::Status Compact(int64_t revision);
 
   // All changes of keys with that prefix from `revision` on, from the endpoint that answered last.
   std::unique_ptr<EtcdWatch> Watch(const std::string& prefix, int64_t revision);

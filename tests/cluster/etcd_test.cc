@@ -68,6 +68,59 @@ bool AwaitStatus(const Registration& registration, absl::StatusCode code) {
   return registration.Status().code() == code;
 }
 
+TEST_F(EtcdTest, FieldsOfTheApiMeanWhatTheyAreCalled) {
+  const auto client = Client();
+  const auto lease = client->Grant(absl::Seconds(77));
+  ASSERT_TRUE(lease.ok()) << lease.status();
+  EXPECT_EQ(lease->ttl, absl::Seconds(77));
+  const int64_t before = client->Get("/a")->header().revision();
+  const auto watch = client->Watch("/", before + 1);
+
+  etcdserverpb::TxnRequest write;
+  *write.add_compare() = Unchanged("/a", 0);
+  *write.add_success() = PutOp("/a", "value", lease->id);
+  *write.add_success() = PutOp("/b", "other", 0);
+  *write.add_failure() = GetOp("/a");
+  const auto first = client->Txn(write);
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_TRUE(first->succeeded());
+  EXPECT_EQ(first->header().revision(), before + 1);
+  const auto second = client->Txn(write);
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_FALSE(second->succeeded()) << "the key exists by now";
+  ASSERT_EQ(second->responses_size(), 1);
+  ASSERT_EQ(second->responses(0).response_range().kvs_size(), 1);
+  const mvccpb::KeyValue& kv = second->responses(0).response_range().kvs(0);
+  EXPECT_EQ(kv.key(), "/a");
+  EXPECT_EQ(kv.value(), "value");
+  EXPECT_EQ(kv.lease(), lease->id);
+  EXPECT_EQ(kv.mod_revision(), before + 1);
+
+  etcdserverpb::TxnRequest remove;
+  *remove.add_compare() = Unchanged("/b", before + 1);
+  *remove.add_success() = DeleteOp("/b");
+  EXPECT_TRUE(client->Txn(remove)->succeeded());
+  EXPECT_EQ(*client->KeepAlive(lease->id), true);
+  ASSERT_TRUE(client->Revoke(lease->id).ok());
+  EXPECT_EQ(*client->KeepAlive(lease->id), false);
+  EXPECT_EQ(client->GetPrefix("/")->kvs_size(), 0) << "one was deleted, the other's lease is gone";
+
+  std::vector<std::string> events;
+  while (events.size() < 4) {
+    const auto got = watch->Next(kDeadline);
+    ASSERT_TRUE(got.ok() && got->has_value());
+    for (const mvccpb::Event& event : (*got)->events()) {
+      events.push_back(absl::StrCat(mvccpb::Event::EventType_Name(event.type()), " ", event.kv().key(), " +",
+                                    event.kv().mod_revision() - before));
+    }
+  }
+  EXPECT_THAT(events, ElementsAre("PUT /a +1", "PUT /b +1", "DELETE /b +2", "DELETE /a +3"));
+  watch->AskForProgress();
+  const auto progress = watch->Next(kDeadline);
+  ASSERT_TRUE(progress.ok() && progress->has_value());
+  EXPECT_EQ((*progress)->header().revision(), before + 3);
+}
+
 TEST_F(EtcdTest, JoinLoadAndLeaveAreSeenByOthers) {
   const auto here = Open();
   const auto there = Open();
@@ -316,8 +369,7 @@ TEST_F(EtcdTest, WhoWasCutOffWhileEtcdCompactedSeesTheClusterOfToday) {
   ASSERT_THAT(AwaitIds(*here, {"s1", "s2"}), ElementsAre("s1", "s2"));
   ASSERT_TRUE(here->SetState("s1", NodeState::kDraining).ok());
   ASSERT_TRUE(AwaitState(*here, "s1", NodeState::kDraining));
-  const auto client = Client();
-  ASSERT_TRUE(client->Compact(client->Get("/")->header().revision()).ok());
+  ASSERT_TRUE(etcd_->Compact(Client()->Get("/")->header().revision()));
   wire.Mend();
   EXPECT_TRUE(AwaitState(*cut_off, "s1", NodeState::kDraining));
   EXPECT_THAT(AwaitIds(*cut_off, {"s1", "s2"}), ElementsAre("s1", "s2"));
@@ -332,7 +384,7 @@ TEST_F(EtcdTest, AWatchOnForgottenRevisionsIsCancelledByEtcd) {
     ASSERT_TRUE(client->Txn(write).ok());
   }
   const int64_t revision = client->Get("/k")->header().revision();
-  ASSERT_TRUE(client->Compact(revision).ok());
+  ASSERT_TRUE(etcd_->Compact(revision));
   const auto watch = client->Watch("/", 1);
   for (;;) {
     const auto got = watch->Next(kDeadline);

@@ -110,9 +110,12 @@ absl::Status EtcdClient::Call(absl::string_view what,
     if (now >= deadline) break;
     const size_t asked = current_;
     Endpoint& endpoint = endpoints_[asked % endpoints];
-    const size_t left = attempt < endpoints ? endpoints - attempt : 1;
+    const size_t left = endpoints - attempt % endpoints;  // Of this round.
+    absl::Duration patience = (deadline - now) / static_cast<int64_t>(left);
+    // Two endpoints that are dead must not cost a lease, of which a third has passed when it is renewed.
+    if (endpoints > 1) patience = std::min(patience, options_.ttl / 4);
     grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(now + (deadline - now) / static_cast<int64_t>(left)));
+    context.set_deadline(absl::ToChronoTime(now + patience));
     // A connection is made only while a call waits for it: one that fails at once never finds an etcd that is back.
     context.set_wait_for_ready(true);
     const grpc::Status status = call(endpoint, &context);
@@ -192,15 +195,6 @@ absl::Status EtcdClient::Revoke(int64_t lease) {
   etcdserverpb::LeaseRevokeResponse response;
   return Call("giving a lease back", [&](Endpoint& endpoint, grpc::ClientContext* context) {
     return endpoint.lease->LeaseRevoke(context, request, &response);
-  });
-}
-
-absl::Status EtcdClient::Compact(int64_t revision) {
-  etcdserverpb::CompactionRequest request;
-  request.set_revision(revision);
-  etcdserverpb::CompactionResponse response;
-  return Call("compacting", [&](Endpoint& endpoint, grpc::ClientContext* context) {
-    return endpoint.kv->Compact(context, request, &response);
   });
 }
 

@@ -1,8 +1,8 @@
 // Calls to etcd's API v3: one deadline per call, and the next endpoint when one does not answer.
 //
 // A call goes to the endpoint that answered last. UNAVAILABLE and silence move on to the next one, round and round
-// until the deadline; the first round shares the time that is left among the endpoints not yet asked. A transaction
-// that was cut off may have been done, and is done again: callers' transactions bear that. Any thread may call.
+// until the deadline. A transaction that was cut off may have been done, and is done again: callers' transactions bear
+// that. Any thread may call.
 //
 // Errors: UNAVAILABLE when no endpoint answered in time; else what etcd said.
 #ifndef PERIGEE_CLUSTER_MEMBERSHIP_ETCD_CLIENT_H_
@@ -87,8 +87,6 @@ class EtcdClient {
   // False: there is no such lease any more.
   absl::StatusOr<bool> KeepAlive(int64_t lease);
   absl::Status Revoke(int64_t lease);
-  // For tests: forgets what is older than `revision`.
-  absl::Status Compact(int64_t revision);
 
   // All changes of keys with that prefix from `revision` on, from the endpoint that answered last.
   std::unique_ptr<EtcdWatch> Watch(const std::string& prefix, int64_t revision);

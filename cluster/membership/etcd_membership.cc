@@ -58,6 +58,7 @@ class EtcdMembership : public Membership {
   // The watcher thread's.
   EtcdState state_;
   int64_t revision_ = 0;  // That state_ is of.
+  bool holding_ = false;  // Missing nodes are kept still.
   absl::Time placement_due_ = absl::InfiniteFuture();
   absl::BitGen random_;
 
@@ -135,6 +136,7 @@ absl::Status EtcdMembership::ReadAll() {
   PERIGEE_ASSIGN_OR_RETURN(const etcdserverpb::RangeResponse all, client_->GetPrefix(options().prefix));
   const absl::Time now = SteadyNow();
   state_.HoldUntil(now + options().ttl);
+  holding_ = true;
   state_.Replace(all.kvs(), now);
   revision_ = all.header().revision();
   Publish();
@@ -169,7 +171,7 @@ void EtcdMembership::Reconcile() {
 absl::Duration EtcdMembership::UntilNextTask() const {
   const absl::Time now = SteadyNow();
   absl::Duration wait = std::min(options().ttl / 3, placement_due_ - now);
-  if (state_.hold_until() > now) wait = std::min(wait, state_.hold_until() - now);
+  if (holding_) wait = std::min(wait, state_.hold_until() - now);
   return std::max(wait, absl::Milliseconds(1));
 }
 
@@ -189,14 +191,15 @@ void EtcdMembership::Follow() {
       heard = now;
       asked = false;
       for (const mvccpb::Event& event : (*got)->events()) state_.Apply(event, now);
-    } else if (now - heard > options().ttl / 3 + options().call_deadline) {
+    } else if (now - heard > options().ttl * 2 / 3) {  // It was asked, and had as long again to answer.
       break;
     } else if (now - heard >= options().ttl / 3 && !asked) {
       watch->AskForProgress();
       asked = true;
     }
-    // Also when nothing came: the time of missing nodes may be over.
-    if (got->has_value() || now >= state_.hold_until()) Publish();
+    const bool hold_ends = holding_ && now >= state_.hold_until();  // Missing nodes go, though nothing came.
+    if (hold_ends) holding_ = false;
+    if (got->has_value() || hold_ends) Publish();
     Reconcile();
   }
   absl::MutexLock lock(&mu_);

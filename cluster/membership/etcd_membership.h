@@ -2,7 +2,7 @@
 //
 // A node's record is a key under a lease that its process keeps alive: a process that dies is out of the cluster when
 // the lease ends, one that leaves is out at once. States that an operator sets, and removals, are keys without a
-// lease: they outlive restarts. docs/formats.md, section 8.2, has the keys.
+// lease: they outlive restarts. docs/formats.md, section 8.3, has the keys.
 //
 // The placement, that is the stores with their epoch, is a key of its own. Members come and go in more ways than there
 // are transactions of ours (a lease that ends deletes a key by itself), so no revision of theirs can be a number

@@ -119,8 +119,7 @@ const NodeRecord* EtcdState::Find(const std::string& id, absl::Time now) const {
   if (const auto node = nodes_.find(id); node != nodes_.end()) return &node->second;
   const auto node = missing_.find(id);
   if (node == missing_.end() || now >= hold_until_) return nullptr;
-  const auto removed = removed_.find(id);
-  return removed != removed_.end() && removed->second == node->second.incarnation ? nullptr : &node->second;
+  return IsRemoved(id) ? nullptr : &node->second;
 }
 
 NodeState EtcdState::StateOf(const NodeRecord& node) const {
@@ -128,20 +127,17 @@ NodeState EtcdState::StateOf(const NodeRecord& node) const {
   return state == states_.end() ? node.state : state->second;
 }
 
-void EtcdState::ForEachNode(absl::Time now, const std::function<void(const NodeRecord&)>& each) const {
-  for (const auto& [id, node] : nodes_) each(node);
-  for (const auto& [id, node] : missing_) {
-    if (Find(id, now) == &node) each(node);
-  }
-}
-
 std::vector<NodeRecord> EtcdState::Nodes(absl::Time now) const {
   std::map<std::string, NodeRecord> nodes;
-  ForEachNode(now, [&](const NodeRecord& node) {
+  const auto show = [&](const NodeRecord& node) {
     if (node.role == Role::kStore) return;
     NodeRecord& shown = nodes[node.id] = node;
     shown.state = StateOf(node);
-  });
+  };
+  for (const auto& [id, node] : nodes_) show(node);
+  for (const auto& [id, node] : missing_) {
+    if (Find(id, now) == &node) show(node);
+  }
   for (const kvstore::StoreEntry& store : shown_.stores) {
     const NodeRecord* record = Find(store.id, now);
     NodeRecord& shown = nodes[store.id];
@@ -161,16 +157,23 @@ std::vector<NodeRecord> EtcdState::Nodes(absl::Time now) const {
   return out;
 }
 
+bool EtcdState::IsRemoved(const std::string& id) const {
+  const auto removed = removed_.find(id);
+  if (removed == removed_.end()) return false;
+  const auto missing = missing_.find(id);
+  return missing == missing_.end() || missing->second.incarnation == removed->second;
+}
+
 std::vector<kvstore::StoreEntry> EtcdState::WantedStores(absl::Time now) const {
   std::vector<kvstore::StoreEntry> stores;
-  ForEachNode(now, [&](const NodeRecord& node) {
-    if (node.role != Role::kStore) return;
-    stores.push_back(
-        {.id = node.id, .address = node.address, .weight = node.weight, .state = ToStoreState(StateOf(node))});
-  });
+  for (const auto& [id, node] : nodes_) {
+    if (node.role != Role::kStore) continue;
+    stores.push_back({.id = id, .address = node.address, .weight = node.weight, .state = ToStoreState(StateOf(node))});
+  }
+  // Missing stores are kept where they are placed, and never put back: others may know better that they are gone, and
+  // the two would replace each other's placement in turns.
   for (const kvstore::StoreEntry& store : shown_.stores) {
-    const bool known = nodes_.contains(store.id) || missing_.contains(store.id);
-    if (!known && now < hold_until_ && !removed_.contains(store.id)) stores.push_back(store);
+    if (now < hold_until_ && !nodes_.contains(store.id) && !IsRemoved(store.id)) stores.push_back(store);
   }
   std::sort(stores.begin(), stores.end(), [](const auto& a, const auto& b) { return a.id < b.id; });
   return stores;

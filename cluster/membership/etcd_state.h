@@ -6,7 +6,6 @@
 #define PERIGEE_CLUSTER_MEMBERSHIP_ETCD_STATE_H_
 
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -65,7 +64,8 @@ class EtcdState {
   const NodeRecord* Find(const std::string& id, absl::Time now) const;
   NodeState StateOf(const NodeRecord& node) const;
   std::vector<kvstore::StoreEntry> WantedStores(absl::Time now) const;
-  void ForEachNode(absl::Time now, const std::function<void(const NodeRecord&)>& each) const;
+  // An operator has removed this start of a node that is missing, or a start of which nothing is known.
+  bool IsRemoved(const std::string& id) const;
 
   const EtcdKeys keys_;
   std::map<std::string, NodeRecord> nodes_;

@@ -1,9 +1,9 @@
 // Membership from a file that names the nodes: what `perigee up` and people write, for clusters without etcd.
 //
-// {"epoch": 1, "nodes": [...]} (docs/formats.md, section 8). All processes on the machine, or on a shared file system,
-// read the same file and look for changes twice a second. Changes from here are made under a lock (PATH.lock), and
-// appear at once and whole. Whoever changes stores by hand need not raise the epoch: the first process that sees other
-// stores under an epoch that it knows raises it in the file.
+// {"epoch": 1, "nodes": [...]} (docs/formats.md, section 8.2). All processes on the machine, or on a shared file
+// system, read the same file and look for changes twice a second. Changes from here are made under a lock (PATH.lock),
+// and appear at once and whole. Whoever changes stores by hand need not raise the epoch: the first process that sees
+// other stores under an epoch that it knows raises it in the file.
 //
 // The operator is trusted: a node is a member until it is taken out of the file, whether it lives or not, and joining
 // replaces the entry of that id, whoever made it. Load is not told to others. A file that is gone or wrong keeps the

@@ -92,6 +92,17 @@ class EtcdServer {
   int port() const { return place_.client_port; }
   std::string address() const { return absl::StrCat("127.0.0.1:", port()); }
 
+  // Has it forget what is older than `revision`.
+  bool Compact(int64_t revision) const {
+    const auto kv = etcdserverpb::KV::NewStub(grpc::CreateChannel(address(), grpc::InsecureChannelCredentials()));
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(20)));
+    etcdserverpb::CompactionRequest request;
+    request.set_revision(revision);
+    etcdserverpb::CompactionResponse response;
+    return kv->Compact(&context, request, &response).ok();
+  }
+
   // Until it answers; else why it does not.
   absl::Status AwaitReady(EtcdOptions options = {}) const {
     const absl::Time deadline = absl::Now() + absl::Seconds(20);

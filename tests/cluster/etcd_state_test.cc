@@ -110,6 +110,15 @@ TEST(EtcdState, AfterABreakMissingNodesAreKeptUntilTheTimeIsOverOrTheyAreRemoved
   EXPECT_THAT(Ids(later, until), ElementsAre("s1")) << "without a break it is gone at once";
 }
 
+TEST(EtcdState, AStoreThatOthersHaveDroppedMeanwhileIsNotPutBack) {
+  EtcdState state("/p/");
+  state.Replace(std::vector{NodeValue(MakeStore("s1")), PlacementValue(1, {"s1"})}, kStart);
+  state.HoldUntil(kStart + absl::Seconds(10));
+  state.Replace(std::vector{PlacementValue(2, {})}, kStart);
+  EXPECT_THAT(Ids(state, kStart), IsEmpty());
+  EXPECT_FALSE(state.WantedPlacement(kStart).has_value()) << "else this process and the others would write in turns";
+}
+
 TEST(EtcdState, ADeletedPlacementIsWrittenAgainUnderAHigherEpoch) {
   EtcdState state("/p/");
   state.Replace(std::vector{NodeValue(MakeStore("s1")), PlacementValue(5, {"s1"})}, kStart);

@@ -76,15 +76,19 @@ absl::StatusOr<ClusterAddresses> ClusterAddresses::Read(const std::string& path)
   PERIGEE_RETURN_IF_ERROR(read("store", out.store));
   PERIGEE_RETURN_IF_ERROR(read("prefill", out.prefill));
   PERIGEE_RETURN_IF_ERROR(read("decode", out.decode));
-  if (json.contains("store_secret_file")) {
-    PERIGEE_RETURN_IF_ERROR(read("store_secret_file", out.store_secret_file));
+  for (const auto& [field, to] : {std::pair("store_secret_file", &out.store_secret_file),
+                                  std::pair("gateway", &out.gateway), std::pair("members", &out.members)}) {
+    if (json.contains(field)) PERIGEE_RETURN_IF_ERROR(read(field, *to));
   }
   return out;
 }
 
 absl::Status ClusterAddresses::Write(const std::string& path) const {
   nlohmann::ordered_json json = {{"store", store}, {"prefill", prefill}, {"decode", decode}};
-  if (!store_secret_file.empty()) json["store_secret_file"] = store_secret_file;
+  for (const auto& [field, value] : {std::pair("store_secret_file", store_secret_file), std::pair("gateway", gateway),
+                                     std::pair("members", members)}) {
+    if (!value.empty()) json[field] = value;
+  }
   return WriteFileAtomically(path, json.dump(2) + "\n");
 }
 

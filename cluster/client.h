@@ -22,6 +22,8 @@ struct ClusterAddresses {
   std::string prefill;
   std::string decode;
   std::string store_secret_file = "";  // "": the store asks for none.
+  std::string gateway = "";            // Of its HTTP API; "": there is none.
+  std::string members = "";            // The membership's spec (cluster/membership/open_membership.h).
 
   static absl::StatusOr<ClusterAddresses> Read(const std::string& path);
   absl::Status Write(const std::string& path) const;

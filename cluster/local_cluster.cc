@@ -5,11 +5,13 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <filesystem>
 
 #include "base/bytes.h"
 #include "base/file.h"
 #include "base/status.h"
+#include "cluster/membership/record.h"
 
 namespace perigee::cluster {
 namespace {
@@ -40,12 +42,28 @@ absl::StatusOr<std::unique_ptr<LocalCluster>> LocalCluster::Start(LocalClusterOp
   }
   std::unique_ptr<LocalCluster> cluster(new LocalCluster(std::move(options)));
   PERIGEE_RETURN_IF_ERROR(cluster->MakeSecret());
-  PERIGEE_RETURN_IF_ERROR(cluster->StartStore());
+  PERIGEE_RETURN_IF_ERROR(cluster->MakeMembers());
   const LocalClusterOptions& o = cluster->options_;
-  PERIGEE_ASSIGN_OR_RETURN(cluster->prefill_, cluster->LaunchNode("prefill", o.prefill_port));
-  PERIGEE_ASSIGN_OR_RETURN(cluster->decode_, cluster->LaunchNode("decode", o.decode_port));
-  PERIGEE_ASSIGN_OR_RETURN(cluster->addresses_.prefill, cluster->prefill_->WaitReady(o.start_timeout));
-  PERIGEE_ASSIGN_OR_RETURN(cluster->addresses_.decode, cluster->decode_->WaitReady(o.start_timeout));
+  PERIGEE_RETURN_IF_ERROR(cluster->LaunchAll("store", o.stores, o.store_port));
+  PERIGEE_RETURN_IF_ERROR(cluster->LaunchAll("prefill", o.prefill_nodes, o.prefill_port));
+  PERIGEE_RETURN_IF_ERROR(cluster->LaunchAll("decode", o.decode_nodes, o.decode_port));
+  for (Part& part : cluster->parts_) {
+    if (part.role != "store") PERIGEE_RETURN_IF_ERROR(cluster->AwaitReady(part));
+  }
+  if (o.gateway) {
+    PERIGEE_RETURN_IF_ERROR(cluster->LaunchAll("gateway", 1, o.gateway_port));
+    PERIGEE_RETURN_IF_ERROR(cluster->AwaitReady(cluster->parts_.back()));
+  }
+  const auto first = [&](const std::string& role) {
+    for (const Part& part : cluster->parts_) {
+      if (part.role == role) return part.address;
+    }
+    return std::string();
+  };
+  cluster->addresses_.store = first("store");
+  cluster->addresses_.prefill = first("prefill");
+  cluster->addresses_.decode = first("decode");
+  cluster->addresses_.gateway = first("gateway");
   PERIGEE_RETURN_IF_ERROR(cluster->addresses_.Write(cluster->address_file()));
   return cluster;
 }
@@ -63,58 +81,97 @@ absl::Status LocalCluster::MakeSecret() {
                           absl::StrCat("[[credential]]\nsecret = \"", secret, "\"\ntrusted = true\n"));
 }
 
-absl::StatusOr<ChildProcess> LocalCluster::Launch(const std::string& role, std::vector<std::string> arguments) {
-  arguments.insert(arguments.begin(), {"serve", role});
-  arguments.insert(arguments.end(), {"--transports", options_.transports, "--log-level", options_.log_level});
-  return ChildProcess::Start(options_.executable, std::move(arguments),
-                             absl::StrCat(options_.state_folder, "/", role, ".log"));
-}
-
-absl::StatusOr<ChildProcess> LocalCluster::LaunchNode(const std::string& role, uint16_t port) {
-  std::vector<std::string> arguments = {"--listen",
-                                        absl::StrCat(options_.host, ":", port),
-                                        "--store",
-                                        addresses_.store,
-                                        "--store-secret-file",
-                                        addresses_.store_secret_file,
-                                        "--model",
-                                        options_.model_folder,
-                                        "--block-tokens",
-                                        absl::StrCat(options_.block_tokens),
-                                        "--pool-mib",
-                                        absl::StrCat(options_.pool_mib)};
-  if (!options_.plan_file.empty()) arguments.insert(arguments.end(), {"--plan", options_.plan_file});
-  if (role == "prefill") arguments.insert(arguments.end(), {"--chunk-tokens", absl::StrCat(options_.chunk_tokens)});
-  return Launch(role, std::move(arguments));
-}
-
-absl::Status LocalCluster::StartStore() {
-  const std::string listen =
-      addresses_.store.empty() ? absl::StrCat(options_.host, ":", options_.store_port) : addresses_.store;
-  PERIGEE_ASSIGN_OR_RETURN(
-      store_,
-      Launch("store", {"--listen", listen, "--credentials", absl::StrCat(options_.state_folder, "/credentials.toml"),
-                       "--data-dir", absl::StrCat(options_.state_folder, "/store"), "--dram-mib",
-                       absl::StrCat(options_.dram_mib), "--ssd-mib", absl::StrCat(options_.ssd_mib)}));
-  PERIGEE_ASSIGN_OR_RETURN(addresses_.store, store_->WaitReady(options_.start_timeout));
+absl::Status LocalCluster::MakeMembers() {
+  const std::string path = absl::StrCat(options_.state_folder, "/members.json");
+  PERIGEE_RETURN_IF_ERROR(WriteFileAtomically(path, FileToJson(MembershipFile{})));
+  addresses_.members = absl::StrCat("static:", path);
   return absl::OkStatus();
 }
 
-void LocalCluster::KillStore() { store_->Kill(); }
+const ChildProcess& LocalCluster::Find(const std::string& name) const {
+  for (const Part& part : parts_) {
+    if (part.name == name) return *part.child;
+  }
+  std::abort();  // There is one of each role.
+}
+
+absl::Status LocalCluster::LaunchAll(const std::string& role, int count, uint16_t port) {
+  for (int i = 0; i < count; ++i) {
+    parts_.push_back({.name = i == 0 ? role : absl::StrCat(role, i + 1), .role = role, .address = {}, .child = {}});
+    PERIGEE_RETURN_IF_ERROR(
+        Launch(parts_.back(), absl::StrCat(options_.host, ":", port == 0 ? 0 : port + static_cast<uint16_t>(i))));
+    // Nodes may start at the same time; they look for stores.
+    if (role == "store") PERIGEE_RETURN_IF_ERROR(AwaitReady(parts_.back()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LocalCluster::Launch(Part& part, const std::string& listen) {
+  std::vector<std::string> arguments = {"serve",
+                                        part.role,
+                                        "--listen",
+                                        listen,
+                                        "--join",
+                                        addresses_.members,
+                                        "--id",
+                                        part.name,
+                                        "--store-secret-file",
+                                        addresses_.store_secret_file,
+                                        "--transports",
+                                        options_.transports,
+                                        "--log-level",
+                                        options_.log_level};
+  const std::vector<std::string> more = part.role == "store" ? StoreArguments(part) : NodeArguments(part);
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  PERIGEE_ASSIGN_OR_RETURN(part.child,
+                           ChildProcess::Start(options_.executable, std::move(arguments),
+                                               absl::StrCat(options_.state_folder, "/", part.name, ".log")));
+  return absl::OkStatus();
+}
+
+absl::Status LocalCluster::AwaitReady(Part& part) {
+  PERIGEE_ASSIGN_OR_RETURN(part.address, part.child->WaitReady(options_.start_timeout));
+  return absl::OkStatus();
+}
+
+std::vector<std::string> LocalCluster::StoreArguments(const Part& part) const {
+  return {"--credentials", absl::StrCat(options_.state_folder, "/credentials.toml"),
+          "--data-dir",    absl::StrCat(options_.state_folder, "/", part.name),
+          "--dram-mib",    absl::StrCat(options_.dram_mib),
+          "--ssd-mib",     absl::StrCat(options_.ssd_mib)};
+}
+
+std::vector<std::string> LocalCluster::NodeArguments(const Part& part) const {
+  std::vector<std::string> arguments = {"--model", options_.model_folder, "--replicas",
+                                        absl::StrCat(options_.replicas)};
+  const auto add = [&](std::vector<std::string> more) { arguments.insert(arguments.end(), more.begin(), more.end()); };
+  if (part.role == "gateway") return arguments;
+  add({"--block-tokens", absl::StrCat(options_.block_tokens), "--pool-mib", absl::StrCat(options_.pool_mib)});
+  if (!options_.plan_file.empty()) add({"--plan", options_.plan_file});
+  if (!options_.keep_planes) add({"--no-keep-planes"});
+  if (part.role == "prefill") add({"--chunk-tokens", absl::StrCat(options_.chunk_tokens)});
+  return arguments;
+}
+
+void LocalCluster::KillStore() { parts_.front().child->Kill(); }
+
+absl::Status LocalCluster::StartStore() {
+  PERIGEE_RETURN_IF_ERROR(Launch(parts_.front(), parts_.front().address));
+  return AwaitReady(parts_.front());
+}
 
 std::optional<std::string> LocalCluster::FindDead() {
-  if (store_ && !store_->Running()) return "store";
-  if (prefill_ && !prefill_->Running()) return "prefill";
-  if (decode_ && !decode_->Running()) return "decode";
+  for (Part& part : parts_) {
+    if (part.child && !part.child->Running()) return part.name;
+  }
   return std::nullopt;
 }
 
 absl::Status LocalCluster::Stop() {
   absl::Status first;
-  for (std::optional<ChildProcess>* child : {&decode_, &prefill_, &store_}) {
-    if (!*child) continue;
-    first.Update((*child)->Stop(kStopTimeout));
-    child->reset();
+  while (!parts_.empty()) {
+    if (parts_.back().child) first.Update(parts_.back().child->Stop(kStopTimeout));
+    parts_.pop_back();
   }
   std::error_code error;
   std::filesystem::remove(address_file(), error);

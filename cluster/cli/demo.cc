@@ -132,6 +132,7 @@ absl::Status Run(const Options& options) {
   std::error_code error;
   std::filesystem::remove_all(options.state_folder, error);
   cluster::LocalClusterOptions cluster_options;
+  cluster_options.keep_planes = false;  // It shows what is fetched.
   cluster_options.model_folder = options.model_folder;
   cluster_options.plan_file = options.plan_file;
   cluster_options.state_folder = options.state_folder;

@@ -40,6 +40,7 @@ struct Options {
   std::string store;
   int replicas = 1;
   double drain_s = 30;
+  bool no_keep_planes = false, no_recompute = false;
   decode_node::DecodeOptions decode;
   std::string secret_file;
   model::ServedModelOptions model;
@@ -129,6 +130,8 @@ absl::Status ServeNode(cluster::Role role, const Options& o, Arguments... argume
   options.pool_bytes = o.pool_mib << 20;
   options.store_timeout = absl::Seconds(o.store_timeout_s);
   options.replicas = o.replicas;
+  options.keep_planes = !o.no_keep_planes;
+  options.recompute = !o.no_recompute;
   if (member != nullptr) options.stores = member->stores();
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<node::Node> node, node::Node::Create(options));
   Service service(node.get(), arguments...);
@@ -179,6 +182,8 @@ void AddNode(CLI::App* verb, Options& o) {
   verb->add_option("--drain-s", o.drain_s, "When it is told to stop: how long requests under way may go on")
       ->capture_default_str()
       ->check(kTimeoutSeconds);
+  verb->add_flag("--no-keep-planes", o.no_keep_planes, "Do not keep planes of earlier requests in this node's memory");
+  verb->add_flag("--no-recompute", o.no_recompute, "Fetch what is stored, also where computing it again is faster");
   verb->add_option("--pool-mib", o.pool_mib, "Registered memory for planes")->capture_default_str()->check(kMebibytes);
   verb->add_option("--store-timeout-s", o.store_timeout_s, "For one batch of store calls or transfers")
       ->capture_default_str()

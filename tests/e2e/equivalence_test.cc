@@ -69,6 +69,7 @@ TEST_P(EquivalenceTest, DisaggregatedGreedyTokensAndLogitsEqualTheSingleProcess)
   const model::Transformer& transformer = (*served)->transformer();
 
   cluster::LocalClusterOptions options;
+  options.keep_planes = false;
   options.executable = PERIGEE_PROGRAM;
   options.model_folder = kModel;
   options.plan_file = PlanFile(GetParam());

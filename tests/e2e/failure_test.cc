@@ -38,6 +38,7 @@ class FailureTest : public ::testing::Test {
  protected:
   void Start(std::function<void(cluster::LocalClusterOptions&)> change = nullptr) {
     cluster::LocalClusterOptions options;
+    options.keep_planes = false;
     options.executable = PERIGEE_PROGRAM;
     options.model_folder = PERIGEE_SOURCE_DIR "/models/podling";
     options.state_folder = folder_.path() + "/state";

@@ -10,6 +10,7 @@
 #define PERIGEE_TESTS_CLUSTER_FAKE_BACKEND_H_
 
 #include <algorithm>
+#include <atomic>
 #include <string>
 #include <vector>
 
@@ -71,6 +72,8 @@ class FakeBackend final : public Backend {
     return most_running_;
   }
 
+  int64_t words_said() const { return words_said_.load(); }
+
   static std::string Word(uint32_t i) {
     static const char* const kWords[] = {"one", "two", "three", "four", "five", "six", "seven", "eight"};
     return absl::StrCat(i == 0 ? "" : " ", kWords[i % 8]);
@@ -98,6 +101,7 @@ class FakeBackend final : public Backend {
         if (stopped) event.text.clear();
         if (last || stopped) event.finish_reason = stopped || words < request.max_tokens ? "stop" : "length";
         ++usage.completion_tokens;
+        words_said_.fetch_add(1);
         if (!emit(event)) return absl::CancelledError("the caller is gone");
         if (stopped && sample + 1 == request.samples) return usage;
       }
@@ -118,6 +122,7 @@ class FakeBackend final : public Backend {
     return absl::CancelledError("the caller is gone");
   }
 
+  std::atomic<int64_t> words_said_ = 0;
   absl::Mutex mutex_;
   absl::Status ready_;
   std::vector<BackendRequest> seen_;

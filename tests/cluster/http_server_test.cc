@@ -465,6 +465,29 @@ TEST_F(HttpServerTest, GarbageIsAnsweredOrHungUpOn) {
   EXPECT_TRUE(backend_.seen().empty());
 }
 
+// What two servers in a row could read differently.
+TEST_F(HttpServerTest, ABodysLengthIsSaidInOneWayOnly) {
+  StartServer();
+  const std::string body = Body("");
+  const std::string chunked = absl::StrCat(absl::Hex(body.size()), "\r\n", body, "\r\n0\r\n\r\n");
+  const std::string post = "POST /v1/completions HTTP/1.1\r\n";
+  const std::string length = absl::StrCat("Content-Length: ", body.size(), "\r\n"),
+                    encoding = "Transfer-Encoding: chunked\r\n";
+  EXPECT_EQ(Failure(absl::StrCat(post, length, encoding, "\r\n", chunked)).first, 400);
+  EXPECT_EQ(Failure(absl::StrCat(post, encoding, length, "\r\n", chunked)).first, 400);
+  EXPECT_EQ(Failure(absl::StrCat(post, length, length, "\r\n", body)).first, 400);
+  EXPECT_EQ(Failure(absl::StrCat(post, encoding, encoding, "\r\n", chunked)).first, 400);
+  EXPECT_EQ(Failure(absl::StrCat(post, "Transfer-Encoding: identity\r\n", length, "\r\n", body)).first, 400);
+  EXPECT_EQ(Failure(absl::StrCat(post, "Content-Length: +", body.size(), "\r\n\r\n", body)).first, 400);
+  EXPECT_EQ(Failure(absl::StrCat(post, "Content-Length : ", body.size(), "\r\n\r\n", body)).first, 400);
+  EXPECT_EQ(Failure(absl::StrCat(post, "\r\n", body)).first, 411);
+  EXPECT_TRUE(backend_.seen().empty());
+  // A body where none belongs is not taken for a request.
+  RawClient client(server_->address());
+  client.Send(absl::StrCat("GET /nothing HTTP/1.1\r\nContent-Length: 27\r\n\r\nGET /health HTTP/1.1\r\n\r\n    "));
+  EXPECT_FALSE(absl::StrContains(client.ReadToEnd(), "200 OK"));
+}
+
 TEST_F(HttpServerTest, RequestsThatDoNotArriveAreTimedOut) {
   options_.read_timeout = absl::Milliseconds(100);
   StartServer();

@@ -347,6 +347,7 @@ TEST_F(HttpServerTest, DeadlinesEndRequests) {
                   .first,
               504);
   }
+  EXPECT_EQ(Failure(Post("/v1/completions", Body(R"("cache_salt":"deaf","timeout":0.05)"))).first, 504);
   EXPECT_EQ(Failure(Post("/v1/completions", Body(""), "X-Request-Timeout: soon\r\n")).first, 400);
   // A wish cannot be longer than the server's own time.
   options_.request_timeout = absl::Milliseconds(50);

@@ -497,7 +497,7 @@ TEST_F(HttpServerTest, RequestsThatDoNotArriveAreTimedOut) {
 }
 
 TEST_F(HttpServerTest, IdleConnectionsEnd) {
-  options_.idle_timeout = absl::Milliseconds(100);
+  options_.idle_timeout = absl::Seconds(1);
   StartServer();
   RawClient client(server_->address());
   client.Send("GET /health HTTP/1.1\r\n\r\n");
@@ -681,7 +681,7 @@ TEST_F(HttpServerTest, TlsServesTheSame) {
   ASSERT_NE(::mkdtemp(folder.data()), nullptr);
   options_.tls_certificate_file = folder + "/cert.pem";
   options_.tls_key_file = folder + "/key.pem";
-  options_.read_timeout = absl::Milliseconds(500);
+  options_.read_timeout = absl::Seconds(2);
   WriteCertificate(options_.tls_certificate_file, options_.tls_key_file);
   StartServer();
   int port = 0;

@@ -43,6 +43,10 @@ absl::StatusOr<Value> CallMethod(absl::string_view name, const Value& object, co
 // range, namespace and dict; raise_exception always fails; strftime_now with the given Unix time, in UTC.
 absl::StatusOr<Value> CallFunction(absl::string_view name, const Arguments& arguments, int64_t now_s, Budget& budget);
 
+// Characters, items or fields; 0 of what is undefined.
+absl::StatusOr<int64_t> Length(const Value& value);
+// The items as printed, in a row.
+absl::StatusOr<Value> Joined(const List& list, const Text& separator, Budget& budget);
 // object[key] and, with a text as key, object.key; undefined where there is none.
 absl::StatusOr<Value> GetItem(const Value& object, const Value& key);
 absl::StatusOr<Value> Slice(const Value& object, const Value& begin, const Value& end, const Value& step,

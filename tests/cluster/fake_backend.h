@@ -2,6 +2,7 @@
 // tests over HTTP can (cache_salt):
 //   ""         counts from "one" to "eight" and stops
 //   "hang"     says nothing until it is cancelled
+//   "deaf"     the same, and has no eye on its deadline
 //   "slow"     waits before each word, until told to go on (Release) or cancelled
 //   "endless"  goes on to max_tokens
 //   "overload", "down", "broken"  RESOURCE_EXHAUSTED, UNAVAILABLE, INTERNAL before the first word
@@ -10,6 +11,7 @@
 #define PERIGEE_TESTS_CLUSTER_FAKE_BACKEND_H_
 
 #include <algorithm>
+#include <atomic>
 #include <string>
 #include <vector>
 
@@ -71,6 +73,8 @@ class FakeBackend final : public Backend {
     return most_running_;
   }
 
+  int64_t words_said() const { return words_said_.load(); }
+
   static std::string Word(uint32_t i) {
     static const char* const kWords[] = {"one", "two", "three", "four", "five", "six", "seven", "eight"};
     return absl::StrCat(i == 0 ? "" : " ", kWords[i % 8]);
@@ -87,7 +91,7 @@ class FakeBackend final : public Backend {
                        .cached_tokens = static_cast<uint32_t>(request.token_ids.size() / 2)};
     const uint32_t natural = how == "endless" || request.ignore_eos ? request.max_tokens : 8;
     const uint32_t words = std::min(natural, request.max_tokens);
-    for (uint32_t i = 0; i < words || how == "hang"; ++i) {
+    for (uint32_t i = 0; i < words || how == "hang" || how == "deaf"; ++i) {
       if (how == "late" && i == 2) return absl::UnavailableError("the decode node died");
       if (absl::Status waited = Wait(how, request.deadline, cancelled); !waited.ok()) return waited;
       for (uint32_t sample = 0; sample < request.samples; ++sample) {
@@ -98,6 +102,7 @@ class FakeBackend final : public Backend {
         if (stopped) event.text.clear();
         if (last || stopped) event.finish_reason = stopped || words < request.max_tokens ? "stop" : "length";
         ++usage.completion_tokens;
+        words_said_.fetch_add(1);
         if (!emit(event)) return absl::CancelledError("the caller is gone");
         if (stopped && sample + 1 == request.samples) return usage;
       }
@@ -107,8 +112,8 @@ class FakeBackend final : public Backend {
 
   absl::Status Wait(const std::string& how, absl::Time deadline, absl::FunctionRef<bool()> cancelled) {
     while (!cancelled()) {
-      if (absl::Now() >= deadline) return absl::DeadlineExceededError("the request's time is over");
-      if (how != "hang" && how != "slow") return absl::OkStatus();
+      if (how != "deaf" && absl::Now() >= deadline) return absl::DeadlineExceededError("the request's time is over");
+      if (how != "hang" && how != "deaf" && how != "slow") return absl::OkStatus();
       const absl::MutexLock lock(&mutex_);
       const auto may_go_on = [&] { return how == "slow" && released_ > 0; };
       if (!mutex_.AwaitWithTimeout(absl::Condition(&may_go_on), absl::Milliseconds(5))) continue;
@@ -118,6 +123,7 @@ class FakeBackend final : public Backend {
     return absl::CancelledError("the caller is gone");
   }
 
+  std::atomic<int64_t> words_said_ = 0;
   absl::Mutex mutex_;
   absl::Status ready_;
   std::vector<BackendRequest> seen_;

@@ -347,6 +347,7 @@ TEST_F(HttpServerTest, DeadlinesEndRequests) {
                   .first,
               504);
   }
+  EXPECT_EQ(Failure(Post("/v1/completions", Body(R"("cache_salt":"deaf","timeout":0.05)"))).first, 504);
   EXPECT_EQ(Failure(Post("/v1/completions", Body(""), "X-Request-Timeout: soon\r\n")).first, 400);
   // A wish cannot be longer than the server's own time.
   options_.request_timeout = absl::Milliseconds(50);
@@ -465,6 +466,29 @@ TEST_F(HttpServerTest, GarbageIsAnsweredOrHungUpOn) {
   EXPECT_TRUE(backend_.seen().empty());
 }
 
+// What two servers in a row could read differently.
+TEST_F(HttpServerTest, ABodysLengthIsSaidInOneWayOnly) {
+  StartServer();
+  const std::string body = Body("");
+  const std::string chunked = absl::StrCat(absl::Hex(body.size()), "\r\n", body, "\r\n0\r\n\r\n");
+  const std::string post = "POST /v1/completions HTTP/1.1\r\n";
+  const std::string length = absl::StrCat("Content-Length: ", body.size(), "\r\n"),
+                    encoding = "Transfer-Encoding: chunked\r\n";
+  EXPECT_EQ(Failure(absl::StrCat(post, length, encoding, "\r\n", chunked)).first, 400);
+  EXPECT_EQ(Failure(absl::StrCat(post, encoding, length, "\r\n", chunked)).first, 400);
+  EXPECT_EQ(Failure(absl::StrCat(post, length, length, "\r\n", body)).first, 400);
+  EXPECT_EQ(Failure(absl::StrCat(post, encoding, encoding, "\r\n", chunked)).first, 400);
+  EXPECT_EQ(Failure(absl::StrCat(post, "Transfer-Encoding: identity\r\n", length, "\r\n", body)).first, 400);
+  EXPECT_EQ(Failure(absl::StrCat(post, "Content-Length: +", body.size(), "\r\n\r\n", body)).first, 400);
+  EXPECT_EQ(Failure(absl::StrCat(post, "Content-Length : ", body.size(), "\r\n\r\n", body)).first, 400);
+  EXPECT_EQ(Failure(absl::StrCat(post, "\r\n", body)).first, 411);
+  EXPECT_TRUE(backend_.seen().empty());
+  // A body where none belongs is not taken for a request.
+  RawClient client(server_->address());
+  client.Send(absl::StrCat("GET /nothing HTTP/1.1\r\nContent-Length: 27\r\n\r\nGET /health HTTP/1.1\r\n\r\n    "));
+  EXPECT_FALSE(absl::StrContains(client.ReadToEnd(), "200 OK"));
+}
+
 TEST_F(HttpServerTest, RequestsThatDoNotArriveAreTimedOut) {
   options_.read_timeout = absl::Milliseconds(100);
   StartServer();
@@ -473,7 +497,7 @@ TEST_F(HttpServerTest, RequestsThatDoNotArriveAreTimedOut) {
 }
 
 TEST_F(HttpServerTest, IdleConnectionsEnd) {
-  options_.idle_timeout = absl::Milliseconds(100);
+  options_.idle_timeout = absl::Seconds(1);
   StartServer();
   RawClient client(server_->address());
   client.Send("GET /health HTTP/1.1\r\n\r\n");
@@ -657,7 +681,7 @@ TEST_F(HttpServerTest, TlsServesTheSame) {
   ASSERT_NE(::mkdtemp(folder.data()), nullptr);
   options_.tls_certificate_file = folder + "/cert.pem";
   options_.tls_key_file = folder + "/key.pem";
-  options_.read_timeout = absl::Milliseconds(500);
+  options_.read_timeout = absl::Seconds(2);
   WriteCertificate(options_.tls_certificate_file, options_.tls_key_file);
   StartServer();
   int port = 0;

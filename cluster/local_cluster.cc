@@ -1,6 +1,7 @@
 #include "cluster/local_cluster.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/random.h>
 #include <unistd.h>
 
@@ -41,6 +42,7 @@ absl::StatusOr<std::unique_ptr<LocalCluster>> LocalCluster::Start(LocalClusterOp
     return absl::InvalidArgumentError(absl::StrCat("state folder '", options.state_folder, "': ", error.message()));
   }
   std::unique_ptr<LocalCluster> cluster(new LocalCluster(std::move(options)));
+  PERIGEE_RETURN_IF_ERROR(cluster->LockFolder());
   PERIGEE_RETURN_IF_ERROR(cluster->MakeSecret());
   PERIGEE_RETURN_IF_ERROR(cluster->MakeMembers());
   const LocalClusterOptions& o = cluster->options_;
@@ -79,6 +81,16 @@ absl::Status LocalCluster::MakeSecret() {
   PERIGEE_RETURN_IF_ERROR(WritePrivateFile(addresses_.store_secret_file, absl::StrCat(secret, "\n")));
   return WritePrivateFile(absl::StrCat(options_.state_folder, "/credentials.toml"),
                           absl::StrCat("[[credential]]\nsecret = \"", secret, "\"\ntrusted = true\n"));
+}
+
+// Before anything of a cluster that may run there is overwritten. The kernel unlocks when the process ends.
+absl::Status LocalCluster::LockFolder() {
+  const std::string path = absl::StrCat(options_.state_folder, "/lock");
+  lock_ = UniqueFd(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  if (!lock_) return ErrnoStatus("create", path, errno);
+  if (flock(lock_.get(), LOCK_EX | LOCK_NB) == 0) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat("the state folder ", options_.state_folder,
+                                                    " is in use by another 'perigee up'; stop it, or choose another"));
 }
 
 absl::Status LocalCluster::MakeMembers() {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "base/file.h"
 #include "cluster/client.h"
 #include "cluster/process.h"
 
@@ -44,6 +45,7 @@ struct LocalClusterOptions {
 // Not thread-safe. Destruction kills what still runs.
 class LocalCluster {
  public:
+  // FAILED_PRECONDITION: another cluster runs in that state folder.
   static absl::StatusOr<std::unique_ptr<LocalCluster>> Start(LocalClusterOptions options);
 
   const ClusterAddresses& addresses() const { return addresses_; }
@@ -68,6 +70,7 @@ class LocalCluster {
   explicit LocalCluster(LocalClusterOptions options) : options_(std::move(options)) {}
   absl::Status MakeSecret();
   absl::Status MakeMembers();
+  absl::Status LockFolder();
   // A process, in the order in which they were started: stores first.
   struct Part {
     std::string name;  // "store", "store2", ...: its id, its log's and its data folder's name.
@@ -83,6 +86,7 @@ class LocalCluster {
   absl::Status AwaitReady(Part& part);
   LocalClusterOptions options_;
   ClusterAddresses addresses_;
+  UniqueFd lock_;  // Of the state folder.
   std::vector<Part> parts_;
 };
 

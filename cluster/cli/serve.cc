@@ -116,9 +116,6 @@ absl::Status ServeNode(cluster::Role role, const Options& o, Arguments... argume
   cluster::BlockTerminationSignals();
   PERIGEE_RETURN_IF_ERROR(InitLogging(cluster::RoleName(role), o.log_level));
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<cluster::Member> member, o.member.Open());
-  if ((member == nullptr) == o.store.empty()) {
-    return absl::InvalidArgumentError("give either --store, the address of a store, or --join, a cluster with stores");
-  }
   node::NodeOptions options;
   options.model = o.model;
   options.store_address = o.store;
@@ -155,6 +152,13 @@ absl::Status ServeNode(cluster::Role role, const Options& o, Arguments... argume
   if (member != nullptr) member->Leave();
   server->Stop(absl::Seconds(o.drain_s));
   return absl::OkStatus();
+}
+
+// To be thrown while the command line is read, where it is a usage error.
+void CheckStores(const Options& o) {
+  if (o.store.empty() == o.member.spec.empty()) {
+    throw CLI::ValidationError("give either --store, the address of a store, or --join, a cluster with stores");
+  }
 }
 
 void AddCommon(CLI::App* verb, Options& o) {
@@ -234,6 +238,7 @@ void AddServe(CLI::App& app, Action& action) {
       ->capture_default_str()
       ->check(CLI::Range(uint32_t{0}, kvstore::kMaxTtlSeconds));
   prefill->callback([o, &action] {
+    CheckStores(*o);
     action = [o] {
       o->prefill.write.durability = kDurabilities.at(o->durability);
       if (o->ttl_s > 0) o->prefill.write.ttl = absl::Seconds(o->ttl_s);
@@ -248,6 +253,7 @@ void AddServe(CLI::App& app, Action& action) {
       ->capture_default_str()
       ->check(CLI::Range(1, 4096));
   decode->callback([o, &action] {
+    CheckStores(*o);
     action = [o] { return ServeNode<decode_node::DecodeService>(cluster::Role::kDecode, *o, o->decode); };
   });
   AddServeGateway(*serve, action);

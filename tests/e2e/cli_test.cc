@@ -388,7 +388,7 @@ TEST_F(RunningTest, ASecondStoreOnTheSameDataIsRefused) {
   const Ran ran = Perigee({"serve", "store", "--data-dir", data, "--dram-mib", "8"}, absl::Seconds(30));
   ExpectFailure(ran, data);
   const Ran up = Perigee({"up", "--model", kModel, "--dram-mib", "16", "--pool-mib", "16"}, absl::Seconds(60));
-  ExpectFailure(up, data);
+  ExpectFailure(up, shared_->path());
   // The first one is unharmed, and so is its address file.
   EXPECT_EQ(Perigee({"generate", "--prompt", "still alive", "--max-tokens", "2"}).exit_code, 0);
 }
@@ -397,7 +397,7 @@ TEST_F(RunningTest, InterruptStopsEverythingAndTheNextUpFindsWhatWasStored) {
   for (int signal : {SIGINT, SIGTERM}) {
     JsonOf({"generate", "--prompt", Prose(12), "--max-tokens", "2", "--tenant", "restart"});
     const std::vector<pid_t> children = ChildrenOf(up_->pid());
-    EXPECT_EQ(children.size(), 3u);
+    EXPECT_EQ(children.size(), 4u);
     up_->Signal(signal);
     EXPECT_EQ(up_->Wait(absl::Seconds(40)), 0) << up_->err();
     EXPECT_THAT(up_->out(), HasSubstr("stopped"));
@@ -431,7 +431,7 @@ TEST_F(RunningTest, AProcessThatDiesEndsTheWholeWithItsName) {
 
 TEST_F(RunningTest, AKilledUpTakesItsProcessesWithIt) {
   const std::vector<pid_t> children = ChildrenOf(up_->pid());
-  EXPECT_EQ(children.size(), 3u);
+  EXPECT_EQ(children.size(), 4u);
   up_->Signal(SIGKILL);
   EXPECT_EQ(up_->Wait(absl::Seconds(20)), 128 + SIGKILL);
   EXPECT_TRUE(WaitFor([&] { return std::all_of(children.begin(), children.end(), IsGone); }, absl::Seconds(20)));

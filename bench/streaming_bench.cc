@@ -13,7 +13,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -25,10 +24,10 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "base/file.h"
-#include "base/parallel.h"
 #include "decode_node/decode_node.h"
 #include "kvstore/server.h"
 #include "node/node.h"
+#include "peers/random_model.h"
 #include "prefill_node/prefill_node.h"
 #include "report.h"
 
@@ -115,69 +114,6 @@ int Serve() {
   return 0;
 }
 
-// Every id is a dot: nothing here reads text.
-class DotTokenizer : public model::Tokenizer {
- public:
-  explicit DotTokenizer(int vocab) { tokens_.assign(static_cast<size_t>(vocab), {.bytes = ".", .used = true}); }
-
- protected:
-  absl::Status EncodePlain(absl::string_view text, std::vector<int32_t>& ids) const override {
-    return absl::UnimplementedError("prompts come as token ids");
-  }
-};
-
-std::vector<float> Random(size_t rows, size_t columns) {
-  std::vector<float> out(rows * columns);
-  const float scale = 1 / std::sqrt(static_cast<float>(columns));
-  ParallelFor(rows, [&](size_t r) {
-    uint64_t state = 0x9E3779B97F4A7C15 * (r + 1) + columns;
-    for (size_t c = 0; c < columns; ++c) {
-      state ^= state << 13;  // xorshift64
-      state ^= state >> 7;
-      state ^= state << 17;
-      out[r * columns + c] = scale * (static_cast<float>(state >> 40) / (1 << 23) - 1);
-    }
-  });
-  return out;
-}
-
-std::shared_ptr<const model::ServedModel> MakeModel(const Options& options) {
-  model::ModelConfig config;
-  config.layers = options.layers;
-  config.hidden = 2048;
-  config.ffn = 5632;
-  config.q_heads = 32;
-  config.kv_heads = 4;
-  config.head_dim = 64;
-  config.vocab = 32000;
-  config.max_positions = options.tokens + 64;
-  Check(model::Validate(config), "config");
-  const auto width = [](int n) { return static_cast<size_t>(n); };
-  const size_t hidden = width(config.hidden), ffn = width(config.ffn), vocab = width(config.vocab);
-  const size_t q = width(config.q_heads * config.head_dim), kv = width(config.kv_heads * config.head_dim);
-  model::LlamaWeights weights;
-  weights.embed = Random(vocab, hidden);
-  weights.lm_head = Random(vocab, hidden);
-  weights.final_norm.assign(hidden, 1);
-  for (int l = 0; l < config.layers; ++l) {
-    model::LayerWeights& w = weights.layers.emplace_back();
-    w.input_norm.assign(hidden, 1);
-    w.post_norm.assign(hidden, 1);
-    w.q = Random(q, hidden);
-    w.k = Random(kv, hidden);
-    w.v = Random(kv, hidden);
-    w.o = Random(hidden, q);
-    w.gate = Random(ffn, hidden);
-    w.up = Random(ffn, hidden);
-    w.down = Random(hidden, ffn);
-  }
-  auto transformer = std::make_unique<model::Transformer>(config, std::move(weights));
-  const pod::Plan plan = Check(pod::Plan::Identity(transformer->kv_shape(), pod::Window{}, Sha256("random")), "plan");
-  return Check(model::ServedModel::Create("random", std::move(transformer),
-                                          std::make_unique<DotTokenizer>(config.vocab), plan, 64),
-               "model");
-}
-
 // All planes of a prompt in this process's registered memory, fetched and written back in one go.
 class OneGo {
  public:
@@ -193,7 +129,7 @@ class OneGo {
     }
   }
   double Fetch() const {
-    auto lease = Check(node_.store().Acquire(ids_), "acquire");
+    auto lease = Check(node_.store().Acquire(ids_[0].key, ids_), "acquire");
     std::vector<kvstore::FetchRequest> requests;
     for (size_t i = 0; i < ids_.size(); ++i)
       requests.push_back({.plane = i, .destination = {memory_[i].get(), bytes_[i]}});
@@ -210,7 +146,7 @@ class OneGo {
       requests.push_back({{key, ids_[i].kind}, bytes_[i]});
       ranges.push_back({i, 0, {memory_[i].get(), bytes_[i]}});
     }
-    auto batch = Check(node_.store().Reserve(requests), "reserve");
+    auto batch = Check(node_.store().Reserve(ids_[0].key, requests), "reserve");
     const absl::Time start = absl::Now();
     Check(batch.Put(ranges), "put");
     Check(batch.WaitForPuts(), "put");
@@ -232,11 +168,13 @@ int Run(const Options& options) {
   }
   const StoreProcess store;
   Progress("making weights");
-  const std::shared_ptr<const model::ServedModel> model = MakeModel(options);
+  const std::shared_ptr<const model::ServedModel> model =
+      Check(MakeRandomModel(options.layers, options.tokens + 64), "model");
   node::NodeOptions node_options;
   node_options.store_address = store.address();
   node_options.transports = kTransports;
   node_options.pool_bytes = size_t{320} << 20;
+  node_options.keep_planes = node_options.recompute = false;  // Everything is fetched, each time.
   // On a busy machine a chunk may take longer to compute than a reservation lives by default.
   node_options.store.reservation_ttl = absl::Minutes(30);
   const auto prefill_side = Check(node::Node::Create(node_options, model), "node");

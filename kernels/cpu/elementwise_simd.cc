@@ -91,30 +91,84 @@ void AddPart(float* x, const float* y, size_t n) {
   for (; i < n; ++i) x[i] += y[i];
 }
 
-// out[row * out_stride + j] for weight rows j in [begin, end). A weight row comes from memory once: for the second four
-// rows of x it is in the cache.
+// R rows of x times W rows of the weight: each vector that is loaded is used R or W times, so that the products keep up
+// with the memory that the weight comes from. result[r][w]
+constexpr int kTileColumns = HWY_TARGET <= HWY_AVX3 ? 4 : 2;  // What fits in the registers beside R = 4.
+template <int R>
+HWY_INLINE void DotTile(const float* HWY_RESTRICT x, const float* HWY_RESTRICT weight, size_t k,
+                        float (*HWY_RESTRICT result)[kTileColumns]) {
+  const DF d;
+  const size_t lanes = hn::Lanes(d);
+  hn::Vec<DF> sum[R][kTileColumns];
+  for (int r = 0; r < R; ++r) {
+    for (int w = 0; w < kTileColumns; ++w) sum[r][w] = hn::Zero(d);
+  }
+  size_t i = 0;
+  for (; i + lanes <= k; i += lanes) {
+    hn::Vec<DF> right[kTileColumns];
+    for (int w = 0; w < kTileColumns; ++w) right[w] = hn::LoadU(d, weight + static_cast<size_t>(w) * k + i);
+    for (int r = 0; r < R; ++r) {
+      const auto left = hn::LoadU(d, x + static_cast<size_t>(r) * k + i);
+      for (int w = 0; w < kTileColumns; ++w) sum[r][w] = hn::MulAdd(left, right[w], sum[r][w]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int w = 0; w < kTileColumns; ++w) {
+      result[r][w] = hn::GetLane(hn::SumOfLanes(d, sum[r][w]));
+      for (size_t j = i; j < k; ++j) {
+        result[r][w] += x[static_cast<size_t>(r) * k + j] * weight[static_cast<size_t>(w) * k + j];
+      }
+    }
+  }
+}
+
+// out[row * out_stride + j] for weight rows j in [begin, end). A weight row comes from memory once: for later rows of x
+// it is in the cache.
+template <int R>
+void MatVecRows(const float* x, size_t k, const float* weight, size_t begin, size_t end, const float* bias, float* out,
+                size_t out_stride) {
+  const auto put = [&](int r, size_t j, float value) {
+    out[static_cast<size_t>(r) * out_stride + j] = value + (bias == nullptr ? 0.0f : bias[j]);
+  };
+  size_t j = begin;
+  if constexpr (R > 1) {  // One row alone waits for memory, whatever it does.
+    for (; j + kTileColumns <= end; j += kTileColumns) {
+      float result[R][kTileColumns];
+      DotTile<R>(x, weight + j * k, k, result);
+      for (int r = 0; r < R; ++r) {
+        for (int w = 0; w < kTileColumns; ++w) put(r, j + static_cast<size_t>(w), result[r][w]);
+      }
+    }
+  }
+  for (; j < end; ++j) {
+    float result[R];
+    DotProducts<R>(x, k, weight + j * k, k, result);
+    for (int r = 0; r < R; ++r) put(r, j, result[r]);
+  }
+}
+
 void MatVecPart(const float* x, size_t rows, size_t k, const float* weight, size_t begin, size_t end, const float* bias,
                 float* out, size_t out_stride) {
-  for (size_t j = begin; j < end; ++j) {
-    const float* w = weight + j * k;
+  // So few weight rows at a time that they stay in the first cache while all rows of x use them.
+  for (size_t j = begin; j < end; j += kTileColumns) {
+    const size_t until = std::min(end, j + kTileColumns);
     for (size_t r = 0; r < rows; r += 4) {
-      float result[4];
-      const size_t count = std::min<size_t>(4, rows - r);
-      switch (count) {
+      const float* from = x + r * k;
+      float* to = out + r * out_stride;
+      switch (std::min<size_t>(4, rows - r)) {
         case 1:
-          DotProducts<1>(x + r * k, k, w, k, result);
+          MatVecRows<1>(from, k, weight, j, until, bias, to, out_stride);
           break;
         case 2:
-          DotProducts<2>(x + r * k, k, w, k, result);
+          MatVecRows<2>(from, k, weight, j, until, bias, to, out_stride);
           break;
         case 3:
-          DotProducts<3>(x + r * k, k, w, k, result);
+          MatVecRows<3>(from, k, weight, j, until, bias, to, out_stride);
           break;
         default:
-          DotProducts<4>(x + r * k, k, w, k, result);
+          MatVecRows<4>(from, k, weight, j, until, bias, to, out_stride);
           break;
       }
-      for (size_t i = 0; i < count; ++i) out[(r + i) * out_stride + j] = result[i] + (bias == nullptr ? 0.0f : bias[j]);
     }
   }
 }

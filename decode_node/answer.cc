@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "base/status.h"
 
 namespace perigee::decode_node {
@@ -19,8 +20,12 @@ absl::StatusOr<Answer> Answer::Create(const model::ServedModel& model, const v1:
   Answer answer(model, request, sample, std::move(cache), std::move(sampler));
   // The text of what is answered already brings decoder and stop texts to where the other node left them.
   for (size_t i = answer.ids_.size() - request.answered_tokens(); i < answer.ids_.size(); ++i) {
-    PERIGEE_ASSIGN_OR_RETURN(const std::string piece, answer.text_.Push(answer.ids_[i]));
-    answer.stop_.Push(piece);
+    if (answer.ended_) {
+      return absl::InvalidArgumentError(absl::StrCat("token ", i, " of token_ids is said to be answered, but the answer ",
+                                                     "has ended before it (", answer.reason_, ")"));
+    }
+    ++answer.answered_;
+    PERIGEE_RETURN_IF_ERROR(answer.Add(answer.ids_[i]).status());
   }
   return answer;
 }
@@ -32,7 +37,6 @@ Answer::Answer(const model::ServedModel& model, const v1::GenerateRequest& reque
       eos_(model.tokenizer().eos_ids().empty() ? model.transformer().config().eos_ids : model.tokenizer().eos_ids()),
       cache_(std::move(cache)),
       ids_(request.token_ids().begin(), request.token_ids().end()),
-      answered_(request.answered_tokens()),
       sampler_(std::move(sampler)),
       text_(model.tokenizer()),
       stop_({request.stop().begin(), request.stop().end()}) {}
@@ -48,13 +52,20 @@ absl::StatusOr<bool> Answer::Take(std::span<const float> logits, v1::GenerateEve
   token->set_sample(sample_);
   token->set_id(id);
   if (request_->return_logits()) token->mutable_logits()->Assign(logits.begin(), logits.end());
-  if (IsEnd(id)) {
+  PERIGEE_ASSIGN_OR_RETURN(*token->mutable_text(), Add(id));
+  return !ended_;
+}
+
+absl::StatusOr<std::string> Answer::Add(int32_t token) {
+  if (IsEnd(token)) {
     reason_ = "eos";
-    return false;
+    ended_ = true;
+    return "";
   }
-  PERIGEE_ASSIGN_OR_RETURN(const std::string piece, text_.Push(id));
-  token->set_text(stop_.Push(piece));
-  return !stop_.stopped() && answered_ < request_->max_tokens();
+  PERIGEE_ASSIGN_OR_RETURN(const std::string piece, text_.Push(token));
+  std::string shown = stop_.Push(piece);
+  ended_ = stop_.stopped() || answered_ >= request_->max_tokens();
+  return shown;
 }
 
 void Answer::Finish(v1::GenerateEvent::Finished* finished) {

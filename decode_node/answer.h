@@ -25,9 +25,12 @@ class Answer {
   static absl::StatusOr<Answer> Create(const model::ServedModel& model, const v1::GenerateRequest& request,
                                        uint32_t sample, model::PlaneCache cache);
 
+  // Nothing is to be sampled any more: Take said false, or what was answered already is the whole answer.
+  bool ended() const { return ended_; }
+
   // Samples the next token and says what there is to tell of it. True when it is to be run: ids().back(), over cache().
   absl::StatusOr<bool> Take(std::span<const float> logits, v1::GenerateEvent::Token* token);
-  // When Take said false: why, and the rest of the text.
+  // When it has ended: why, and the rest of the text.
   void Finish(v1::GenerateEvent::Finished* finished);
 
   model::PlaneCache& cache() { return cache_; }
@@ -38,6 +41,8 @@ class Answer {
   Answer(const model::ServedModel& model, const v1::GenerateRequest& request, uint32_t sample, model::PlaneCache cache,
          model::Sampler sampler);
   bool IsEnd(int32_t token) const;
+  // What a token, the last of `answered_`, adds to the text. Nothing may follow once it has ended.
+  absl::StatusOr<std::string> Add(int32_t token);
 
   const v1::GenerateRequest* request_;
   uint32_t sample_;
@@ -45,6 +50,7 @@ class Answer {
   model::PlaneCache cache_;
   std::vector<int32_t> ids_;
   uint32_t answered_ = 0;
+  bool ended_ = false;
   model::Sampler sampler_;
   model::StreamDecoder text_;
   StopText stop_;

@@ -6,6 +6,7 @@
 
 #include "base/status.h"
 #include "node/reuse.h"
+#include "node/stored_prompt.h"
 
 namespace perigee::decode_node {
 namespace {
@@ -50,26 +51,49 @@ AnswerWriterStats AnswerWriter::stats() const {
   return stats;
 }
 
+// Of the block's planes in memory, those that a next turn reads.
+std::vector<node::ChunkWriter::Plane> AnswerWriter::PlanesOf(const Job& job, size_t block) const {
+  const pod::Layout& layout = node_->model().layout();
+  const model::CachedBlock& here = job.cache.blocks()[block];
+  std::vector<node::ChunkWriter::Plane> planes;
+  if (here.distant != nullptr) planes.push_back({block, pod::PlaneKind::kDistant});
+  if (here.proximal != nullptr &&
+      node::KeepsProximal(layout, here.position, {static_cast<int64_t>(job.ids.size())})) {
+    planes.push_back({block, pod::PlaneKind::kProximal});
+  }
+  if (here.summary != nullptr) planes.push_back({block, pod::PlaneKind::kSummary});
+  return planes;
+}
+
 absl::StatusOr<uint64_t> AnswerWriter::Write(const Job& job) {
   const pod::Layout& layout = node_->model().layout();
   const std::vector<pod::BlockKey> keys = pod::DeriveChain(job.identity, job.ids);
-  const std::vector<model::CachedBlock>& blocks = job.cache.blocks();
+  // The prompt is in the store, usually; where its planes were this node's own, or the store has lost some, an answer
+  // behind them would never be found.
+  absl::Status reached;
+  const node::StoredPrompt stored =
+      node::LookUpPrompt(*node_, keys, static_cast<int64_t>(job.ids.size()), node::Presence::kStored, &reached);
+  PERIGEE_RETURN_IF_ERROR(reached);
+  const auto is_stored = [&](size_t b) {
+    for (const node::ChunkWriter::Plane& plane : PlanesOf(job, b)) {
+      if (plane.kind == pod::PlaneKind::kDistant && !stored.blocks[b].distant) return false;
+      if (plane.kind == pod::PlaneKind::kProximal && !stored.blocks[b].proximal) return false;
+    }
+    return true;
+  };
+  size_t first = 0;
+  while (first < keys.size() && is_stored(first)) ++first;
+
   node::ChunkWriter writer(&node_->store(), &layout, &job.identity, keys, 1, options_);
-  for (size_t begin = job.first_block; begin < keys.size(); begin += kChunkBlocks) {
+  for (size_t begin = first; begin < keys.size(); begin += kChunkBlocks) {
     std::vector<node::ChunkWriter::Plane> planes;
     for (size_t b = begin; b < std::min(begin + kChunkBlocks, keys.size()); ++b) {
-      const auto add = [&](pod::PlaneKind kind, bool here) {
-        if (here) planes.push_back({b, kind});
-      };
-      add(pod::PlaneKind::kDistant, blocks[b].distant != nullptr);
-      add(pod::PlaneKind::kProximal,
-          blocks[b].proximal != nullptr &&
-              node::KeepsProximal(layout, blocks[b].position, {static_cast<int64_t>(job.ids.size())}));
-      add(pod::PlaneKind::kSummary, blocks[b].summary != nullptr);
+      for (const node::ChunkWriter::Plane& plane : PlanesOf(job, b)) planes.push_back(plane);
     }
+    if (planes.empty()) continue;
     PERIGEE_RETURN_IF_ERROR(writer.Begin(std::move(planes)));
     for (int layer = 0; layer < layout.plan().shape().layers; ++layer) {
-      PERIGEE_RETURN_IF_ERROR(writer.LayerDone(layer, blocks));
+      PERIGEE_RETURN_IF_ERROR(writer.LayerDone(layer, job.cache.blocks()));
     }
   }
   PERIGEE_RETURN_IF_ERROR(writer.Finish());
@@ -93,6 +117,10 @@ void AnswerWriter::Loop() {
     absl::MutexLock lock(&mu_);
     busy_ = false;
     ++(written.ok() ? stats_.answers : stats_.failed);
+    if (absl::IsUnavailable(written.status()) || absl::IsDeadlineExceeded(written.status())) {
+      stats_.failed += jobs_.size();
+      next.swap(jobs_);  // Freed without the lock.
+    }
     if (written.ok()) stats_.bytes += *written;
   }
 }

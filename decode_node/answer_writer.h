@@ -31,14 +31,14 @@ class AnswerWriter {
     pod::Identity identity;
     std::vector<int32_t> ids;  // Of all tokens that the cache holds.
     model::PlaneCache cache;   // Keeps the bytes until they are stored.
-    size_t first_block = 0;    // Those before it are in the store.
   };
 
   AnswerWriter(const node::Node* node, const node::WriteOptions& options);
   // Ends the job under way; gives up those that wait.
   ~AnswerWriter();
 
-  // Gives the job up where too much is waiting already: an answer can always be computed again.
+  // What of it the store lacks is stored. Gives the job up where too much is waiting already, or the store does not
+  // answer: an answer can always be computed again, and its planes take room here.
   void Add(Job job);
   // Until nothing waits and nothing runs; false at the deadline.
   bool Flush(absl::Time deadline);
@@ -46,7 +46,9 @@ class AnswerWriter {
 
  private:
   void Loop();
+  // Bytes written.
   absl::StatusOr<uint64_t> Write(const Job& job);
+  std::vector<node::ChunkWriter::Plane> PlanesOf(const Job& job, size_t block) const;
 
   const node::Node* const node_;
   const node::WriteOptions options_;

@@ -3,11 +3,15 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/time/clock.h"
 #include "base/status.h"
 
 namespace perigee::decode_node {
 namespace {
+
+// Whether somebody who waits for a place is still there.
+constexpr absl::Duration kAskEvery = absl::Milliseconds(50);
 
 std::span<const int32_t> PromptOf(const v1::GenerateRequest& request) {
   return {request.token_ids().data(), static_cast<size_t>(request.token_ids_size())};
@@ -33,17 +37,20 @@ class DecodeNode::Place {
     absl::MutexLock lock(&node_->mu_);
     node_->running_ -= taken_;
   }
-  absl::Status Take(int samples, absl::Time deadline) {
-    const auto room = [this, samples]() ABSL_SHARED_LOCKS_REQUIRED(node_->mu_) {
-      return node_->running_ == 0 || node_->running_ + samples <= node_->options_.max_sequences;
-    };
+  absl::Status Take(int samples, absl::Time deadline, const std::function<bool()>& cancelled) {
     absl::MutexLock lock(&node_->mu_);
-    ++node_->queued_;
-    const bool came = node_->mu_.AwaitWithDeadline(absl::Condition(&room), deadline);
-    --node_->queued_;
-    if (!came) {
-      return absl::DeadlineExceededError(
-          absl::StrCat("the request's time is over; ", node_->running_, " answers are being generated before it"));
+    const uint64_t ticket = node_->next_ticket_++;
+    node_->queue_.insert(ticket);
+    const absl::Cleanup leave = [&]() ABSL_NO_THREAD_SAFETY_ANALYSIS { node_->queue_.erase(ticket); };
+    const auto room = [&]() ABSL_SHARED_LOCKS_REQUIRED(node_->mu_) {
+      return *node_->queue_.begin() == ticket && node_->running_ + samples <= node_->options_.max_sequences;
+    };
+    while (!node_->mu_.AwaitWithDeadline(absl::Condition(&room), std::min(deadline, absl::Now() + kAskEvery))) {
+      if (absl::Now() >= deadline) {
+        return absl::DeadlineExceededError(
+            absl::StrCat("the request's time is over; ", node_->running_, " answers are being generated before it"));
+      }
+      if (cancelled != nullptr && cancelled()) return absl::CancelledError("the caller is gone");
     }
     node_->running_ += taken_ = samples;
     return absl::OkStatus();
@@ -64,7 +71,7 @@ int DecodeNode::running() const {
 
 int DecodeNode::queued() const {
   absl::MutexLock lock(&mu_);
-  return queued_;
+  return static_cast<int>(queue_.size());
 }
 
 absl::Status DecodeNode::CheckRequest(const v1::GenerateRequest& request) const {
@@ -74,12 +81,12 @@ absl::Status DecodeNode::CheckRequest(const v1::GenerateRequest& request) const 
                                                    options_.max_sequences, " answers at once"));
   }
   const uint32_t answered = request.answered_tokens();
-  if (answered > 0 && (SamplesOf(request) > 1 || answered >= request.max_tokens() ||
+  if (answered > 0 && (SamplesOf(request) > 1 || answered > request.max_tokens() ||
                        answered >= static_cast<uint32_t>(request.token_ids_size()))) {
     return absl::InvalidArgumentError(absl::StrCat("answered_tokens is ", answered, " of ", request.token_ids_size(),
                                                    " tokens, with max_tokens ", request.max_tokens(), " and ",
                                                    SamplesOf(request),
-                                                   " samples: there must be a prompt, more to answer, and one sample"));
+                                                   " samples: there must be a prompt, no more answered than asked for, and one sample"));
   }
   PERIGEE_RETURN_IF_ERROR(node_->CheckPrompt(PromptOf(request), int64_t{request.max_tokens()} - answered));
   PERIGEE_RETURN_IF_ERROR(CheckDigest("model", request.model_fingerprint(), node_->model().fingerprint()));
@@ -87,8 +94,9 @@ absl::Status DecodeNode::CheckRequest(const v1::GenerateRequest& request) const 
 }
 
 absl::Status DecodeNode::LoadPrompt(const v1::GenerateRequest& request, const pod::Identity& identity,
-                                    absl::Time deadline, std::unique_ptr<model::PlaneCache>* cache,
-                                    std::vector<float>* logits, node::LoadReport* report) const {
+                                    absl::Time deadline, const std::function<bool()>& cancelled,
+                                    std::unique_ptr<model::PlaneCache>* cache, std::vector<float>* logits,
+                                    node::LoadReport* report) const {
   const std::span<const int32_t> ids = PromptOf(request);
   const int64_t cached = static_cast<int64_t>(ids.size()) - 1;
   const std::vector<pod::BlockKey> keys = pod::DeriveChain(identity, ids.first(static_cast<size_t>(cached)));
@@ -96,15 +104,20 @@ absl::Status DecodeNode::LoadPrompt(const v1::GenerateRequest& request, const po
   absl::Status reached;
   node::StoredPrompt stored = node::LookUpPrompt(*node_, keys, cached, node::Presence::kStoredOrHere, &reached);
   report->lookup_time = absl::Now() - start;
-  // What a store that is not there might have may not be more than what may be computed.
-  if (!reached.ok() && cached > request.max_compute_tokens()) return reached;
 
   const int block_tokens = node_->model().layout().block_tokens();
   const int chunk = std::max(options_.chunk_tokens / block_tokens, 1) * block_tokens;
+  const node::LoadRequest wanted{.identity = &identity,
+                                 .ids = ids,
+                                 .keys = keys,
+                                 .tokens = cached,
+                                 .max_compute_tokens = request.max_compute_tokens(),
+                                 .chunk_tokens = chunk,
+                                 .deadline = deadline,
+                                 .cancelled = cancelled};
   const auto rest = [&](model::PlaneCache& loaded, node::PromptLoad& load) -> absl::Status {
     while (loaded.tokens() <= cached) {
-      if (absl::Now() > deadline)
-        return absl::DeadlineExceededError("the request's time is over; its prompt was not computed");
+      PERIGEE_RETURN_IF_ERROR(wanted.StillWanted());
       const int64_t begin = loaded.tokens();
       const int64_t end = std::min(cached + 1, begin + chunk);
       PERIGEE_RETURN_IF_ERROR(
@@ -117,15 +130,9 @@ absl::Status DecodeNode::LoadPrompt(const v1::GenerateRequest& request, const po
     *cache = std::make_unique<model::PlaneCache>(std::move(loaded));
     return absl::OkStatus();
   };
-  return node::LoadPrompt(*node_,
-                          {.identity = &identity,
-                           .ids = ids,
-                           .keys = keys,
-                           .tokens = cached,
-                           .max_compute_tokens = request.max_compute_tokens(),
-                           .chunk_tokens = chunk,
-                           .deadline = deadline},
-                          std::move(stored), rest, report);
+  const absl::Status loaded = node::LoadPrompt(*node_, wanted, std::move(stored), rest, report);
+  // A store that is not there might have what is missing.
+  return absl::IsNotFound(loaded) && !reached.ok() ? reached : loaded;
 }
 
 void DecodeNode::Describe(const v1::GenerateRequest& request, const node::LoadReport& report,
@@ -149,31 +156,44 @@ void DecodeNode::Describe(const v1::GenerateRequest& request, const node::LoadRe
 }
 
 void DecodeNode::KeepAnswers(const v1::GenerateRequest& request, const pod::Identity& identity,
-                             const node::LoadReport& report, std::vector<Answer>& answers) {
-  const size_t stored = static_cast<size_t>(report.prefix_tokens / node_->model().layout().block_tokens());
+                             std::vector<Answer>& answers) {
   for (Answer& answer : answers) {
     // The last token was sampled, and not run.
     std::vector<int32_t> ids(answer.ids().begin(), answer.ids().begin() + answer.cache().tokens());
     node_->KeepBlocks(pod::DeriveChain(identity, ids), answer.cache());
     if (!request.store_answer()) continue;
-    writer_.Add(
-        {.identity = identity, .ids = std::move(ids), .cache = std::move(answer.cache()), .first_block = stored});
+    writer_.Add({.identity = identity, .ids = std::move(ids), .cache = std::move(answer.cache())});
   }
 }
 
+absl::StatusOr<bool> DecodeNode::FinishAnswered(
+    const v1::GenerateRequest& request, const std::function<bool(const v1::GenerateEvent&)>& emit) const {
+  if (request.answered_tokens() == 0) return false;
+  PERIGEE_ASSIGN_OR_RETURN(Answer answer, Answer::Create(node_->model(), request, 0, node_->NewCache()));
+  if (!answer.ended()) return false;
+  v1::GenerateEvent started, finished;
+  started.mutable_started();
+  answer.Finish(finished.mutable_finished());
+  if (!emit(started) || !emit(finished)) return absl::CancelledError("the caller is gone");
+  return true;
+}
+
 absl::Status DecodeNode::Generate(const v1::GenerateRequest& request,
-                                  const std::function<bool(const v1::GenerateEvent&)>& emit, absl::Time deadline) {
+                                  const std::function<bool(const v1::GenerateEvent&)>& emit, absl::Time deadline,
+                                  const std::function<bool()>& cancelled) {
   const absl::Time arrival = absl::Now();
   PERIGEE_RETURN_IF_ERROR(CheckRequest(request));
   PERIGEE_ASSIGN_OR_RETURN(const pod::Identity identity, node_->IdentityFor(request.scope()));
+  PERIGEE_ASSIGN_OR_RETURN(const bool answered, FinishAnswered(request, emit));
+  if (answered) return absl::OkStatus();
   Place place(this);
-  PERIGEE_RETURN_IF_ERROR(place.Take(static_cast<int>(SamplesOf(request)), deadline));
+  PERIGEE_RETURN_IF_ERROR(place.Take(static_cast<int>(SamplesOf(request)), deadline, cancelled));
   const absl::Time begun = absl::Now();
 
   std::unique_ptr<model::PlaneCache> cache;
   std::vector<float> logits;
   node::LoadReport report;
-  PERIGEE_RETURN_IF_ERROR(LoadPrompt(request, identity, deadline, &cache, &logits, &report));
+  PERIGEE_RETURN_IF_ERROR(LoadPrompt(request, identity, deadline, cancelled, &cache, &logits, &report));
 
   std::vector<Answer> answers;
   for (uint32_t sample = 0; sample < SamplesOf(request); ++sample) {
@@ -200,7 +220,7 @@ absl::Status DecodeNode::Generate(const v1::GenerateRequest& request,
         return emit(timed);
       },
       deadline));
-  KeepAnswers(request, identity, report, group.answers());
+  KeepAnswers(request, identity, group.answers());
   return absl::OkStatus();
 }
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <set>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -23,7 +24,7 @@
 namespace perigee::decode_node {
 
 struct DecodeOptions {
-  int max_sequences = 64;         // Answers at once; more requests wait for a place.
+  int max_sequences = 64;         // Answers at once; more requests wait for a place, first come, first served.
   int chunk_tokens = 128;         // Of a prompt's missing part, computed between two tokens of the other answers.
   node::WriteOptions write = {};  // Of answers that are stored.
 };
@@ -34,10 +35,11 @@ class DecodeNode {
   // `node` outlives this object.
   explicit DecodeNode(const node::Node* node, const DecodeOptions& options = {});
 
-  // Calls emit for every event; when it returns false (the reader is gone) generation ends with CANCELLED. Errors as in
-  // decode.proto; DEADLINE_EXCEEDED at the deadline.
+  // Calls emit for every event; when it returns false (the reader is gone), or `cancelled`, asked now and then before
+  // the first event, says so, the request ends with CANCELLED. Errors as in decode.proto; DEADLINE_EXCEEDED at the
+  // deadline.
   absl::Status Generate(const v1::GenerateRequest& request, const std::function<bool(const v1::GenerateEvent&)>& emit,
-                        absl::Time deadline = absl::InfiniteFuture());
+                        absl::Time deadline = absl::InfiniteFuture(), const std::function<bool()>& cancelled = nullptr);
 
   AnswerWriter& writer() { return writer_; }
   // Answers being generated, and requests waiting for a place.
@@ -50,18 +52,22 @@ class DecodeNode {
   absl::Status CheckRequest(const v1::GenerateRequest& request) const;
   // The prompt's cache, and the logits of its last token.
   absl::Status LoadPrompt(const v1::GenerateRequest& request, const pod::Identity& identity, absl::Time deadline,
-                          std::unique_ptr<model::PlaneCache>* cache, std::vector<float>* logits,
-                          node::LoadReport* report) const;
+                          const std::function<bool()>& cancelled, std::unique_ptr<model::PlaneCache>* cache,
+                          std::vector<float>* logits, node::LoadReport* report) const;
+  // Where answered_tokens hold the whole answer: what is left to say of it. False where they do not.
+  absl::StatusOr<bool> FinishAnswered(const v1::GenerateRequest& request,
+                                      const std::function<bool(const v1::GenerateEvent&)>& emit) const;
   void Describe(const v1::GenerateRequest& request, const node::LoadReport& report,
                 v1::GenerateEvent::Started* started) const;
-  void KeepAnswers(const v1::GenerateRequest& request, const pod::Identity& identity, const node::LoadReport& report,
-                   std::vector<Answer>& answers);
+  void KeepAnswers(const v1::GenerateRequest& request, const pod::Identity& identity, std::vector<Answer>& answers);
 
   const node::Node* const node_;
   const DecodeOptions options_;
   AnswerWriter writer_;
   mutable absl::Mutex mu_;
-  int running_ ABSL_GUARDED_BY(mu_) = 0, queued_ ABSL_GUARDED_BY(mu_) = 0;
+  int running_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t next_ticket_ ABSL_GUARDED_BY(mu_) = 0;
+  std::set<uint64_t> queue_ ABSL_GUARDED_BY(mu_);  // Tickets of those that wait for a place.
 };
 
 }  // namespace perigee::decode_node

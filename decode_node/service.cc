@@ -25,7 +25,7 @@ grpc::Status DecodeService::Generate(grpc::ServerContext* context, const v1::Gen
                                      grpc::ServerWriter<v1::GenerateEvent>* writer) {
   return ToGrpc(decode_.Generate(
       *request, [&](const v1::GenerateEvent& event) { return !context->IsCancelled() && writer->Write(event); },
-      absl::FromChrono(context->deadline())));
+      absl::FromChrono(context->deadline()), [context] { return context->IsCancelled(); }));
 }
 
 }  // namespace perigee::decode_node

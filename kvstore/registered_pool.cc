@@ -39,6 +39,8 @@ absl::StatusOr<std::shared_ptr<std::byte[]>> RegisteredPool::Allocate(size_t byt
   });
 }
 
+uint64_t RegisteredPool::RoomFor(size_t bytes) { return (bytes + kPageBytes - 1) / kPageBytes * kPageBytes; }
+
 uint64_t RegisteredPool::capacity_bytes() const {
   absl::MutexLock lock(&state_->mutex);
   return state_->slab.capacity_bytes();

@@ -23,6 +23,8 @@ class RegisteredPool {
   enum class Contents { kZeroed, kUnspecified };
   absl::StatusOr<std::shared_ptr<std::byte[]>> Allocate(size_t bytes, Contents contents = Contents::kZeroed);
 
+  // What an allocation of so many takes: whole pages.
+  static uint64_t RoomFor(size_t bytes);
   uint64_t capacity_bytes() const;
   uint64_t used_bytes() const;
 

@@ -20,7 +20,12 @@ constexpr uint64_t kRangeBytes = uint64_t{2} << 20;
 
 BackFetch::BackFetch(const Node& node, const pod::Identity& identity, std::span<const pod::BlockKey> keys,
                      int64_t tokens)
-    : node_(node), identity_(identity), keys_(keys), tokens_(tokens), blocks_(keys.size()), first_here_(keys.size()) {
+    : node_(node),
+      identity_(identity),
+      keys_(keys.begin(), keys.end()),
+      tokens_(tokens),
+      blocks_(keys.size()),
+      first_here_(keys.size()) {
   const int block_tokens = node.model().layout().block_tokens();
   for (size_t b = 0; b < keys.size(); ++b) {
     blocks_[b].position = blocks_[b].base_position = static_cast<int64_t>(b) * block_tokens;
@@ -30,11 +35,18 @@ BackFetch::BackFetch(const Node& node, const pod::Identity& identity, std::span<
 }
 
 BackFetch::~BackFetch() {
-  {
-    absl::MutexLock lock(&mu_);
-    stopping_ = true;
-  }
+  Stop();
   thread_.join();
+}
+
+void BackFetch::Stop() {
+  absl::MutexLock lock(&mu_);
+  stopping_ = true;
+}
+
+bool BackFetch::running() const {
+  absl::MutexLock lock(&mu_);
+  return running_;
 }
 
 size_t BackFetch::first_here() const {
@@ -56,6 +68,13 @@ std::vector<PlaneId> BackFetch::PlanesOf(size_t block) const {
 }
 
 void BackFetch::Run() {
+  const absl::Status fetched = FetchAll();
+  absl::MutexLock lock(&mu_);
+  status_ = fetched;
+  running_ = false;
+}
+
+absl::Status BackFetch::FetchAll() {
   const pod::Layout& layout = node_.model().layout();
   // The store begins with the last ones too, and reads ahead of what is leased below.
   std::vector<PlaneId> all;
@@ -66,21 +85,20 @@ void BackFetch::Run() {
 
   size_t end = keys_.size();
   while (end > 0) {
+    {
+      absl::MutexLock lock(&mu_);
+      if (stopping_) return absl::CancelledError("the fetch was stopped");
+    }
     size_t begin = end;
     for (uint64_t bytes = 0; begin > 0 && bytes < kRangeBytes;) {
       --begin;
       for (const PlaneId& id : PlanesOf(begin)) bytes += layout.plane_bytes(id.kind);
     }
-    const absl::Status fetched = FetchRange(begin, end);
+    PERIGEE_RETURN_IF_ERROR(FetchRange(begin, end));
     absl::MutexLock lock(&mu_);
-    if (!fetched.ok()) {
-      status_ = fetched;
-      return;
-    }
-    first_here_ = begin;
-    end = begin;
-    if (stopping_) return;
+    first_here_ = end = begin;
   }
+  return absl::OkStatus();
 }
 
 absl::Status BackFetch::FetchRange(size_t begin, size_t end) {
@@ -112,7 +130,10 @@ absl::Status BackFetch::FetchRange(size_t begin, size_t end) {
     ++planes_;
     if (held.tier == kvstore::Tier::kSsd) ++planes_from_ssd_;
   }
-  for (const absl::Status& fetched : lease.Fetch(requests)) PERIGEE_RETURN_IF_ERROR(fetched);
+  std::vector<std::vector<kvstore::FetchRequest>> all;
+  all.push_back(std::move(requests));
+  PERIGEE_ASSIGN_OR_RETURN(const kvstore::ShardedFetch fetch, lease.StartFetch(std::move(all)));
+  PERIGEE_RETURN_IF_ERROR(fetch.Wait(0));
   for (size_t b = begin; b < end; ++b) {
     if (blocks_[b].tokens < layout.block_tokens()) continue;
     for (const PlaneId& id : PlanesOf(b)) {

@@ -52,6 +52,7 @@ void LocalPlanes::Keep(const kvstore::PlaneId& id, model::PlaneBuffer buffer, si
     order_.splice(order_.end(), order_, found->second);
     return;
   }
+  bytes = kvstore::RegisteredPool::RoomFor(bytes);
   order_.push_back({id, std::move(buffer), bytes});
   entries_.emplace(id, std::prev(order_.end()));
   stats_.bytes += bytes;

@@ -21,7 +21,7 @@ namespace perigee::node {
 
 struct LocalPlanesStats {
   uint64_t planes = 0;
-  uint64_t bytes = 0;  // Of kept planes, in use or not.
+  uint64_t bytes = 0;  // Of the pool, for kept planes, in use or not.
   uint64_t hits = 0;   // Planes that were asked for and here.
   uint64_t evictions = 0;
 };

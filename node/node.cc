@@ -45,6 +45,7 @@ absl::StatusOr<std::unique_ptr<Node>> Node::Create(const NodeOptions& options,
       PERIGEE_RETURN_IF_ERROR(visited.status);
     }
   }
+  node->abandoned_ = std::make_unique<Abandoned>();
   node->batches_ = std::make_unique<BatchEngine>(&node->model_->transformer(), options.max_batch_tokens);
   PERIGEE_RETURN_IF_ERROR(node->MeasureComputing());
   return node;

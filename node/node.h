@@ -17,6 +17,7 @@
 #include "kvstore/sharded_store.h"
 #include "model/plane_cache.h"
 #include "model/served_model.h"
+#include "node/abandoned.h"
 #include "node/batch_engine.h"
 #include "node/local_planes.h"
 #include "perigee/v1/node.pb.h"
@@ -58,6 +59,8 @@ class Node {
   kvstore::ShardedStore& store() const { return *store_; }
   LocalPlanes& planes() const { return *planes_; }
   BatchEngine& batches() const { return *batches_; }
+  // For transfers that nobody waits for any more.
+  Abandoned& abandoned() const { return *abandoned_; }
   const NodeOptions& options() const { return options_; }
 
   // An empty cache whose planes lie in registered memory. node/prompt_fetch.h fills it from the store.
@@ -83,6 +86,7 @@ class Node {
   std::unique_ptr<kvstore::RegisteredPool> pool_;
   std::unique_ptr<LocalPlanes> planes_;
   std::unique_ptr<kvstore::ShardedStore> store_;
+  std::unique_ptr<Abandoned> abandoned_;  // After what those transfers use.
   std::unique_ptr<BatchEngine> batches_;
 };
 

@@ -157,7 +157,7 @@ absl::Status PromptFetch::WaitForLayer(int layer) {
   const absl::Time start = absl::Now();
   const absl::Status arrived = fetch_.Wait(static_cast<size_t>(layer), give_up_);
   exposed_time_ += absl::Now() - start;
-  if (absl::IsDeadlineExceeded(arrived) && absl::Now() >= give_up_) overdue_ = true;
+  gave_up_ = absl::IsUnavailable(arrived) || (absl::IsDeadlineExceeded(arrived) && absl::Now() >= give_up_);
   if (arrived.ok() && static_cast<size_t>(layer) + 1 == fetch_.groups()) {
     for (size_t i = 0; i < buffers_.size(); ++i) {
       if (full_[i])

@@ -41,7 +41,7 @@ class PromptFetch {
   // cache stays as it is: see missing(). Else the cache holds the blocks, and asks this object for their bytes: keep it
   // until the cache has run one chunk through all layers, or is not run any more. UNAVAILABLE, DEADLINE_EXCEEDED: the
   // store; RESOURCE_EXHAUSTED: this node's pool. give_up: a layer that is not here by then ends the pass with
-  // DEADLINE_EXCEEDED, and overdue() says so.
+  // DEADLINE_EXCEEDED.
   static absl::StatusOr<std::unique_ptr<PromptFetch>> Start(const Node& node, const pod::Identity& identity,
                                                             std::span<const pod::BlockKey> keys, int64_t tokens,
                                                             model::PlaneCache& cache,
@@ -54,8 +54,8 @@ class PromptFetch {
   // NOT_FOUND, naming the first missing plane, its block and why; OK where none is missing.
   absl::Status status() const;
 
-  // It was given up because it took too long.
-  bool overdue() const { return overdue_; }
+  // A pass has ended because the rest did not come in time, or its store is gone.
+  bool gave_up() const { return gave_up_; }
   // Everything is here: a pass over the cache will not wait.
   bool complete() const { return fetch_.arrived() == fetch_.groups(); }
   // Until it is, or has failed.
@@ -81,7 +81,7 @@ class PromptFetch {
 
   const Node* node_ = nullptr;
   absl::Time give_up_;
-  bool overdue_ = false;
+  bool gave_up_ = false;
   size_t blocks_ = 0;
   std::vector<size_t> block_of_;       // By plane of the lease.
   std::vector<kvstore::PlaneId> ids_;  // By plane of the lease.

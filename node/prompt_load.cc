@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/status.h"
@@ -13,12 +14,6 @@ using pod::PlaneKind;
 
 // Nothing is given up sooner: a busy machine is not a slow store.
 constexpr absl::Duration kLeastPatience = absl::Milliseconds(25);
-
-absl::Status Overdue(const LoadRequest& request) {
-  return absl::Now() < request.deadline
-             ? absl::OkStatus()
-             : absl::DeadlineExceededError("the request's time is over; its prompt was not loaded");
-}
 
 // The first block that a query behind all tokens lacks something of.
 absl::Status FirstHole(const pod::Layout& layout, const LoadRequest& request, const std::vector<StoredBlock>& blocks) {
@@ -35,9 +30,21 @@ absl::Status FirstHole(const pod::Layout& layout, const LoadRequest& request, co
 
 }  // namespace
 
+absl::Status LoadRequest::StillWanted() const {
+  if (absl::Now() >= deadline) {
+    return absl::DeadlineExceededError("the request's time is over; its prompt was not complete");
+  }
+  if (cancelled != nullptr && cancelled()) return absl::CancelledError("the caller is gone");
+  return absl::OkStatus();
+}
+
 LoadMode ChooseLoadMode(absl::Duration fetch, std::optional<absl::Duration> compute) {
   if (!compute.has_value()) return LoadMode::kFetch;
   return fetch <= std::max(*compute * kHope, kLeastPatience) / 2 ? LoadMode::kFetch : LoadMode::kBothEnds;
+}
+
+PromptLoad::~PromptLoad() {
+  if (fetch_ != nullptr && !fetch_->complete()) node_.abandoned().Take(std::move(fetch_));
 }
 
 absl::Status PromptLoad::Run(model::BatchItem item) {
@@ -55,24 +62,29 @@ absl::Status PromptLoad::FromBothEnds(const LoadRequest& request, size_t blocks,
                                       model::PlaneCache& cache, LoadReport* report) {
   const absl::Time start = absl::Now();
   const int block_tokens = node_.model().layout().block_tokens();
-  BackFetch back(node_, *request.identity, request.keys.first(blocks), tokens);
+  auto back = std::make_unique<BackFetch>(node_, *request.identity, request.keys.first(blocks), tokens);
+  const absl::Cleanup leave = [&] {
+    back->Stop();
+    if (back->running()) node_.abandoned().Take(std::move(back));
+  };
   // Small steps, so that little is computed that has come meanwhile; a pass over one block costs as much a token as a
   // longer one, nearly.
   const int64_t step = std::max<int64_t>(block_tokens, request.chunk_tokens / 4 / block_tokens * block_tokens);
   for (;;) {
-    const int64_t here = std::min(static_cast<int64_t>(back.first_here()) * block_tokens, tokens);
+    const int64_t here = std::min(static_cast<int64_t>(back->first_here()) * block_tokens, tokens);
     if (cache.tokens() >= here) break;
-    PERIGEE_RETURN_IF_ERROR(Overdue(request));
+    PERIGEE_RETURN_IF_ERROR(request.StillWanted());
     const int64_t count = std::min(step, here - cache.tokens());
     PERIGEE_RETURN_IF_ERROR(node_.batches().Run(
         {.tokens = request.ids.subspan(static_cast<size_t>(cache.tokens()), static_cast<size_t>(count)),
          .cache = &cache}));
+    cache.RetireProximal(cache.tokens());
   }
   report->recomputed_tokens = cache.tokens();
-  PERIGEE_RETURN_IF_ERROR(back.AddTo(cache, static_cast<size_t>((cache.tokens() + block_tokens - 1) / block_tokens)));
-  report->bytes += back.bytes();
-  report->planes += back.planes();
-  report->planes_from_ssd += back.planes_from_ssd();
+  PERIGEE_RETURN_IF_ERROR(back->AddTo(cache, static_cast<size_t>((cache.tokens() + block_tokens - 1) / block_tokens)));
+  report->bytes += back->bytes();
+  report->planes += back->planes();
+  report->planes_from_ssd += back->planes_from_ssd();
   report->fetch_time = report->exposed_time = absl::Now() - start;
   return absl::OkStatus();
 }
@@ -83,7 +95,7 @@ absl::Status LoadPrompt(const Node& node, const LoadRequest& request, StoredProm
   const pod::Layout& layout = node.model().layout();
   bool late = false;  // The fetch of an earlier round.
   for (;;) {
-    PERIGEE_RETURN_IF_ERROR(Overdue(request));
+    PERIGEE_RETURN_IF_ERROR(request.StillWanted());
     const Reuse reuse = LongestUsablePrefix(layout, request.tokens, stored.blocks);
     const int64_t tokens = std::min(static_cast<int64_t>(reuse.blocks) * layout.block_tokens(), request.tokens);
     report->prefix_tokens = tokens;
@@ -101,10 +113,12 @@ absl::Status LoadPrompt(const Node& node, const LoadRequest& request, StoredProm
       PERIGEE_RETURN_IF_ERROR(load.FromBothEnds(request, reuse.blocks, tokens, cache, report));
     } else if (tokens > 0) {
       const absl::Time give_up =
-          compute.has_value() ? absl::Now() + std::max(*compute * kHope, kLeastPatience) : absl::InfiniteFuture();
+          std::min(request.deadline, compute.has_value() ? absl::Now() + std::max(*compute * kHope, kLeastPatience)
+                                                         : absl::InfiniteFuture());
       absl::StatusOr<std::unique_ptr<PromptFetch>> fetch =
           PromptFetch::Start(node, *request.identity, request.keys.first(reuse.blocks), tokens, cache, give_up);
-      if (absl::IsDeadlineExceeded(fetch.status()) && absl::Now() >= give_up) {
+      if ((absl::IsDeadlineExceeded(fetch.status()) && absl::Now() >= give_up) ||
+          (absl::IsUnavailable(fetch.status()) && request.tokens <= request.max_compute_tokens)) {
         late = true;
         continue;
       }
@@ -115,7 +129,7 @@ absl::Status LoadPrompt(const Node& node, const LoadRequest& request, StoredProm
     const absl::Status ran =
         load.fetch_ != nullptr && !load.fetch_->missing().empty() ? load.fetch_->status() : rest(cache, load);
     if (load.fetch_ != nullptr) {
-      if (load.fetch_->overdue()) {
+      if (load.fetch_->gave_up() && (!absl::IsUnavailable(ran) || request.tokens <= request.max_compute_tokens)) {
         late = true;
         continue;
       }

@@ -6,7 +6,8 @@
 // back, and where they meet the prefix is complete. (The other way round would need to know beforehand where they meet,
 // because a token can be computed only when everything before it is here.) An estimate that proves wrong is noticed
 // when the fetch has taken as long as was hoped for: then both ends begin. So the prefix never takes much longer than
-// computing all of it: at most kHope of that time, and what was wasted on the way.
+// computing all of it: at most kHope of that time, and what was wasted on the way. A store that goes while planes
+// arrive is as one that is too slow, where computing all is allowed: a replica may have them.
 #ifndef PERIGEE_NODE_PROMPT_LOAD_H_
 #define PERIGEE_NODE_PROMPT_LOAD_H_
 
@@ -43,6 +44,10 @@ struct LoadRequest {
   int64_t max_compute_tokens = INT64_MAX;  // Between the prefix and `tokens`; more are NOT_FOUND.
   int chunk_tokens = 512;                  // Computed in one go: a multiple of the block size.
   absl::Time deadline = absl::InfiniteFuture();
+  std::function<bool()> cancelled = nullptr;  // Asked now and then.
+
+  // Whether anybody still waits for it: DEADLINE_EXCEEDED or CANCELLED where not.
+  absl::Status StillWanted() const;
 };
 
 // How it went.
@@ -59,6 +64,9 @@ struct LoadReport {
 // A prefix in a cache, possibly still arriving. One thread.
 class PromptLoad {
  public:
+  // What still arrives is left to node/abandoned.h.
+  ~PromptLoad();
+
   // Runs an item over the cache that was loaded, together with other sequences; alone, and while the prefix still
   // arrives, where nobody else needs the machine.
   absl::Status Run(model::BatchItem item);

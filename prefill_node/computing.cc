@@ -1,8 +1,16 @@
 #include "prefill_node/computing.h"
 
+#include <algorithm>
 #include <utility>
 
+#include "absl/time/clock.h"
+
 namespace perigee::prefill_node {
+namespace {
+
+constexpr absl::Duration kAskEvery = absl::Milliseconds(50);
+
+}  // namespace
 
 Computing::Claim::Claim(Claim&& other) noexcept
     : computing_(std::exchange(other.computing_, nullptr)), keys_(std::move(other.keys_)) {}
@@ -17,7 +25,8 @@ Computing::Claim::~Claim() {
   if (computing_ != nullptr) computing_->Release(keys_);
 }
 
-bool Computing::ClaimOrWait(std::span<const pod::BlockKey> keys, absl::Time deadline, Claim* claim) {
+bool Computing::ClaimOrWait(std::span<const pod::BlockKey> keys, absl::Time deadline, Claim* claim,
+                            const std::function<bool()>& cancelled) {
   if (keys.empty()) return true;
   absl::MutexLock lock(&mu_);
   const auto first = owners_.find(keys[0]);
@@ -43,7 +52,9 @@ bool Computing::ClaimOrWait(std::span<const pod::BlockKey> keys, absl::Time dead
     const auto found = owners_.find(last);
     return found == owners_.end() || found->second != owner;
   };
-  mu_.AwaitWithDeadline(absl::Condition(&done), deadline);
+  while (!mu_.AwaitWithDeadline(absl::Condition(&done), std::min(deadline, absl::Now() + kAskEvery))) {
+    if (absl::Now() >= deadline || (cancelled != nullptr && cancelled())) break;
+  }
   return false;
 }
 

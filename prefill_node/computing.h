@@ -4,6 +4,7 @@
 #define PERIGEE_PREFILL_NODE_COMPUTING_H_
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -34,8 +35,10 @@ class Computing {
 
   // Claims the blocks if nobody computes the first of them; else an empty claim is given, once the blocks that the two
   // have in common are not being computed any more, or at `deadline`: look then what has been stored. Blocks behind the
-  // first that somebody else is computing already stay theirs.
-  bool ClaimOrWait(std::span<const pod::BlockKey> keys, absl::Time deadline, Claim* claim);
+  // first that somebody else is computing already stay theirs. `cancelled`, where given, is asked now and then and ends
+  // the wait.
+  bool ClaimOrWait(std::span<const pod::BlockKey> keys, absl::Time deadline, Claim* claim,
+                   const std::function<bool()>& cancelled = nullptr);
 
  private:
   void Release(const std::vector<pod::BlockKey>& keys);

@@ -46,12 +46,20 @@ absl::StatusOr<PrefillNode::Prompt> PrefillNode::Read(const v1::PrefillRequest& 
   return prompt;
 }
 
-absl::Status PrefillNode::Prefill(const v1::PrefillRequest& request, absl::Time deadline,
-                                  v1::PrefillResponse* response) const {
+absl::Status PrefillNode::Prefill(const v1::PrefillRequest& request, absl::Time deadline, v1::PrefillResponse* response,
+                                  const std::function<bool()>& cancelled) const {
   ++running_;
   const absl::Cleanup done = [this] { --running_; };
   PERIGEE_ASSIGN_OR_RETURN(const Prompt prompt, Read(request));
   if (prompt.cached > 0) {
+    const node::LoadRequest load{.identity = &prompt.identity,
+                                 .ids = prompt.ids,
+                                 .keys = prompt.keys,
+                                 .tokens = prompt.cached,
+                                 .max_compute_tokens = prompt.cached,
+                                 .chunk_tokens = static_cast<int>(chunk_tokens_),
+                                 .deadline = deadline,
+                                 .cancelled = cancelled};
     Computing::Claim claim;
     for (bool mine = false; !mine;) {
       const absl::Time start = absl::Now();
@@ -62,11 +70,8 @@ absl::Status PrefillNode::Prefill(const v1::PrefillRequest& request, absl::Time 
       response->set_lookup_us(node::MicrosecondsSince(start));
       const node::Reuse reuse = node::LongestUsablePrefix(node_->model().layout(), prompt.cached, stored.blocks);
       // What somebody else is computing already will be stored soon; then this looks again.
-      mine = computing_.ClaimOrWait(std::span(prompt.keys).subspan(reuse.blocks), deadline, &claim);
-      if (mine) PERIGEE_RETURN_IF_ERROR(Continue(prompt, std::move(stored), deadline, response));
-      if (!mine && absl::Now() >= deadline) {
-        return absl::DeadlineExceededError("the request's time is over; another one was computing the same prompt");
-      }
+      mine = computing_.ClaimOrWait(std::span(prompt.keys).subspan(reuse.blocks), deadline, &claim, cancelled);
+      PERIGEE_RETURN_IF_ERROR(mine ? Continue(prompt, std::move(stored), load, response) : load.StillWanted());
     }
   }
   response->mutable_token_ids()->Assign(prompt.ids.begin(), prompt.ids.end());
@@ -77,15 +82,8 @@ absl::Status PrefillNode::Prefill(const v1::PrefillRequest& request, absl::Time 
   return absl::OkStatus();
 }
 
-absl::Status PrefillNode::Continue(const Prompt& prompt, node::StoredPrompt stored, absl::Time deadline,
+absl::Status PrefillNode::Continue(const Prompt& prompt, node::StoredPrompt stored, const node::LoadRequest& request,
                                    v1::PrefillResponse* response) const {
-  const node::LoadRequest request{.identity = &prompt.identity,
-                                  .ids = prompt.ids,
-                                  .keys = prompt.keys,
-                                  .tokens = prompt.cached,
-                                  .max_compute_tokens = prompt.cached,
-                                  .chunk_tokens = static_cast<int>(chunk_tokens_),
-                                  .deadline = deadline};
   node::LoadReport report;
   const node::Reuse whole = node::LongestUsablePrefix(node_->model().layout(), prompt.cached, stored.blocks);
   if (whole.blocks == prompt.keys.size()) {
@@ -95,7 +93,7 @@ absl::Status PrefillNode::Continue(const Prompt& prompt, node::StoredPrompt stor
     PERIGEE_RETURN_IF_ERROR(node::LoadPrompt(
         *node_, request, stored,
         [&](model::PlaneCache& cache, node::PromptLoad& load) {
-          return Compute(prompt, deadline, cache, load, response);
+          return Compute(prompt, request, cache, load, response);
         },
         &report));
   }
@@ -117,7 +115,7 @@ absl::Status PrefillNode::Continue(const Prompt& prompt, node::StoredPrompt stor
   return absl::OkStatus();
 }
 
-absl::Status PrefillNode::Compute(const Prompt& prompt, absl::Time deadline, model::PlaneCache& cache,
+absl::Status PrefillNode::Compute(const Prompt& prompt, const node::LoadRequest& request, model::PlaneCache& cache,
                                   node::PromptLoad& load, v1::PrefillResponse* response) const {
   const pod::Layout& layout = node_->model().layout();
   const int block_tokens = layout.block_tokens();
@@ -138,8 +136,7 @@ absl::Status PrefillNode::Compute(const Prompt& prompt, absl::Time deadline, mod
     }
     PERIGEE_RETURN_IF_ERROR(writer.Begin(std::move(planes)));
     const auto ship = [&](int layer) -> absl::Status {
-      if (absl::Now() > deadline)
-        return absl::DeadlineExceededError("the request's time is over; the prefill was stopped");
+      PERIGEE_RETURN_IF_ERROR(request.StillWanted());
       return writer.LayerDone(layer, cache.blocks());
     };
     const std::span<const int32_t> tokens =

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -33,8 +34,10 @@ class PrefillNode {
 
   // INVALID_ARGUMENT for prompts that are empty, too long or not tokens of this model; UNAVAILABLE when the store is
   // not there; RESOURCE_EXHAUSTED when the store or this node has no room. What was committed before an error stays and
-  // is found by a retry. DEADLINE_EXCEEDED between two layers once `deadline` has passed.
-  absl::Status Prefill(const v1::PrefillRequest& request, absl::Time deadline, v1::PrefillResponse* response) const;
+  // is found by a retry. DEADLINE_EXCEEDED once `deadline` has passed, CANCELLED once `cancelled` (asked now and then)
+  // says so: at the latest between two layers.
+  absl::Status Prefill(const v1::PrefillRequest& request, absl::Time deadline, v1::PrefillResponse* response,
+                       const std::function<bool()>& cancelled = nullptr) const;
 
   // Prompts under way.
   int running() const { return running_; }
@@ -50,11 +53,11 @@ class PrefillNode {
   };
   absl::StatusOr<Prompt> Read(const v1::PrefillRequest& request) const;
   // Loads what is stored, computes and stores the rest.
-  absl::Status Continue(const Prompt& prompt, node::StoredPrompt stored, absl::Time deadline,
+  absl::Status Continue(const Prompt& prompt, node::StoredPrompt stored, const node::LoadRequest& request,
                         v1::PrefillResponse* response) const;
   // From the cache's end to the prompt's.
-  absl::Status Compute(const Prompt& prompt, absl::Time deadline, model::PlaneCache& cache, node::PromptLoad& load,
-                       v1::PrefillResponse* response) const;
+  absl::Status Compute(const Prompt& prompt, const node::LoadRequest& request, model::PlaneCache& cache,
+                       node::PromptLoad& load, v1::PrefillResponse* response) const;
 
   const node::Node* const node_;
   const int64_t chunk_tokens_;

@@ -21,7 +21,8 @@ v1::NodeLoad PrefillService::Load() const {
 
 grpc::Status PrefillService::Prefill(grpc::ServerContext* context, const v1::PrefillRequest* request,
                                      v1::PrefillResponse* response) {
-  return ToGrpc(prefill_.Prefill(*request, absl::FromChrono(context->deadline()), response));
+  return ToGrpc(prefill_.Prefill(*request, absl::FromChrono(context->deadline()), response,
+                                 [context] { return context->IsCancelled(); }));
 }
 
 }  // namespace perigee::prefill_node

@@ -80,7 +80,7 @@ absl::StatusOr<BackendUsage> ClusterBackend::Complete(const BackendRequest& requ
   size_t places = 0;
   for (const auto& node : Nodes(Role::kDecode, *model))
     places += std::max<uint32_t>(node->info().load().max_running(), 1);
-  queue_.SetPlaces(std::max<size_t>(places, 1));
+  if (places > 0) queue_.SetPlaces(places);  // Without nodes just now: as before.
   const absl::Time deadline = std::min(request.deadline, absl::Now() + options_.longest_request);
   // What a request costs: a token of an answer is a pass of its own, tokens of a prompt share one.
   const double cost = static_cast<double>(request.token_ids.size()) / 64 + request.max_tokens * request.samples;

@@ -77,7 +77,10 @@ absl::StatusOr<FairQueue::Turn> FairQueue::Enter(const std::string& tenant, doub
     mu_.AwaitWithDeadline(absl::Condition(&mine->called), std::min(deadline, absl::Now() + kAskEvery));
     if (mine->called) break;
     const bool late = absl::Now() >= deadline;
-    if (!late && !cancelled()) continue;
+    mu_.Unlock();  // Whatever it looks at may take its time.
+    const bool gone = !late && cancelled();
+    mu_.Lock();
+    if (mine->called || (!late && !gone)) continue;
     waiting_.erase(mine);
     // What it did not use is its tenant's again, unless others of the tenant count on it already.
     if (const auto found = finish_.find(tenant);

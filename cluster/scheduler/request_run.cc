@@ -74,10 +74,13 @@ RequestRun::RequestRun(ClusterBackend* backend, const ClusterModel& model, const
 absl::StatusOr<BackendUsage> RequestRun::Run() {
   PERIGEE_RETURN_IF_ERROR(pod::ValidateIdentity(identity_));
   absl::Duration pause = absl::Milliseconds(10);
-  for (int tried = 0;;) {
-    if (std::all_of(samples_.begin(), samples_.end(), [](const Sample& s) { return s.finished; })) break;
+  const auto complete = [this] {
+    return std::all_of(samples_.begin(), samples_.end(), [](const Sample& s) { return s.finished; });
+  };
+  for (int tried = 0; !complete();) {
     const absl::Status status = Try(NextAttempt());
     if (status.ok()) continue;
+    if (complete() && !caller_gone_) break;
     PERIGEE_RETURN_IF_ERROR(GivesUp(status));
     if (++tried >= backend_.options_.max_attempts) {
       return absl::UnavailableError(absl::StrCat("after ", tried, " attempts: ", status.message()));
@@ -206,7 +209,9 @@ absl::Status RequestRun::Try(const Attempt& attempt) {
 void RequestRun::Failed(NodeHandle& node, const absl::Status& status) {
   if (caller_gone_ || absl::IsInvalidArgument(status)) return;
   avoided_.insert(node.id());
-  if (absl::IsUnavailable(status)) node.ReportFailure();
+  if (!absl::IsUnavailable(status)) return;
+  node.ReportFailure();
+  backend_.chains_.Forget(node.id());  // It may be another process when it answers again.
 }
 
 absl::Status RequestRun::StillThere(const NodeHandle& node) const {

@@ -28,7 +28,7 @@ class FaultyControl final : public v1::KvStore::Service {
   // Before on_commit is set nothing is changed. Set hooks before the first call.
   explicit FaultyControl(const std::string& store)
       : stub_(v1::KvStore::NewStub(grpc::CreateChannel(store, grpc::InsecureChannelCredentials()))) {
-    auto server = GrpcServer::Start("127.0.0.1:0", this);
+    auto server = GrpcServer::Start("127.0.0.1:0", {this});
     EXPECT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
   }

@@ -44,14 +44,6 @@ v1::GenerateRequest Ask(const std::vector<int32_t>& prompt, uint32_t max_tokens 
   return request;
 }
 
-// Breaks one byte of a stored plane: its last, which the last section holds.
-void Corrupt(kvstore::StoreServer& store, const kvstore::PlaneId& id) {
-  const auto held = store.store().Acquire({&id, 1}, absl::Seconds(60));
-  ASSERT_TRUE(held.ok() && held->planes[0].found);
-  reinterpret_cast<char*>(held->planes[0].address)[held->planes[0].payload_bytes - 1] ^= 1;
-  ASSERT_TRUE(store.store().Release(held->id, 0, 0).ok());
-}
-
 class StreamingTest : public ::testing::TestWithParam<std::string> {
  protected:
   // A test's own store.

@@ -221,7 +221,7 @@ absl::Status SsdTier::SetReplicas(std::span<const SsdStored> planes, uint8_t rep
 absl::StatusOr<PlaneMeta> SsdTier::MetaOf(const SsdStored& plane) const {
   const SsdVolume* volume = VolumeOf(plane.record);
   if (volume == nullptr) return absl::NotFoundError(absl::StrCat(plane.id.ToString(), " is not on the SSD"));
-  return volume->MetaOf(plane);
+  return volume->IndexedMeta(plane);
 }
 
 void SsdTier::Scrub() {

@@ -309,7 +309,7 @@ absl::StatusOr<IndexEntry> SsdVolume::EntryOf(const PlaneId& id) {
   return DecodeIndexEntry(key, value);
 }
 
-absl::StatusOr<PlaneMeta> SsdVolume::MetaOf(const SsdStored& plane) const {
+absl::StatusOr<PlaneMeta> SsdVolume::IndexedMeta(const SsdStored& plane) const {
   if (Find(plane.id) != plane.record) {
     return absl::NotFoundError(absl::StrCat(plane.id.ToString(), " is not on the SSD"));
   }

@@ -44,7 +44,7 @@ class SsdVolume {
   absl::Status Remove(std::span<const SsdStored> planes);
   absl::Status SetReplicas(std::span<const SsdStored> planes, uint8_t replicas);
   std::optional<SsdRecord> Find(const PlaneId& id) const;
-  absl::StatusOr<PlaneMeta> MetaOf(const SsdStored& plane) const;
+  absl::StatusOr<PlaneMeta> IndexedMeta(const SsdStored& plane) const;
   void Scrub();
   // Adds the transfer that answers `read`, or answers it.
   void PrepareRead(SsdRead read, std::vector<FileTransfer>* transfers);

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "kvstore/client_state.h"
+#include "kvstore/rebalance_wire.h"
 #include "kvstore/shared_reservation.h"
 #include "kvstore/wire.h"
 
@@ -258,6 +259,7 @@ absl::StatusOr<ListPage> StoreClient::List(const std::string& page_token, uint32
   request.set_page_token(page_token);
   request.set_limit(limit);
   request.set_tenant(tenant);
+  request.set_parents(filter.parents);
   v1::ListResponse response;
   PERIGEE_RETURN_IF_ERROR(core_->WithSession(
       [&](const std::shared_ptr<Session>& session) { return core_->Call(*session, &Stub::List, request, &response); }));
@@ -279,10 +281,34 @@ absl::StatusOr<ListPage> StoreClient::List(const std::string& page_token, uint32
     plane.on_remote = wire.on_remote();
     plane.pin = static_cast<PinMode>(std::clamp<int>(wire.pin(), 0, static_cast<int>(PinMode::kHard)));
     plane.last_used_unix_us = wire.last_used_unix_us();
+    plane.parent_known = wire.has_parent();
+    if (!wire.parent().empty()) {
+      PERIGEE_ASSIGN_OR_RETURN(plane.meta.parent, pod::BlockKeyFromBytes(wire.parent()));
+    }
     page.planes.push_back(std::move(plane));
   }
   page.next_page_token = response.next_page_token();
   return page;
+}
+
+absl::StatusOr<Evicted> StoreClient::Evict(const EvictFilter& filter) {
+  v1::EvictRequest request;
+  for (const pod::BlockKey& key : filter.keys) request.add_keys(key.digest.data(), key.digest.size());
+  request.set_tenant(std::string(filter.tenant));
+  request.set_idle_ms(static_cast<uint64_t>(std::max<int64_t>(0, absl::ToInt64Milliseconds(filter.idle))));
+  request.set_dry_run(filter.dry_run);
+  v1::EvictResponse response;
+  PERIGEE_RETURN_IF_ERROR(core_->WithSession([&](const std::shared_ptr<Session>& session) {
+    return core_->Call(*session, &Stub::Evict, request, &response);
+  }));
+  return Evicted{response.planes(), response.payload_bytes()};
+}
+
+absl::Status StoreClient::Scrub() {
+  v1::ScrubResponse response;
+  return core_->WithSession([&](const std::shared_ptr<Session>& session) {
+    return core_->Call(*session, &Stub::Scrub, v1::ScrubRequest(), &response);
+  });
 }
 
 absl::StatusOr<StoreClient::Stat> StoreClient::GetStat() {
@@ -319,7 +345,9 @@ absl::StatusOr<StoreClient::Stat> StoreClient::GetStat() {
                            .message = path.message(),
                            .used_bytes = path.used_bytes(),
                            .live_bytes = path.live_bytes(),
-                           .segments = path.segments()});
+                           .segments = path.segments(),
+                           .scrubbing = path.scrubbing(),
+                           .scrub_pass_bytes = path.scrub_pass_bytes()});
   }
   for (const auto& count : r.counts()) {
     if (count.tier() < 1 || count.tier() > 3 || count.kind() < 1 || count.kind() > 3) continue;

@@ -247,6 +247,9 @@ class StoreClient {
     std::optional<RebalanceStats> rebalance;  // Where the store knows others.
   };
   absl::StatusOr<Stat> GetStat();
+  // See Store::Evict and Store::Scrub. A client of a tenant evicts its own planes only, and may not scrub.
+  absl::StatusOr<Evicted> Evict(const EvictFilter& filter);
+  absl::Status Scrub();
   absl::StatusOr<CorruptReport> ReportCorrupt(const PlaneId& id);
 
   const std::string& address() const;

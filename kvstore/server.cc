@@ -93,8 +93,9 @@ absl::StatusOr<std::unique_ptr<StoreServer>> StoreServer::Start(const ServerOpti
   p.service = MakeStoreService(p.store.get(), p.sessions.get(), data);
   p.engine->SetHandler(kQuickCallId, p.service.quick);
 
-  PERIGEE_ASSIGN_OR_RETURN(p.server,
-                           GrpcServer::Start(absl::StrCat(options.host, ":", options.port), {p.service.grpc.get()}));
+  std::vector<grpc::Service*> services = options.more_services;
+  services.push_back(p.service.grpc.get());
+  PERIGEE_ASSIGN_OR_RETURN(p.server, GrpcServer::Start(absl::StrCat(options.host, ":", options.port), services));
   p.reaper = std::thread([&p] {
     while (!p.stop.WaitForNotificationWithTimeout(absl::Milliseconds(200))) {
       p.store->ReapExpired();

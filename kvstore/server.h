@@ -15,6 +15,10 @@
 #include "kvstore/store.h"
 #include "transport/context.h"
 
+namespace grpc {
+class Service;
+}
+
 namespace perigee::kvstore {
 
 struct ServerOptions {
@@ -32,6 +36,8 @@ struct ServerOptions {
   std::shared_ptr<const StoreDirectory> directory;
   std::string store_id;
   RebalancerOptions rebalancer;
+  // Served beside the store's own. The caller's; they outlive the server.
+  std::vector<grpc::Service*> more_services;
 };
 
 // Any thread may call. Destruction shuts down.

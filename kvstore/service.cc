@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "base/status.h"
 #include "kvstore/quick_calls.h"
+#include "kvstore/rebalance_wire.h"
 #include "kvstore/wire.h"
 #include "perigee/v1/kvstore.grpc.pb.h"
 #include "proto/grpc_status.h"
@@ -239,7 +240,7 @@ class Service final : public v1::KvStore::Service {
 
   grpc::Status List(grpc::ServerContext* context, const v1::ListRequest* request, v1::ListResponse* response) override {
     return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
-      ListFilter filter{.least_replicas = request->least_replicas()};
+      ListFilter filter{.least_replicas = request->least_replicas(), .parents = request->parents()};
       if (request->has_group()) {
         if (request->group() > std::numeric_limits<PlacementGroup>::max()) {
           return absl::InvalidArgumentError(absl::StrCat("placement group ", request->group(), "; at most 65535"));
@@ -264,6 +265,10 @@ class Service final : public v1::KvStore::Service {
         wire->set_ttl_s(plane.meta.ttl_s);
         if (plane.meta.group) wire->set_group(*plane.meta.group);
         wire->set_replicas(plane.meta.replicas);
+        if (plane.parent_known) wire->set_parent("");
+        if (plane.meta.parent) {
+          wire->set_parent(plane.meta.parent->digest.data(), plane.meta.parent->digest.size());
+        }
       }
       response->set_next_page_token(page.next_page_token);
       return absl::OkStatus();
@@ -348,6 +353,8 @@ class Service final : public v1::KvStore::Service {
         wire->set_used_bytes(path.used_bytes);
         wire->set_live_bytes(path.live_bytes);
         wire->set_segments(path.segments);
+        wire->set_scrubbing(path.scrubbing);
+        wire->set_scrub_pass_bytes(path.scrub_pass_bytes);
       }
       const SsdCounters& ssd = s.ssd.counters;
       response->set_ssd_written_bytes(ssd.written_bytes);
@@ -374,6 +381,32 @@ class Service final : public v1::KvStore::Service {
         RebalanceToWire(*rebalance, response->mutable_rebalance());
       }
       return absl::OkStatus();
+    });
+  }
+
+  grpc::Status Evict(grpc::ServerContext* context, const v1::EvictRequest* request,
+                     v1::EvictResponse* response) override {
+    return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
+      PERIGEE_ASSIGN_OR_RETURN(const std::vector<pod::BlockKey> keys, KeysFromWire(request->keys()));
+      const std::string tenant = TenantOf(session, request->tenant());
+      PERIGEE_ASSIGN_OR_RETURN(const Evicted evicted, store_->Evict({.keys = keys,
+                                                                     .tenant = tenant,
+                                                                     .idle = TtlFromWire(request->idle_ms()),
+                                                                     .dry_run = request->dry_run()}));
+      response->set_planes(evicted.planes);
+      response->set_payload_bytes(evicted.payload_bytes);
+      return absl::OkStatus();
+    });
+  }
+
+  grpc::Status Scrub(grpc::ServerContext* context, const v1::ScrubRequest* request,
+                     v1::ScrubResponse* response) override {
+    return InSession(*context, *request, *response, [&](const StoreSession& session) -> absl::Status {
+      if (!session.tenant.empty()) {
+        return absl::PermissionDeniedError(
+            absl::StrCat("the session is tenant '", session.tenant, "'s; scrubbing is the operator's"));
+      }
+      return store_->Scrub();
     });
   }
 

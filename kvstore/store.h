@@ -149,6 +149,18 @@ struct Lease {
   std::vector<LeasedPlane> planes;
 };
 
+// Which DRAM copies go, of planes that a slower tier has.
+struct EvictFilter {
+  std::span<const pod::BlockKey> keys{};  // None: all blocks.
+  absl::string_view tenant{};             // Empty: not checked.
+  absl::Duration idle{};                  // Not used for at least so long.
+  bool dry_run = false;                   // Only counts.
+};
+struct Evicted {
+  uint64_t planes = 0;
+  uint64_t payload_bytes = 0;
+};
+
 struct CorruptReport {
   bool dram_copy_dropped = false;
   bool ssd_copy_dropped = false;
@@ -157,8 +169,9 @@ struct CorruptReport {
 
 struct ListedPlane {
   PlaneId id;
-  PlaneMeta meta;  // Without the block before.
-  Tier tier{};     // The fastest.
+  PlaneMeta meta;             // Without the block before, unless it was asked for.
+  bool parent_known = false;  // meta.parent says which block is before, or that none is.
+  Tier tier{};                // The fastest.
   bool on_ssd = false;
   bool on_remote = false;
   PinMode pin{};
@@ -170,6 +183,7 @@ struct ListFilter {
   uint32_t least_replicas = 0;
   // Whose group is known and for whom this says so. Called with the store's lock held: short, and no call back.
   std::function<bool(PlacementGroup group, uint32_t replicas)> placed{};
+  bool parents = false;  // Says which block is before each; may read the SSD's index.
 };
 struct ListPage {
   std::vector<ListedPlane> planes;
@@ -262,6 +276,10 @@ class Store {
   // Empty or short pages may have a next one.
   absl::StatusOr<ListPage> List(absl::string_view page_token, size_t limit, absl::string_view tenant,
                                 const ListFilter& filter = {});
+  // Pinned and leased planes stay.
+  absl::StatusOr<Evicted> Evict(const EvictFilter& filter);
+  // Begins to check all records of the SSD tier; stats().ssd says how far that is. FAILED_PRECONDITION without one.
+  absl::Status Scrub();
   StoreStats Stats();
   EventLog& events();  // Lives as long as the store.
 

@@ -1,8 +1,7 @@
-// Pin, ReportCorrupt, Delete, HandOver, List, Stats.
+// Pin, ReportCorrupt, Delete, HandOver.
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "absl/time/clock.h"
 #include "base/status.h"
@@ -206,77 +205,6 @@ absl::StatusOr<uint32_t> Store::HandOver(std::span<const PlaneId> planes) {
   // What comes back after a restart is handed over once more.
   PERIGEE_RETURN_IF_ERROR(Annotate(c.RemoveFromSsd(stored), "hand over"));
   return gone;
-}
-
-absl::StatusOr<ListPage> Store::List(absl::string_view page_token, size_t limit, absl::string_view tenant,
-                                     const ListFilter& filter) {
-  Core& c = *core_;
-  limit = limit == 0 ? 1000 : std::min<size_t>(limit, 10000);
-  // The token is the number to go on from.
-  EntryId from = 0;
-  if (!page_token.empty()) {
-    if (page_token.size() != sizeof(from)) {
-      return absl::InvalidArgumentError("the page token is not one that List gave; begin with an empty one");
-    }
-    std::memcpy(&from, page_token.data(), sizeof(from));
-  }
-  ListPage page;
-  absl::MutexLock lock(&c.mu);
-  c.ExpireDue();
-  size_t looked_at = 0;
-  for (EntryId id = c.table.NextFrom(from); id != kNoEntry; id = c.table.NextFrom(id + 1)) {
-    // Also bounds what a filter may pass over in one call; such a page is short and has a token.
-    if (page.planes.size() == limit || looked_at == 20000) {
-      page.next_page_token.assign(reinterpret_cast<const char*>(&id), sizeof(id));
-      break;
-    }
-    ++looked_at;
-    if (c.IsOthers(id, tenant)) continue;
-    const PlaneDetails& details = c.table.details(id);
-    const bool grouped = details.has_group;
-    if (filter.group && !(grouped && details.group == *filter.group)) continue;
-    if (details.replicas < filter.least_replicas) continue;
-    if (filter.placed && !(grouped && filter.placed(details.group, details.replicas))) continue;
-    const PlaneEntry& entry = c.table[id];
-    PlaneMeta meta = c.table.MetaOf(id);
-    meta.ttl_s = c.TtlSeconds(id);
-    page.planes.push_back({.id = entry.id,
-                           .meta = std::move(meta),
-                           .tier = c.FastestTier(id),
-                           .on_ssd = details.ssd_number != 0,
-                           .on_remote = entry.Is(kOnRemote),
-                           .pin = entry.Is(kHardPinned)   ? PinMode::kHard
-                                  : entry.Is(kSoftPinned) ? PinMode::kSoft
-                                                          : PinMode::kNone,
-                           .last_used_unix_us = entry.last_used_unix_us()});
-  }
-  return page;
-}
-
-StoreStats Store::Stats() {
-  Core& c = *core_;
-  absl::MutexLock lock(&c.mu);
-  c.Reap();
-  StoreStats s = c.stats;
-  s.slab_bytes = c.slab.capacity_bytes();
-  s.slab_used_bytes = c.slab.used_bytes();
-  s.slab_fragmentation = c.slab.fragmentation();
-  s.index_bytes = c.table.MemoryBytes() + c.slab.MemoryBytes() + c.headers.MemoryBytes() +
-                  c.dram_policy->MemoryBytes() + (c.ssd_policy ? c.ssd_policy->MemoryBytes() : 0);
-  if (c.ssd) {
-    s.ssd = c.ssd->Stats();
-    s.ssd_capacity_bytes = c.ssd->options().capacity_bytes;
-  }
-  if (c.options.remote) {
-    s.has_remote = true;
-    s.remote = c.options.remote->health();
-  }
-  s.reservations = c.reservations.size();
-  s.leases = c.leases.size();
-  s.dram_bytes_per_s = c.dram_rate.bytes_per_s();
-  s.ssd_bytes_per_s = c.ssd_rate.bytes_per_s();
-  s.remote_bytes_per_s = c.remote_rate.bytes_per_s();
-  return s;
 }
 
 }  // namespace perigee::kvstore

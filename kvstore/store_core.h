@@ -5,7 +5,8 @@
 //   store_read.cc    Lookup, Acquire, Renew, Release
 //   store_load.cc    planes on their way from a slower tier into DRAM: Promote, read-ahead, waiting
 //   store_tidy.cc    the store's own thread: times to live, room ahead of demand, moving planes to slower tiers, claims
-//   store_admin.cc   Pin, ReportCorrupt, Delete, HandOver, List, Stats
+//   store_admin.cc   Pin, ReportCorrupt, Delete, HandOver
+//   store_inspect.cc List, Evict, Scrub, Stats
 #ifndef PERIGEE_KVSTORE_STORE_CORE_H_
 #define PERIGEE_KVSTORE_STORE_CORE_H_
 
@@ -183,6 +184,10 @@ class Store::Core {
   // What has ended by now: planes, leases and, where nobody has to be asked before, reservations.
   void Reap() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void NoteSsdDrops(std::span<const SsdDropped> dropped) ABSL_LOCKS_EXCLUDED(mu);
+
+  // Of a plane of a List: from its header, where it has one, else from the SSD's index.
+  void FindParent(const std::string& header, const std::optional<SsdRecord>& on_ssd, ListedPlane* plane) const
+      ABSL_LOCKS_EXCLUDED(mu);
 
   // ---- Loads: store_load.cc ----
 

@@ -4,7 +4,6 @@
 
 #include "absl/status/statusor.h"
 #include "kvstore/plane_id.h"
-#include "kvstore/rebalance_stats.h"
 #include "perigee/v1/kvstore.pb.h"
 
 namespace perigee::kvstore {
@@ -31,38 +30,6 @@ inline absl::StatusOr<PlaneId> PlaneIdFromWire(const v1::PlaneId& wire) {
 inline void PlaneIdToWire(const PlaneId& id, v1::PlaneId* wire) {
   wire->set_key(id.key.digest.data(), id.key.digest.size());
   wire->set_kind(static_cast<v1::PlaneKind>(id.kind));
-}
-
-inline void RebalanceToWire(const RebalanceStats& stats, v1::StatResponse::Rebalance* wire) {
-  wire->set_map_epoch(stats.map_epoch);
-  wire->set_in_map(stats.in_map);
-  wire->set_draining(stats.draining);
-  wire->set_complete(stats.complete);
-  wire->set_planes_to_move(stats.planes_to_move);
-  wire->set_bytes_to_move(stats.bytes_to_move);
-  wire->set_rounds(stats.rounds);
-  wire->set_moved_planes(stats.moved_planes);
-  wire->set_moved_bytes(stats.moved_bytes);
-  wire->set_repaired_planes(stats.repaired_planes);
-  wire->set_repaired_bytes(stats.repaired_bytes);
-  wire->set_given_up_planes(stats.given_up_planes);
-  wire->set_failures(stats.failures);
-}
-
-inline RebalanceStats RebalanceFromWire(const v1::StatResponse::Rebalance& wire) {
-  return {.map_epoch = wire.map_epoch(),
-          .in_map = wire.in_map(),
-          .draining = wire.draining(),
-          .complete = wire.complete(),
-          .planes_to_move = wire.planes_to_move(),
-          .bytes_to_move = wire.bytes_to_move(),
-          .rounds = wire.rounds(),
-          .moved_planes = wire.moved_planes(),
-          .moved_bytes = wire.moved_bytes(),
-          .repaired_planes = wire.repaired_planes(),
-          .repaired_bytes = wire.repaired_bytes(),
-          .given_up_planes = wire.given_up_planes(),
-          .failures = wire.failures()};
 }
 
 }  // namespace perigee::kvstore

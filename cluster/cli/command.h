@@ -1,6 +1,6 @@
 // The command line: one function per verb adds its options and its action to the program.
 //
-// Exit codes: 0 done; 1 failed, with one line on standard error saying why; 2 the command line itself was wrong.
+// Exit codes stand in exit_code.h.
 #ifndef PERIGEE_CLUSTER_CLI_COMMAND_H_
 #define PERIGEE_CLUSTER_CLI_COMMAND_H_
 
@@ -32,7 +32,18 @@ void AddServe(CLI::App& app, Action& action);
 void AddServeGateway(CLI::App& serve, Action& action);  // Of AddServe.
 void AddUp(CLI::App& app, Action& action);
 void AddGenerate(CLI::App& app, Action& action);
+void AddCluster(CLI::App& app, Action& action);
+void AddClusterChange(CLI::App& cluster, Action& action);  // Of AddCluster.
 void AddStore(CLI::App& app, Action& action);
+void AddStoreChange(CLI::App& store, Action& action);   // Of AddStore.
+void AddStorePlanes(CLI::App& store, Action& action);   // Likewise.
+void AddStoreCheck(CLI::App& store, Action& action);    // Likewise.
+void AddStoreArchive(CLI::App& store, Action& action);  // Likewise.
+void AddWhy(CLI::App& app, Action& action);
+void AddContext(CLI::App& app, Action& action);
+void AddConfig(CLI::App& app, Action& action);
+void AddBench(CLI::App& app, Action& action);
+void AddCompletion(CLI::App& app, Action& action);
 void AddModel(CLI::App& app, Action& action);
 void AddCalibrate(CLI::App& app, Action& action);
 void AddDemo(CLI::App& app, Action& action);

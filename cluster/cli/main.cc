@@ -5,6 +5,7 @@
 
 #include "base/log.h"
 #include "cluster/cli/command.h"
+#include "cluster/cli/exit_code.h"
 
 namespace perigee::cli {
 
@@ -36,19 +37,26 @@ int main(int argc, char** argv) {
   cli::Action action;
   cli::AddUp(app, action);
   cli::AddGenerate(app, action);
+  cli::AddCluster(app, action);
   cli::AddStore(app, action);
+  cli::AddWhy(app, action);
+  cli::AddContext(app, action);
   cli::AddModel(app, action);
   cli::AddCalibrate(app, action);
   cli::AddDemo(app, action);
   cli::AddServe(app, action);
+  cli::AddConfig(app, action);
+  cli::AddBench(app, action);
+  cli::AddCompletion(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
-    return app.exit(e) == 0 ? 0 : 2;
+    return app.exit(e) == 0 ? 0 : static_cast<int>(cli::ExitCode::kUsage);
   }
   const absl::Status status = action();
-  if (status.ok()) return 0;
-  std::fprintf(stderr, "perigee: %s (%s)\n", std::string(status.message()).c_str(),
-               absl::StatusCodeToString(status.code()).c_str());
-  return 1;
+  if (!status.ok() && !status.message().empty()) {
+    std::fprintf(stderr, "perigee: %s (%s)\n", std::string(status.message()).c_str(),
+                 absl::StatusCodeToString(status.code()).c_str());
+  }
+  return static_cast<int>(cli::ExitCodeOf(status));
 }

@@ -1,7 +1,9 @@
 #include "cluster/cli/member_flags.h"
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 
 namespace perigee::cli {
@@ -9,7 +11,7 @@ namespace perigee::cli {
 void MemberFlags::Add(CLI::App& verb) {
   verb.add_option("--join", spec,
                   "The cluster to be a member of: static:FILE, or etcd:HOST:PORT[,HOST:PORT...][/NAME]");
-  verb.add_option("--id", id, "This process's name in the cluster, the same after a restart (default: role@address)");
+  verb.add_option("--id", id, "This process's name in the cluster, the same after a restart (default: role-address)");
   verb.add_option("--advertise", advertise, "host:port at which the others reach it (default: where it listens)");
   verb.add_option("--etcd-ca", etcd.ca_path, "CA certificate of etcd (PEM): TLS");
   verb.add_option("--etcd-cert", etcd.certificate_path, "This process's certificate for etcd");
@@ -25,14 +27,36 @@ absl::StatusOr<cluster::NodeRecord> MemberFlags::Record(cluster::Role role, cons
   cluster::NodeRecord node;
   node.role = role;
   node.address = advertise.empty() ? listening : advertise;
-  if (absl::StartsWith(node.address, "0.0.0.0:") || absl::StartsWith(node.address, "[::]:")) {
+  const bool wildcard = absl::StartsWith(node.address, "0.0.0.0:") || absl::StartsWith(node.address, "[::]:");
+  if (wildcard && !spec.empty()) {
     return absl::FailedPreconditionError(
         absl::StrCat("it listens on ", listening, ", which others cannot connect to: say with --advertise where"));
   }
-  node.id = id.empty() ? absl::StrCat(cluster::RoleName(role), "@", node.address) : id;
+  node.id = id;
+  if (id.empty()) {
+    node.id = absl::StrCat(cluster::RoleName(role), "-", node.address);
+    for (char& c : node.id) {
+      if (!absl::ascii_isalnum(c) && c != '.') c = '-';
+    }
+  }
   node.weight = weight;
   node.started_unix_us = absl::ToUnixMicros(absl::Now());
   return node;
+}
+
+cluster::AdminOptions MemberFlags::Admin(const CLI::App& verb, cluster::Member* member) const {
+  cluster::AdminOptions admin;
+  admin.version = PERIGEE_VERSION;
+  admin.membership = member == nullptr ? nullptr : &member->membership();
+  admin.keeps_entries = absl::StartsWith(spec, "static:");
+  for (const CLI::Option* option : verb.get_options()) {
+    if (option->get_lnames().empty() || option->get_lnames()[0] == "help") continue;
+    const bool given = option->count() > 0;
+    admin.settings.push_back({.name = option->get_lnames()[0],
+                              .value = given ? absl::StrJoin(option->results(), ",") : option->get_default_str(),
+                              .given = given});
+  }
+  return admin;
 }
 
 }  // namespace perigee::cli

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "cluster/admin/admin_service.h"
 #include "cluster/cli/command.h"
 #include "cluster/member.h"
 
@@ -23,6 +24,8 @@ struct MemberFlags {
   absl::StatusOr<std::unique_ptr<cluster::Member>> Open() const;
   // What all roles have in common. FAILED_PRECONDITION for an address that others cannot reach.
   absl::StatusOr<cluster::NodeRecord> Record(cluster::Role role, const std::string& listening) const;
+  // For the admin service of a process that `verb` started. member: null for none.
+  cluster::AdminOptions Admin(const CLI::App& verb, cluster::Member* member) const;
 };
 
 }  // namespace perigee::cli

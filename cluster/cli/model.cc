@@ -1,9 +1,12 @@
-// perigee model inspect: what a model folder holds, and what its plan saves.
+// perigee model inspect|fingerprint: what a model folder holds, what its plan saves, and what its blocks are named by.
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "base/status.h"
 #include "cluster/cli/command.h"
+#include "model/config.h"
+#include "model/fingerprint.h"
+#include "model/safetensors.h"
 #include "model/served_model.h"
 
 namespace perigee::cli {
@@ -65,6 +68,22 @@ absl::Status Inspect(const Options& o) {
   return absl::OkStatus();
 }
 
+absl::Status Fingerprint(const Options& o) {
+  PERIGEE_ASSIGN_OR_RETURN(const model::ModelConfig config, model::ModelConfig::Load(o.model.folder));
+  PERIGEE_ASSIGN_OR_RETURN(const model::Checkpoint checkpoint, model::Checkpoint::Open(o.model.folder));
+  PERIGEE_ASSIGN_OR_RETURN(const model::FingerprintResult result, model::FingerprintOf(config, checkpoint));
+  if (o.json) {
+    std::printf("%s\n", nlohmann::ordered_json({{"folder", o.model.folder},
+                                                {"fingerprint", ToHex(result.fingerprint)},
+                                                {"remembered", result.remembered}})
+                            .dump(2)
+                            .c_str());
+  } else {
+    std::printf("%s\n", ToHex(result.fingerprint).c_str());
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 void AddModel(CLI::App& app, Action& action) {
@@ -80,6 +99,10 @@ void AddModel(CLI::App& app, Action& action) {
   inspect->add_option("--tokens", o->tokens, "Predict the saving at these lengths")->capture_default_str();
   inspect->add_flag("--json", o->json, "Print JSON");
   inspect->callback([o, &action] { action = [o] { return Inspect(*o); }; });
+  CLI::App* fingerprint = model->add_subcommand("fingerprint", "What blocks' keys know the model by");
+  fingerprint->add_option("folder", o->model.folder, "Model folder (Hugging Face files)")->capture_default_str();
+  fingerprint->add_flag("--json", o->json, "Print JSON");
+  fingerprint->callback([o, &action] { action = [o] { return Fingerprint(*o); }; });
 }
 
 }  // namespace perigee::cli

@@ -1,4 +1,5 @@
 // perigee serve store|prefill|decode: one process of a cluster. The gateway is in serve_gateway.cc.
+#include <algorithm>
 #include <map>
 
 #include "base/log.h"
@@ -8,6 +9,7 @@
 #include "cluster/cli/store_flags.h"
 #include "cluster/process.h"
 #include "decode_node/service.h"
+#include "kvstore/rebalance_wire.h"
 #include "kvstore/server.h"
 #include "node/node.h"
 #include "prefill_node/service.h"
@@ -23,6 +25,7 @@ const std::map<std::string, kvstore::Durability> kDurabilities = {{"best", kvsto
                                                                   {"replicated", kvstore::Durability::kReplicated}};
 
 struct Options {
+  const CLI::App* verb = nullptr;  // That was chosen.
   std::string listen;
   std::string transports;
   std::vector<std::string> devices;
@@ -57,6 +60,17 @@ absl::Status WaitAndReport(const std::string& role, const std::string& address, 
   cluster::WaitForTermination();
   spdlog::info("stopping");
   return absl::OkStatus();
+}
+
+v1::ProgressResponse StoreProgress(kvstore::StoreServer& server) {
+  v1::ProgressResponse progress;
+  const kvstore::StoreStats stats = server.store().Stats();
+  progress.set_dram_used_bytes(stats.slab_used_bytes);
+  progress.set_ssd_used_bytes(stats.ssd.used_bytes);
+  if (const auto rebalance = server.rebalance()) {
+    kvstore::RebalanceToWire(*rebalance, progress.mutable_rebalance());
+  }
+  return progress;
 }
 
 absl::Status ServeStore(const Options& o) {
@@ -95,11 +109,21 @@ absl::Status ServeStore(const Options& o) {
       PERIGEE_ASSIGN_OR_RETURN(options.rebalancer.secret, kvstore::ReadSecret(o.secret_file));
     }
   }
+  cluster::AdminOptions admin_options = o.member.Admin(*o.verb, member.get());
+  if (!options.credentials.empty()) {
+    admin_options.admits = [credentials = options.credentials](absl::string_view secret) {
+      return std::any_of(credentials.begin(), credentials.end(),
+                         [&](const kvstore::Credential& c) { return c.trusted && c.secret == secret; });
+    };
+  }
+  cluster::AdminService admin(std::move(admin_options));
+  options.more_services.push_back(&admin);
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<kvstore::StoreServer> server, kvstore::StoreServer::Start(options));
+  PERIGEE_ASSIGN_OR_RETURN(cluster::NodeRecord self, o.member.Record(cluster::Role::kStore, server->address()));
+  self.capacity.dram_bytes = options.slab_bytes;
+  self.capacity.ssd_bytes = options.store.ssd.has_value() ? options.store.ssd->capacity_bytes : 0;
+  admin.Begin(self, [server = server.get()] { return StoreProgress(*server); });
   if (member != nullptr) {
-    PERIGEE_ASSIGN_OR_RETURN(cluster::NodeRecord self, o.member.Record(cluster::Role::kStore, server->address()));
-    self.capacity.dram_bytes = options.slab_bytes;
-    self.capacity.ssd_bytes = options.store.ssd.has_value() ? options.store.ssd->capacity_bytes : 0;
     PERIGEE_RETURN_IF_ERROR(member->Join(self, [&server] {
       const kvstore::StoreStats stats = server->store().Stats();
       return cluster::NodeLoad{.dram_used_bytes = stats.slab_used_bytes, .ssd_used_bytes = stats.ssd.used_bytes};
@@ -109,6 +133,16 @@ absl::Status ServeStore(const Options& o) {
   if (member != nullptr) member->Leave();
   server->Shutdown();
   return absl::OkStatus();
+}
+
+template <typename Service>
+v1::ProgressResponse NodeProgress(const node::Node& node, const Service& service) {
+  v1::ProgressResponse progress;
+  const v1::NodeLoad load = service.Load();
+  progress.set_running(load.running());
+  progress.set_queued(load.queued());
+  progress.set_pool_used_bytes(node.Info().pool_used_bytes());
+  return progress;
 }
 
 template <typename Service, typename... Arguments>
@@ -132,14 +166,19 @@ absl::Status ServeNode(cluster::Role role, const Options& o, Arguments... argume
   if (member != nullptr) options.stores = member->stores();
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<node::Node> node, node::Node::Create(options));
   Service service(node.get(), arguments...);
-  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> server, GrpcServer::Start(o.listen, {&service}));
+  cluster::AdminOptions admin_options = o.member.Admin(*o.verb, member.get());
+  if (!options.store.secret.empty()) {
+    admin_options.admits = [own = options.store.secret](absl::string_view secret) { return secret == own; };
+  }
+  cluster::AdminService admin(std::move(admin_options));
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> server, GrpcServer::Start(o.listen, {&service, &admin}));
+  PERIGEE_ASSIGN_OR_RETURN(cluster::NodeRecord self, o.member.Record(role, server->address()));
+  self.capacity.pool_bytes = node->Info().pool_bytes();
+  self.capacity.max_sequences = service.Load().max_running();
+  self.model_fingerprint = ToHex(node->model().fingerprint());
+  self.plan_id = ToHex(node->model().plan().id());
+  admin.Begin(self, [&node, &service] { return NodeProgress(*node, service); });
   if (member != nullptr) {
-    PERIGEE_ASSIGN_OR_RETURN(cluster::NodeRecord self, o.member.Record(role, server->address()));
-    const v1::NodeInfo info = node->Info();
-    self.capacity.pool_bytes = info.pool_bytes();
-    self.capacity.max_sequences = service.Load().max_running();
-    self.model_fingerprint = ToHex(node->model().fingerprint());
-    self.plan_id = ToHex(node->model().plan().id());
     PERIGEE_RETURN_IF_ERROR(member->Join(self, [&node, &service] {
       const v1::NodeLoad load = service.Load();
       return cluster::NodeLoad{
@@ -220,7 +259,10 @@ void AddServe(CLI::App& app, Action& action) {
   store->add_option("--move-mib-per-s", o->move_mib_per_s, "Sent to other stores when planes have to move")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
-  store->callback([o, &action] { action = [o] { return ServeStore(*o); }; });
+  store->callback([o, store, &action] {
+    o->verb = store;
+    action = [o] { return ServeStore(*o); };
+  });
 
   CLI::App* prefill = serve->add_subcommand("prefill", "A prefill node");
   AddCommon(prefill, *o);
@@ -237,8 +279,9 @@ void AddServe(CLI::App& app, Action& action) {
   prefill->add_option("--ttl-s", o->ttl_s, "What is stored is gone after so many seconds; 0: never")
       ->capture_default_str()
       ->check(CLI::Range(uint32_t{0}, kvstore::kMaxTtlSeconds));
-  prefill->callback([o, &action] {
+  prefill->callback([o, prefill, &action] {
     CheckStores(*o);
+    o->verb = prefill;
     action = [o] {
       o->prefill.write.durability = kDurabilities.at(o->durability);
       if (o->ttl_s > 0) o->prefill.write.ttl = absl::Seconds(o->ttl_s);
@@ -252,8 +295,9 @@ void AddServe(CLI::App& app, Action& action) {
   decode->add_option("--max-sequences", o->decode.max_sequences, "Answers generated at once; more requests wait")
       ->capture_default_str()
       ->check(CLI::Range(1, 4096));
-  decode->callback([o, &action] {
+  decode->callback([o, decode, &action] {
     CheckStores(*o);
+    o->verb = decode;
     action = [o] { return ServeNode<decode_node::DecodeService>(cluster::Role::kDecode, *o, o->decode); };
   });
   AddServeGateway(*serve, action);

@@ -11,6 +11,7 @@
 #include "model/chat_template.h"
 #include "model/config.h"
 #include "model/tokenizer.h"
+#include "proto/grpc_server.h"
 #include "spdlog/spdlog.h"
 #include "transport/context.h"
 
@@ -18,10 +19,13 @@ namespace perigee::cli {
 namespace {
 
 struct Options {
+  const CLI::App* verb = nullptr;  // That was chosen.
   std::string model_folder;
   std::string model_name;
   std::string transports;
   std::string secret_file;
+  std::string admin_listen = "127.0.0.1:0";
+  std::string advertise_http;
   std::string log_level = "info";
   int ready_fd = -1;
   double timeout_s = 600;
@@ -83,17 +87,32 @@ absl::Status ServeGateway(const Options& o) {
                                   .created = absl::Now()};
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<cluster::HttpServer> server,
                            cluster::HttpServer::Start(http, front, &backend, Log));
-  PERIGEE_ASSIGN_OR_RETURN(const cluster::NodeRecord self, o.member.Record(cluster::Role::kGateway, server->address()));
-  PERIGEE_RETURN_IF_ERROR(member->Join(self, [&backend] {
+  cluster::AdminOptions admin_options = o.member.Admin(*o.verb, member.get());
+  if (!store_options.client.secret.empty()) {
+    admin_options.admits = [own = store_options.client.secret](absl::string_view secret) { return secret == own; };
+  }
+  cluster::AdminService admin(std::move(admin_options));
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> admin_server, GrpcServer::Start(o.admin_listen, {&admin}));
+  PERIGEE_ASSIGN_OR_RETURN(cluster::NodeRecord self, o.member.Record(cluster::Role::kGateway, admin_server->address()));
+  self.http_address = o.advertise_http.empty() ? server->address() : o.advertise_http;
+  const auto load = [&backend] {
     const cluster::ClusterBackendStats stats = backend.stats();
     return cluster::NodeLoad{.running = static_cast<uint32_t>(stats.serving),
                              .queued = static_cast<uint32_t>(stats.waiting)};
-  }));
+  };
+  admin.Begin(self, [load] {
+    v1::ProgressResponse progress;
+    progress.set_running(load().running);
+    progress.set_queued(load().queued);
+    return progress;
+  });
+  PERIGEE_RETURN_IF_ERROR(member->Join(self, load));
   spdlog::info("serving model '{}' on {}", name, server->address());
   cluster::AnnounceReady(o.ready_fd, server->address());
   cluster::WaitForTermination();
   spdlog::info("stopping");
   member->Leave();
+  admin_server->Stop(absl::ZeroDuration());
   server->Drain(absl::Seconds(o.drain_s));
   return absl::OkStatus();
 }
@@ -106,6 +125,11 @@ void AddServeGateway(CLI::App& serve, Action& action) {
   o->model_folder = DefaultModelFolder();
   verb->add_option("--listen", o->http.address, "host:port of the HTTP API; port 0 takes a free one")
       ->capture_default_str();
+  verb->add_option("--admin-listen", o->admin_listen,
+                   "host:port of gRPC, for operators; --advertise names it to the others")
+      ->capture_default_str();
+  verb->add_option("--advertise-http", o->advertise_http,
+                   "host:port of the HTTP API as the others are told it (default: where it listens)");
   verb->add_option("--model", o->model_folder, "Model folder; only its config and tokenizer are read")
       ->capture_default_str();
   verb->add_option("--model-name", o->model_name, "The model's name in requests (default: its folder's)");
@@ -133,7 +157,10 @@ void AddServeGateway(CLI::App& serve, Action& action) {
   verb->add_option("--log-level", o->log_level, "trace, debug, info, warn, error or off")->capture_default_str();
   verb->add_option("--ready-fd", o->ready_fd, "Write 'ready ADDRESS' to this descriptor once serving");
   o->member.Add(*verb);
-  verb->callback([o, &action] { action = [o] { return ServeGateway(*o); }; });
+  verb->callback([o, verb, &action] {
+    o->verb = verb;
+    action = [o] { return ServeGateway(*o); };
+  });
 }
 
 }  // namespace perigee::cli

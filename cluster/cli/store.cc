@@ -1,119 +1,93 @@
-// perigee store ls|stat|why|rm: what is in a store, how it fares, why something is not there, and taking things out.
+// perigee store: the verbs over all stores of a cluster, or one. Here: ls, stat, top. The others have files of their
+// own.
 #include <algorithm>
 #include <cstdio>
-#include <nlohmann/json.hpp>
+#include <map>
 
-#include "absl/strings/ascii.h"
-#include "absl/strings/escaping.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/time/time.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "base/status.h"
-#include "cluster/cli/command.h"
-#include "cluster/client.h"
-#include "kvstore/client.h"
-#include "kvstore/sessions.h"
+#include "cluster/cli/cluster_access.h"
+#include "cluster/cli/console.h"
+#include "cluster/cli/store_keys.h"
+#include "cluster/process.h"
 
 namespace perigee::cli {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using kvstore::StoreClient;
+using kvstore::StoreStats;
 using kvstore::Tier;
 
 struct Options {
-  std::string address;
-  std::string cluster_file = DefaultStateFolder() + "/cluster.json";
-  std::string secret_file;
+  StoreVerbFlags flags;
   std::string tenant;
   uint64_t limit = 0;
-  std::vector<std::string> keys;
-  bool all = false;
-  bool json = false;
+  bool once = false;
+  double interval_s = 2;
 };
-
-struct Session {
-  std::unique_ptr<transport::Context> engine;
-  std::unique_ptr<kvstore::StoreClient> client;
-};
-
-absl::StatusOr<Session> Connect(const Options& o) {
-  std::string address = o.address, secret_file = o.secret_file;
-  if (address.empty()) {
-    PERIGEE_ASSIGN_OR_RETURN(const cluster::ClusterAddresses addresses,
-                             cluster::ClusterAddresses::Read(o.cluster_file));
-    address = addresses.store;
-    if (secret_file.empty()) secret_file = addresses.store_secret_file;
-  }
-  kvstore::ClientOptions options;
-  if (!secret_file.empty()) {
-    PERIGEE_ASSIGN_OR_RETURN(options.secret, kvstore::ReadSecret(secret_file));
-  }
-  Session session;
-  PERIGEE_ASSIGN_OR_RETURN(session.engine, transport::Context::Create({}));
-  PERIGEE_ASSIGN_OR_RETURN(session.client, kvstore::StoreClient::Connect(address, session.engine.get(), options));
-  return session;
-}
 
 constexpr Tier kTiers[] = {Tier::kDram, Tier::kSsd, Tier::kRemote};
-const char* TierName(Tier tier) { return tier == Tier::kDram ? "dram" : tier == Tier::kSsd ? "ssd" : "remote"; }
-const char* PinName(kvstore::PinMode pin) {
-  return pin == kvstore::PinMode::kHard ? "hard" : pin == kvstore::PinMode::kSoft ? "soft" : "none";
-}
 
-// Calls `visit` for every plane; stops early when it returns false.
-absl::Status ForEachPlane(kvstore::StoreClient& client, const std::string& tenant,
-                          const std::function<bool(const kvstore::ListedPlane&)>& visit) {
-  std::string token;
-  do {
-    PERIGEE_ASSIGN_OR_RETURN(const kvstore::ListPage page, client.List(token, 1000, tenant));
-    for (const kvstore::ListedPlane& plane : page.planes) {
-      if (!visit(plane)) return absl::OkStatus();
-    }
-    token = page.next_page_token;
-  } while (!token.empty());
-  return absl::OkStatus();
+Json PlaneJson(const std::string& store, const kvstore::ListedPlane& p) {
+  Json row = {{"key", p.id.key.ToString()},
+              {"plane", pod::PlaneKindName(p.id.kind)},
+              {"store", store},
+              {"tier", TierName(p.tier)},
+              {"on_ssd", p.on_ssd},
+              {"on_remote", p.on_remote},
+              {"pin", PinName(p.pin)},
+              {"replicas", p.meta.replicas},
+              {"ttl_s", p.meta.ttl_s},
+              {"tokens", p.meta.tokens},
+              {"base_position", p.meta.base_position},
+              {"payload_bytes", p.meta.payload_bytes},
+              {"created_unix_us", p.meta.created_unix_us},
+              {"last_used_unix_us", p.last_used_unix_us},
+              {"tenant", p.meta.tenant}};
+  if (p.meta.group) row["group"] = *p.meta.group;
+  return row;
 }
 
 absl::Status List(const Options& o) {
-  PERIGEE_ASSIGN_OR_RETURN(const Session session, Connect(o));
-  Json rows = Json::array();
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<StoreFleet> fleet, StoreFleet::Open(o.flags));
+  absl::Mutex mu;
+  std::map<std::string, std::vector<kvstore::ListedPlane>> listed;
   uint64_t count = 0;
-  if (!o.json)
-    std::printf("%-64s %-8s %-6s %6s %9s %10s %s\n", "BLOCK KEY", "PLANE", "TIER", "TOKENS", "POSITION", "BYTES",
-                "TENANT");
-  PERIGEE_RETURN_IF_ERROR(ForEachPlane(*session.client, o.tenant, [&](const kvstore::ListedPlane& p) {
-    if (o.limit > 0 && count >= o.limit) return false;
-    ++count;
-    if (o.json) {
-      rows.push_back({{"key", p.id.key.ToString()},
-                      {"plane", pod::PlaneKindName(p.id.kind)},
-                      {"tier", TierName(p.tier)},
-                      {"on_ssd", p.on_ssd},
-                      {"on_remote", p.on_remote},
-                      {"pin", PinName(p.pin)},
-                      {"ttl_s", p.meta.ttl_s},
-                      {"tokens", p.meta.tokens},
-                      {"base_position", p.meta.base_position},
-                      {"payload_bytes", p.meta.payload_bytes},
-                      {"tenant", p.meta.tenant}});
-    } else {
-      std::printf("%-64s %-8s %-6s %6d %9lld %10llu %s\n", p.id.key.ToString().c_str(), pod::PlaneKindName(p.id.kind),
-                  TierName(p.tier), p.meta.tokens, static_cast<long long>(p.meta.base_position),
-                  static_cast<unsigned long long>(p.meta.payload_bytes), p.meta.tenant.c_str());
-    }
-    return true;
+  PERIGEE_RETURN_IF_ERROR(fleet->ForEach([&](const std::string& id, StoreClient& client) {
+    return ForEachPlane(client, o.tenant, {}, [&](const kvstore::ListedPlane& plane) {
+      absl::MutexLock lock(&mu);
+      if (o.limit > 0 && count >= o.limit) return false;
+      ++count;
+      listed[id].push_back(plane);
+      return true;
+    });
   }));
-  if (o.json) std::printf("%s\n", rows.dump(2).c_str());
+  if (o.flags.cluster.json) {
+    Json rows = Json::array();
+    for (const auto& [store, planes] : listed) {
+      for (const kvstore::ListedPlane& plane : planes) rows.push_back(PlaneJson(store, plane));
+    }
+    PrintJson(rows);
+    return absl::OkStatus();
+  }
+  Table table({"BLOCK KEY", "PLANE", "STORE", "TIER", "PIN", ">REPLICAS", ">TOKENS", ">POSITION", ">BYTES", "TENANT"});
+  for (const auto& [store, planes] : listed) {
+    for (const kvstore::ListedPlane& p : planes) {
+      table.Add({p.id.key.ToString(), pod::PlaneKindName(p.id.kind), store, TierName(p.tier), PinName(p.pin),
+                 absl::StrCat(p.meta.replicas), absl::StrCat(p.meta.tokens), absl::StrCat(p.meta.base_position),
+                 absl::StrCat(p.meta.payload_bytes), p.meta.tenant});
+    }
+  }
+  table.Print();
   return absl::OkStatus();
 }
 
-absl::Status Stat(const Options& o) {
-  PERIGEE_ASSIGN_OR_RETURN(const Session session, Connect(o));
-  PERIGEE_ASSIGN_OR_RETURN(const kvstore::StoreClient::Stat stat, session.client->GetStat());
-  const kvstore::StoreStats& s = stat.store;
-  Json json = {{"address", session.client->address()},
-               {"dram",
+Json StatJson(const StoreClient::Stat& stat) {
+  const StoreStats& s = stat.store;
+  Json json = {{"dram",
                 {{"capacity_bytes", s.slab_bytes},
                  {"used_bytes", s.slab_used_bytes},
                  {"reserved_bytes", s.reserved_bytes},
@@ -143,14 +117,13 @@ absl::Status Stat(const Options& o) {
                                     {"live_bytes", path.live_bytes},
                                     {"segments", path.segments}});
   }
-  Json planes;
-  for (Tier tier : kTiers) {
-    for (pod::PlaneKind kind : pod::kPlaneKinds) {
+  for (const Tier tier : kTiers) {
+    for (const pod::PlaneKind kind : pod::kPlaneKinds) {
       const kvstore::TierCount& c = s.counts[static_cast<int>(tier) - 1][static_cast<int>(kind) - 1];
-      planes[TierName(tier)][pod::PlaneKindName(kind)] = {{"planes", c.planes}, {"payload_bytes", c.payload_bytes}};
+      json["planes"][TierName(tier)][pod::PlaneKindName(kind)] = {{"planes", c.planes},
+                                                                  {"payload_bytes", c.payload_bytes}};
     }
   }
-  json["planes"] = planes;
   json["remote"] = {{"present", s.has_remote}, {"reachable", s.remote.reachable}, {"message", s.remote.message}};
   json["hits"] = {{"dram", s.hits_dram}, {"ssd", s.hits_ssd}, {"remote", s.hits_remote}};
   json["moved"] = {{"demoted_to_ssd", s.demoted_to_ssd},
@@ -170,12 +143,51 @@ absl::Status Stat(const Options& o) {
                      {"leased_bytes", s.leased_payload_bytes},
                      {"fetched_bytes", s.fetched_bytes}};
   json["grpc_message_bytes"] = stat.grpc_message_bytes;
-  if (o.json) {
-    std::printf("%s\n", json.dump(2).c_str());
-    return absl::OkStatus();
+  return json;
+}
+
+// Numbers are added, of all else the first is kept.
+void AddUp(const Json& from, Json* to) {
+  for (const auto& [name, value] : from.items()) {
+    if (name == "paths" || name == "fragmentation" || name == "health") continue;
+    if (value.is_object()) {
+      AddUp(value, &(*to)[name]);
+    } else if (value.is_number_unsigned()) {
+      (*to)[name] = to->value(name, uint64_t{0}) + value.get<uint64_t>();
+    }
   }
+}
+
+struct StoreStat {
+  std::string id, address;
+  absl::StatusOr<StoreClient::Stat> stat = absl::UnknownError("not asked");
+};
+
+std::vector<StoreStat> StatAll(StoreFleet& fleet) {
+  std::vector<StoreStat> all;
+  for (const kvstore::StoreEntry& store : fleet.stores()) all.push_back({store.id, store.address});
+  const auto visited = fleet.TryEach([&](const std::string& id, StoreClient& client) {
+    const auto here = std::find_if(all.begin(), all.end(), [&](const StoreStat& s) { return s.id == id; });
+    here->stat = client.GetStat();
+    return here->stat.status();
+  });
+  for (size_t i = 0; i < visited.size(); ++i) {
+    if (!visited[i].status.ok()) all[i].stat = visited[i].status;
+  }
+  return all;
+}
+
+absl::Status FirstError(const std::vector<StoreStat>& all) {
+  for (const StoreStat& s : all) {
+    if (!s.stat.ok()) return Annotate(s.stat.status(), absl::StrCat("store ", s.id));
+  }
+  return absl::OkStatus();
+}
+
+void PrintStat(const StoreStat& store) {
+  const StoreStats& s = store.stat->store;
   const auto mib = [](uint64_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
-  std::printf("store %s\n", session.client->address().c_str());
+  std::printf("store %s at %s\n", store.id.c_str(), store.address.c_str());
   std::printf("  memory   %.1f of %.1f MiB used, %.1f leased, %.1f reserved\n", mib(s.slab_used_bytes),
               mib(s.slab_bytes), mib(s.leased_bytes), mib(s.reserved_bytes));
   std::printf("  disk     %.1f of %.1f MiB used in %llu segments\n", mib(s.ssd.used_bytes), mib(s.ssd_capacity_bytes),
@@ -184,8 +196,8 @@ absl::Status Stat(const Options& o) {
     if (path.health == kvstore::SsdHealth::kOk) continue;
     std::printf("  DISK %s IS %s: %s\n", path.path.c_str(), kvstore::SsdHealthName(path.health), path.message.c_str());
   }
-  for (Tier tier : kTiers) {
-    for (pod::PlaneKind kind : pod::kPlaneKinds) {
+  for (const Tier tier : kTiers) {
+    for (const pod::PlaneKind kind : pod::kPlaneKinds) {
       const kvstore::TierCount& c = s.counts[static_cast<int>(tier) - 1][static_cast<int>(kind) - 1];
       std::printf("  %-6s   %8llu %-8s planes, %.1f MiB of payload\n", TierName(tier),
                   static_cast<unsigned long long>(c.planes), pod::PlaneKindName(kind), mib(c.payload_bytes));
@@ -198,118 +210,133 @@ absl::Status Stat(const Options& o) {
   std::printf("  health   %llu checksum failures, %llu refused commits, %llu records lost at start\n",
               static_cast<unsigned long long>(s.checksum_failures), static_cast<unsigned long long>(s.refused_commits),
               static_cast<unsigned long long>(s.ssd.lost_at_start));
-  return absl::OkStatus();
 }
 
-absl::Status Remove(const Options& o) {
-  if (o.all == !o.keys.empty())
-    return absl::InvalidArgumentError("name the block keys to remove (or unambiguous beginnings), or give --all");
-  for (const std::string& prefix : o.keys) {
-    if (prefix.empty())
-      return absl::InvalidArgumentError("a block key to remove is empty");  // It would begin every key.
-  }
-  PERIGEE_ASSIGN_OR_RETURN(const Session session, Connect(o));
-  std::vector<pod::BlockKey> found;
-  PERIGEE_RETURN_IF_ERROR(ForEachPlane(*session.client, o.tenant, [&](const kvstore::ListedPlane& p) {
-    found.push_back(p.id.key);
-    return true;
-  }));
-  std::sort(found.begin(), found.end());
-  found.erase(std::unique(found.begin(), found.end()), found.end());  // A block's planes are not listed together.
-  std::vector<pod::BlockKey> chosen;
-  if (o.all) chosen = found;
-  for (const std::string& prefix : o.keys) {
-    std::vector<pod::BlockKey> matches;
-    for (const pod::BlockKey& key : found) {
-      if (absl::StartsWith(key.ToString(), prefix)) matches.push_back(key);
+absl::Status Stat(const Options& o) {
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<StoreFleet> fleet, StoreFleet::Open(o.flags));
+  const std::vector<StoreStat> all = StatAll(*fleet);
+  const bool any = std::any_of(all.begin(), all.end(), [](const StoreStat& s) { return s.stat.ok(); });
+  if (!any) return FirstError(all);
+  if (o.flags.cluster.json) {
+    Json sum = Json::object(), stores = Json::array();
+    for (const StoreStat& s : all) {
+      Json row = {{"id", s.id}, {"address", s.address}, {"answers", s.stat.ok()}};
+      if (s.stat.ok()) {
+        const Json one = StatJson(*s.stat);
+        AddUp(one, &sum);
+        row.update(one);
+      }
+      stores.push_back(row);
     }
-    if (matches.empty()) return absl::NotFoundError(absl::StrCat("no block key begins with '", prefix, "'"));
-    if (matches.size() > 1) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(matches.size(), " block keys begin with '", prefix, "'; give more digits"));
-    }
-    chosen.push_back(matches[0]);
-  }
-  uint32_t removed = 0;
-  constexpr size_t kBatch = 4096;
-  for (size_t i = 0; i < chosen.size(); i += kBatch) {
-    PERIGEE_ASSIGN_OR_RETURN(const uint32_t n,
-                             session.client->Delete(std::span(chosen).subspan(i, std::min(kBatch, chosen.size() - i))));
-    removed += n;
-  }
-  if (o.json) {
-    std::printf("%s\n", Json({{"blocks", chosen.size()}, {"planes", removed}}).dump().c_str());
+    sum["stores"] = stores;
+    PrintJson(sum);
   } else {
-    std::printf("removed %zu blocks (%u planes)\n", chosen.size(), removed);
+    uint64_t used = 0, capacity = 0, hits = 0, asked = 0;
+    for (const StoreStat& s : all) {
+      if (!s.stat.ok()) continue;
+      PrintStat(s);
+      const StoreStats& stats = s.stat->store;
+      used += stats.slab_used_bytes;
+      capacity += stats.slab_bytes;
+      hits += stats.hits_dram + stats.hits_ssd + stats.hits_remote;
+      asked += stats.hits_dram + stats.hits_ssd + stats.hits_remote + stats.misses;
+    }
+    if (all.size() > 1) {
+      std::printf("all %zu stores: %s of %s memory used, hit rate %s\n", all.size(),
+                  FormatBytes(static_cast<double>(used)).c_str(), FormatBytes(static_cast<double>(capacity)).c_str(),
+                  FormatPercent(hits, asked).c_str());
+    }
   }
-  return absl::OkStatus();
+  return FirstError(all);
 }
 
-absl::Status Why(const Options& o) {
-  std::vector<pod::BlockKey> keys;
-  for (const std::string& hex : o.keys) {
-    pod::BlockKey key;
-    const std::string bytes = absl::HexStringToBytes(hex);
-    if (hex.size() != 2 * key.digest.size() || absl::BytesToHexString(bytes) != absl::AsciiStrToLower(hex)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("'", hex, "' is no block key: it has ", 2 * key.digest.size(), " hexadecimal digits"));
+struct Rates {
+  double read = 0, written = 0;  // Bytes per second.
+  uint64_t hits = 0, asked = 0;  // Meanwhile.
+};
+
+Rates RatesOf(const StoreStats& before, const StoreStats& now, double seconds) {
+  const auto hits = [](const StoreStats& s) { return s.hits_dram + s.hits_ssd + s.hits_remote; };
+  Rates rates;
+  rates.read = static_cast<double>(now.leased_payload_bytes - before.leased_payload_bytes) / seconds;
+  rates.written = static_cast<double>(now.committed_bytes - before.committed_bytes) / seconds;
+  rates.hits = hits(now) - hits(before);
+  rates.asked = rates.hits + now.misses - before.misses;
+  return rates;
+}
+
+// The screen's content for one moment.
+std::string TopTable(const std::vector<StoreStat>& before, const std::vector<StoreStat>& now, double seconds,
+                     Json* json) {
+  Table table({"STORE", ">HITS", ">HITS NOW", ">DRAM", ">SSD", ">PLANES", ">LEASES", ">READ/S", ">WRITTEN/S",
+               ">EVICTED", ">WRONG"});
+  for (size_t i = 0; i < now.size(); ++i) {
+    if (!now[i].stat.ok() || !before[i].stat.ok()) {
+      table.Add({now[i].id, "no answer"});
+      json->push_back({{"id", now[i].id}, {"answers", false}});
+      continue;
     }
-    std::copy(bytes.begin(), bytes.end(), key.digest.begin());
-    keys.push_back(key);
-  }
-  PERIGEE_ASSIGN_OR_RETURN(const Session session, Connect(o));
-  PERIGEE_ASSIGN_OR_RETURN(const kvstore::LookupResult result, session.client->Lookup(keys));
-  Json rows = Json::array();
-  for (size_t i = 0; i < result.blocks.size(); ++i) {
-    const std::string key = keys[i].ToString();
-    for (const kvstore::FoundPlane& plane : result.blocks[i].planes) {
-      rows.push_back({{"key", key},
-                      {"plane", pod::PlaneKindName(plane.kind)},
-                      {"stored", true},
-                      {"tier", TierName(plane.tier)},
-                      {"estimated_fetch_us", plane.estimated_fetch_us}});
-    }
-    for (const kvstore::MissedPlane& missed : result.blocks[i].misses) {
-      rows.push_back({{"key", key},
-                      {"plane", pod::PlaneKindName(missed.kind)},
-                      {"stored", false},
-                      {"reason", kvstore::MissReasonName(missed.miss.reason)},
-                      {"when_unix_us", missed.miss.when_unix_us}});
-    }
-  }
-  if (o.json) {
-    std::printf("%s\n", rows.dump(2).c_str());
-    return absl::OkStatus();
-  }
-  for (const Json& row : rows) {
-    std::string what;
-    if (row["stored"]) {
-      what = absl::StrFormat("stored (%s), about %.1f ms to fetch", row["tier"].get<std::string>(),
-                             row["estimated_fetch_us"].get<double>() / 1000);
-    } else {
-      what = row["reason"];
-      if (const int64_t when = row["when_unix_us"]; when > 0) {
-        absl::StrAppend(&what, " at ", absl::FormatTime(absl::FromUnixMicros(when)));
+    const StoreStats& s = now[i].stat->store;
+    const Rates rates = RatesOf(before[i].stat->store, s, seconds);
+    const uint64_t hits = s.hits_dram + s.hits_ssd + s.hits_remote;
+    uint64_t planes = 0;
+    for (const Tier tier : kTiers) {
+      for (const pod::PlaneKind kind : pod::kPlaneKinds) {
+        planes += s.counts[static_cast<int>(tier) - 1][static_cast<int>(kind) - 1].planes;
       }
     }
-    std::printf("%s  %-8s  %s\n", row["key"].get<std::string>().c_str(), row["plane"].get<std::string>().c_str(),
-                what.c_str());
+    table.Add({now[i].id, FormatPercent(hits, hits + s.misses), FormatPercent(rates.hits, rates.asked),
+               FormatPercent(s.slab_used_bytes, s.slab_bytes), FormatPercent(s.ssd.used_bytes, s.ssd_capacity_bytes),
+               absl::StrCat(planes), absl::StrCat(s.leases), FormatBytes(rates.read), FormatBytes(rates.written),
+               absl::StrCat(s.dram_evictions), absl::StrCat(s.checksum_failures + s.ssd.counters.wrong_records)});
+    json->push_back({{"id", now[i].id},
+                     {"answers", true},
+                     {"hits", hits},
+                     {"misses", s.misses},
+                     {"hits_in_interval", rates.hits},
+                     {"lookups_in_interval", rates.asked},
+                     {"read_bytes_per_s", rates.read},
+                     {"written_bytes_per_s", rates.written},
+                     {"dram_used_bytes", s.slab_used_bytes},
+                     {"ssd_used_bytes", s.ssd.used_bytes},
+                     {"planes", planes},
+                     {"leases", s.leases}});
   }
-  return absl::OkStatus();
+  return table.ToString();
+}
+
+absl::Status Top(const Options& o) {
+  cluster::BlockTerminationSignals();
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<StoreFleet> fleet, StoreFleet::Open(o.flags));
+  std::vector<StoreStat> before = StatAll(*fleet);
+  absl::Time then = absl::Now();
+  for (;;) {
+    if (cluster::WaitForTermination(absl::Now() + absl::Seconds(o.interval_s))) return absl::OkStatus();
+    std::vector<StoreStat> now = StatAll(*fleet);
+    const absl::Time time = absl::Now();
+    Json rows = Json::array();
+    const std::string text = TopTable(before, now, absl::ToDoubleSeconds(time - then), &rows);
+    if (o.flags.cluster.json) {
+      PrintJson(rows);
+    } else {
+      std::printf("%s%s", o.once ? "" : "\x1b[H\x1b[2J", text.c_str());
+      std::fflush(stdout);
+    }
+    if (o.once) return FirstError(now);
+    before = std::move(now);
+    then = time;
+  }
 }
 
 }  // namespace
 
 void AddStore(CLI::App& app, Action& action) {
-  CLI::App* store = app.add_subcommand("store", "Look into a store, or take blocks out of it");
+  CLI::App* store = app.add_subcommand("store", "What the stores hold: look, take out, bring in, check");
   store->require_subcommand(1);
   auto o = std::make_shared<Options>();
   const auto add = [&](const char* name, const char* what, absl::Status (*run)(const Options&)) {
     CLI::App* verb = store->add_subcommand(name, what);
-    verb->add_option("--store", o->address, "The store's address (default: the one in the cluster file)");
-    verb->add_option("--store-secret-file", o->secret_file, "File with the secret that the store asks for");
-    verb->add_option("--cluster", o->cluster_file, "Address file written by 'perigee up'")->capture_default_str();
-    verb->add_flag("--json", o->json, "Print JSON");
+    o->flags.Add(*verb);
     verb->callback([o, run, &action] { action = [o, run] { return run(*o); }; });
     return verb;
   };
@@ -317,12 +344,13 @@ void AddStore(CLI::App& app, Action& action) {
   ls->add_option("--tenant", o->tenant, "Of this tenant only");
   ls->add_option("--limit", o->limit, "At most so many; 0: all")->capture_default_str();
   add("stat", "Capacity, contents and counters", Stat);
-  CLI::App* why = add("why", "Why blocks are not stored, or where they are", Why);
-  why->add_option("keys", o->keys, "Block keys")->required();
-  CLI::App* rm = add("rm", "Remove blocks", Remove);
-  rm->add_option("keys", o->keys, "Block keys, or unambiguous beginnings of them");
-  rm->add_flag("--all", o->all, "Remove every block");
-  rm->add_option("--tenant", o->tenant, "Of this tenant only");
+  CLI::App* top = add("top", "Hit rates, tiers and bandwidth, again and again", Top);
+  top->add_flag("--once", o->once, "One time only");
+  top->add_option("--interval-s", o->interval_s, "Between two looks")->capture_default_str()->check(kTimeoutSeconds);
+  AddStoreChange(*store, action);
+  AddStorePlanes(*store, action);
+  AddStoreCheck(*store, action);
+  AddStoreArchive(*store, action);
 }
 
 }  // namespace perigee::cli

@@ -218,6 +218,18 @@ absl::Status SsdTier::SetReplicas(std::span<const SsdStored> planes, uint8_t rep
   return ForEachVolume(planes, [replicas](SsdVolume& volume, auto here) { return volume.SetReplicas(here, replicas); });
 }
 
+absl::StatusOr<PlaneMeta> SsdTier::MetaOf(const SsdStored& plane) const {
+  const SsdVolume* volume = VolumeOf(plane.record);
+  if (volume == nullptr) return absl::NotFoundError(absl::StrCat(plane.id.ToString(), " is not on the SSD"));
+  return volume->IndexedMeta(plane);
+}
+
+void SsdTier::Scrub() {
+  for (const auto& volume : volumes_) {
+    if (volume != nullptr) volume->Scrub();
+  }
+}
+
 absl::Status SsdTier::NoteDeletion() {
   absl::MutexLock lock(&mu_);
   if (deletion_noted_) return absl::OkStatus();

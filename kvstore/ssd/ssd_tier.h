@@ -54,6 +54,13 @@ class SsdTier {
   // How many stores are to have these planes, those that are still the same records; durable when it returns.
   absl::Status SetReplicas(std::span<const SsdStored> planes, uint8_t replicas);
 
+  // What the index says of a plane, that of the same record. NOT_FOUND for one that is stored no more.
+  absl::StatusOr<PlaneMeta> MetaOf(const SsdStored& plane) const;
+
+  // Begins a pass of the scrubber over everything that is stored now, which does not wait for idle time; one that is
+  // under way begins anew.
+  void Scrub();
+
   // Before planes are deleted for good, known ones or not: a path that is absent now and returns at a later start loses
   // what it holds, so that it cannot bring them back.
   absl::Status NoteDeletion();

@@ -74,6 +74,8 @@ struct SsdPathStats {
   uint64_t used_bytes = 0;
   uint64_t live_bytes = 0;
   uint64_t segments = 0;
+  bool scrubbing = false;         // A pass that was asked for is under way.
+  uint64_t scrub_pass_bytes = 0;  // Records looked at in the pass under way, whoever began it.
 };
 
 // Counted over all starts, per path kept in its index (some of it is lost with a crash).

@@ -309,6 +309,16 @@ absl::StatusOr<IndexEntry> SsdVolume::EntryOf(const PlaneId& id) {
   return DecodeIndexEntry(key, value);
 }
 
+absl::StatusOr<PlaneMeta> SsdVolume::IndexedMeta(const SsdStored& plane) const {
+  if (Find(plane.id) != plane.record) {
+    return absl::NotFoundError(absl::StrCat(plane.id.ToString(), " is not on the SSD"));
+  }
+  const std::string key = EncodeIndexKey(plane.id);
+  PERIGEE_ASSIGN_OR_RETURN(const std::string value, index_->Get(key));
+  PERIGEE_ASSIGN_OR_RETURN(IndexEntry entry, DecodeIndexEntry(key, value));
+  return std::move(entry.meta);
+}
+
 absl::Status SsdVolume::SetReplicas(std::span<const SsdStored> planes, uint8_t replicas) {
   absl::MutexLock journal(&journal_mu_);
   std::vector<SsdIndex::Change> changes;
@@ -505,6 +515,8 @@ SsdPathStats SsdVolume::Stats() const {
     s.used_bytes = used_bytes_;
     s.live_bytes = live_bytes_;
     s.segments = segments_.size();
+    s.scrubbing = scrub_asked_;
+    s.scrub_pass_bytes = scrub_pass_bytes_;
   }
   absl::MutexLock lock(&health_mu_);
   s.health = health_;

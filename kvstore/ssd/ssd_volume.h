@@ -44,6 +44,8 @@ class SsdVolume {
   absl::Status Remove(std::span<const SsdStored> planes);
   absl::Status SetReplicas(std::span<const SsdStored> planes, uint8_t replicas);
   std::optional<SsdRecord> Find(const PlaneId& id) const;
+  absl::StatusOr<PlaneMeta> IndexedMeta(const SsdStored& plane) const;
+  void Scrub();
   // Adds the transfer that answers `read`, or answers it.
   void PrepareRead(SsdRead read, std::vector<FileTransfer>* transfers);
   void Touch(const PlaneId& id, const SsdRecord& record);
@@ -139,6 +141,7 @@ class SsdVolume {
   absl::StatusOr<IndexEntry> EntryOf(const PlaneId& id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(journal_mu_);
   std::vector<Checked> ReadAndCheck(const SegmentPtr& segment, std::span<const SsdStored> planes);
   bool Idle() const;
+  bool ScrubAsked() const;
   void TrimSealed();
   void RetryRemoves();
   absl::Status SaveStatistics(bool synced);
@@ -169,6 +172,9 @@ class SsdVolume {
   uint64_t written_since_start_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t compacted_since_start_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t absence_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t scrub_segment_ ABSL_GUARDED_BY(mu_) = 0, scrub_offset_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t scrub_pass_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  bool scrub_asked_ ABSL_GUARDED_BY(mu_) = false;  // Until a pass has ended.
 
   absl::Mutex commit_mu_;
   bool leading_ ABSL_GUARDED_BY(commit_mu_) = false;
@@ -184,10 +190,10 @@ class SsdVolume {
 
   absl::Mutex maintain_mu_;
   bool stop_ ABSL_GUARDED_BY(maintain_mu_) = false;
+  bool wake_ ABSL_GUARDED_BY(maintain_mu_) = false;  // Look again at once.
   std::thread maintenance_;
   // Of the maintenance thread alone.
   SegmentPtr victim_;
-  uint64_t scrub_segment_ = 0, scrub_offset_ = 0;
   absl::Time next_save_ = absl::InfinitePast();
 };
 

@@ -57,14 +57,17 @@ void SsdVolume::Maintain() {
         NoteWrite(absl::OkStatus());
       }
       if (CheckWritable().ok()) wait = CompactStep();
-      if (!wait && Idle()) wait = ScrubStep();
+      if (!wait && (ScrubAsked() || Idle())) wait = ScrubStep();
       if (SteadyNow() > next_save_) {
         SaveStatistics(/*synced=*/false).IgnoreError();
         next_save_ = SteadyNow() + kSaveEvery;
       }
     }
     absl::MutexLock lock(&maintain_mu_);
-    if (maintain_mu_.AwaitWithTimeout(absl::Condition(&stop_), wait.value_or(kTick))) return;
+    const auto called = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(maintain_mu_) { return stop_ || wake_; };
+    maintain_mu_.AwaitWithTimeout(absl::Condition(&called), wait.value_or(kTick));
+    if (stop_) return;
+    wake_ = false;
   }
 }
 
@@ -226,8 +229,24 @@ std::vector<SsdVolume::Checked> SsdVolume::ReadAndCheck(const SegmentPtr& segmen
   return good;
 }
 
+void SsdVolume::Scrub() {
+  {
+    absl::MutexLock lock(&mu_);
+    scrub_asked_ = true;
+    scrub_segment_ = scrub_offset_ = scrub_pass_bytes_ = 0;
+  }
+  absl::MutexLock lock(&maintain_mu_);
+  wake_ = true;
+}
+
+bool SsdVolume::ScrubAsked() const {
+  absl::MutexLock lock(&mu_);
+  return scrub_asked_;
+}
+
 std::optional<absl::Duration> SsdVolume::ScrubStep() {
-  if (options_.scrub_bytes_per_s == 0) return std::nullopt;
+  const bool asked = ScrubAsked();
+  if (options_.scrub_bytes_per_s == 0 && !asked) return std::nullopt;
   SegmentPtr segment;
   SsdStored plane;
   uint64_t bytes = 0;
@@ -251,14 +270,16 @@ std::optional<absl::Duration> SsdVolume::ScrubStep() {
     }
     if (segment == nullptr) {
       if (!segments_.empty()) ++counters_.scrub_passes;
-      scrub_segment_ = scrub_offset_ = 0;
+      scrub_segment_ = scrub_offset_ = scrub_pass_bytes_ = 0;
+      scrub_asked_ = false;
       return std::nullopt;
     }
   }
   ReadAndCheck(segment, {&plane, 1});
   absl::MutexLock lock(&mu_);
   counters_.scrubbed_bytes += bytes;
-  return TimeFor(bytes, options_.scrub_bytes_per_s);
+  scrub_pass_bytes_ += bytes;
+  return TimeFor(bytes, asked ? options_.compact_bytes_per_s : options_.scrub_bytes_per_s);
 }
 
 // --- statistics

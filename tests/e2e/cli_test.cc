@@ -37,9 +37,10 @@ class CliTest : public ::testing::Test {
 };
 
 TEST_F(CliTest, HelpOfEveryVerbExitsWithZero) {
-  for (const char* verb :
-       {"", "up", "generate", "store", "store ls", "store stat", "store why", "store rm", "model", "model inspect",
-        "calibrate", "demo", "serve", "serve store", "serve prefill", "serve decode"}) {
+  for (const char* verb : {"",         "up",          "generate",      "store",         "store ls",     "store stat",
+                           "store rm", "why",         "cluster",       "cluster nodes", "context",      "config",
+                           "bench",    "completion",  "model",         "model inspect", "calibrate",    "demo",
+                           "serve",    "serve store", "serve prefill", "serve decode",  "serve gateway"}) {
     std::vector<std::string> arguments = absl::StrSplit(verb, ' ', absl::SkipEmpty());
     arguments.push_back("--help");
     const Ran ran = Perigee(arguments);
@@ -364,21 +365,26 @@ TEST_F(RunningTest, StoreVerbsListCountAndRemove) {
   EXPECT_EQ(Perigee({"store", "stat"}).exit_code, 0);
 
   const std::string key = planes[0]["key"].get<std::string>();
-  const Json removed = JsonOf({"store", "rm", key.substr(0, 20)});
+  const Json removed = JsonOf({"store", "rm", key.substr(0, 20), "--yes"});
   EXPECT_EQ(removed["blocks"], 1);
   EXPECT_GE(removed["planes"].get<int>(), 2);
   for (const Json& plane : JsonOf({"store", "ls", "--tenant", "librarian"})) EXPECT_NE(plane["key"], key);
-  ExpectFailure(Perigee({"store", "rm", key.substr(0, 20)}), key.substr(0, 20));
-  const Json why = JsonOf({"store", "why", key, planes[0]["key"] == key ? planes.back()["key"] : planes[0]["key"]});
+  const Ran gone = Perigee({"store", "rm", key.substr(0, 20), "--yes"});
+  EXPECT_EQ(gone.exit_code, 3);
+  EXPECT_THAT(gone.err, HasSubstr(key.substr(0, 20)));
+  const Ran asked = Perigee({"why", key, planes[0]["key"] == key ? planes.back()["key"] : planes[0]["key"], "--json"});
+  EXPECT_EQ(asked.exit_code, 3) << "one is not stored";
+  const Json why = Json::parse(asked.out, nullptr, false);
   ASSERT_EQ(why.size(), 6u);
   EXPECT_EQ(why[0]["stored"], false);
   EXPECT_EQ(why[0]["reason"], "deleted");
   EXPECT_GT(why[0]["when_unix_us"], 0);
   EXPECT_EQ(why[3]["stored"], true);
-  ExpectFailure(Perigee({"store", "why", key.substr(0, 20)}), "64 hexadecimal digits");
+  ExpectFailure(Perigee({"why", key.substr(0, 20)}), "64 hexadecimal digits");
   ExpectFailure(Perigee({"store", "rm"}), "--all");
+  EXPECT_EQ(Perigee({"store", "rm", "--all"}).exit_code, 4) << "nobody to ask";
   ExpectFailure(Perigee({"store", "rm", ""}), "empty");
-  EXPECT_EQ(Perigee({"store", "rm", "--all", "--tenant", "librarian"}).exit_code, 0);
+  EXPECT_EQ(Perigee({"store", "rm", "--all", "--tenant", "librarian", "--yes"}).exit_code, 0);
   EXPECT_TRUE(JsonOf({"store", "ls", "--tenant", "librarian"}).empty());
 }
 

@@ -129,6 +129,38 @@ TEST(Client, WritesAndReadsBackAndPayloadDoesNotCrossGrpc) {
   EXPECT_EQ(ReadAll(**client, std::span(planes).first(1)).code(), absl::StatusCode::kNotFound);
 }
 
+TEST(Client, EvictsScrubsAndListsWhatIsBefore) {
+  TempFolder folder;
+  auto server = StoreServer::Start(LocalOptions(folder.path()));
+  ASSERT_TRUE(server.ok()) << server.status();
+  const auto engine = MakeEngine();
+  auto client = StoreClient::Connect((*server)->address(), engine.get(), {});
+  ASSERT_TRUE(client.ok()) << client.status();
+  std::vector<TestPlane> planes = SomePlanes(0, 3, 50000);
+  for (uint64_t i = 0; i < planes.size(); ++i) Follow(planes[i], i);
+  ASSERT_TRUE(WriteAll(**client, planes, Durability::kSynced).ok());
+  const std::vector<pod::BlockKey> some = {planes[1].id.key};
+  EXPECT_EQ((*client)->Evict({.keys = some, .dry_run = true})->planes, 1u);
+  EXPECT_EQ((*client)->Evict({.keys = some, .idle = absl::Hours(1)})->planes, 0u);
+  EXPECT_EQ((*client)->Evict({.tenant = "somebody else"})->planes, 0u);
+  EXPECT_EQ((*client)->Evict({.keys = some})->payload_bytes, planes[1].payload.size());
+  EXPECT_EQ((*client)->Evict({})->planes, 2u);
+  const auto page = (*client)->List("", 0, "", {.parents = true});
+  ASSERT_TRUE(page.ok()) << page.status();
+  for (const ListedPlane& plane : page->planes) {
+    EXPECT_TRUE(plane.parent_known);
+    EXPECT_EQ(plane.tier, Tier::kSsd);
+    const auto i = static_cast<uint64_t>(plane.meta.base_position / 64);
+    EXPECT_EQ(plane.meta.parent, i == 0 ? std::nullopt : std::optional(TestKey(i - 1))) << i;
+  }
+  EXPECT_TRUE((*client)->Scrub().ok());
+  ClientOptions tenant;
+  tenant.tenant = "tenant-a";
+  auto other = StoreClient::Connect((*server)->address(), engine.get(), tenant);
+  ASSERT_TRUE(other.ok()) << other.status();
+  EXPECT_EQ((*other)->Scrub().code(), absl::StatusCode::kPermissionDenied);
+}
+
 TEST(Client, FollowsTheStoresEventsAndIsToldWhenItCannot) {
   const auto engine = MakeEngine();
   auto server = StoreServer::Start(LocalOptions());

@@ -112,6 +112,36 @@ TEST_F(SsdTierTest, TheScrubberDropsWrongRecordsSaysWhyAndItsCountsSurvive) {
   EXPECT_GE(tier->Stats().counters.written_bytes, 6 * (4096u + 12288u));
 }
 
+TEST_F(SsdTierTest, APassThatIsAskedForReadsEverythingAlsoWhereTheScrubberIsOff) {
+  auto tier = OpenTier(options_);
+  Fill(*tier, 6);
+  std::fstream file(folder_.path() + "/segments/00000001.seg", std::ios::in | std::ios::out | std::ios::binary);
+  file.seekp(3 * (4096 + 12288) + 5000);
+  file.put('\x7f');
+  file.put('\x7e');
+  file.close();
+  EXPECT_EQ(tier->Stats().counters.scrubbed_bytes, 0u);
+  EXPECT_FALSE(tier->Stats().paths[0].scrubbing);
+  tier->Scrub();
+  EXPECT_TRUE(Eventually([&] { return !tier->Stats().paths[0].scrubbing; }));
+  const SsdStats stats = tier->Stats();
+  EXPECT_EQ(stats.counters.scrub_passes, 1u);
+  EXPECT_EQ(stats.counters.scrubbed_bytes, 6 * (4096u + 12288u));
+  EXPECT_EQ(stats.paths[0].scrub_pass_bytes, 0u) << "the pass has ended";
+  EXPECT_EQ(drops_.reasons(), (std::map<PlaneId, SsdDropReason>{{MakePlane(3, 1).id, SsdDropReason::kWrong}}));
+}
+
+TEST_F(SsdTierTest, TheIndexSaysWhatIsBeforeAPlane) {
+  auto tier = OpenTier(options_);
+  Fill(*tier, 1);
+  const absl::StatusOr<PlaneMeta> meta = tier->MetaOf(Stored(0));
+  ASSERT_TRUE(meta.ok()) << meta.status();
+  EXPECT_EQ(meta->payload_bytes, 9000u);
+  const std::vector<SsdStored> gone = {Stored(0)};
+  ASSERT_TRUE(tier->Remove(gone).ok());
+  EXPECT_EQ(tier->MetaOf(Stored(0)).status().code(), absl::StatusCode::kNotFound);
+}
+
 TEST_F(SsdTierTest, ConcurrentAppendsShareTheirSyncs) {
   UseFaults();
   auto tier = OpenTier(options_);

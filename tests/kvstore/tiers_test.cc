@@ -99,6 +99,61 @@ TEST_F(TiersTest, AnSsdPlaneThatManyWantAtOnceIsReadOnce) {
   ExpectNothingHeld();
 }
 
+TEST_F(TiersTest, EvictDropsOnlyCopiesInMemoryThatASlowerTierHas) {
+  int64_t now_us = 1'700'000'000'000'000;
+  options_.wall = [&now_us] { return absl::FromUnixMicros(now_us); };
+  Open(64);
+  WriteAll(4, 8192);
+  ASSERT_TRUE(Write(*store_, ChainPlane(4, 8192), Durability::kDram).ok());
+  const std::vector<pod::BlockKey> pinned = {TestKey(1)};
+  ASSERT_TRUE(store_->Pin(pinned, PinMode::kSoft, "").ok());
+  const PlaneId leased = ChainPlane(2, 8192).id;
+  const auto lease = store_->Acquire({&leased, 1}, absl::Seconds(60));
+  ASSERT_TRUE(lease.ok());
+  now_us += 60'000'000;
+
+  EXPECT_EQ(store_->Evict({.dry_run = true})->planes, 2u) << "0 and 3: 1 is pinned, 2 leased, 4 only in memory";
+  EXPECT_EQ(TierOf(ChainPlane(0, 8192).id), Tier::kDram);
+  EXPECT_EQ(store_->Evict({.tenant = "somebody else"})->planes, 0u);
+  EXPECT_EQ(store_->Evict({.idle = absl::Seconds(61)})->planes, 0u);
+  const std::vector<pod::BlockKey> some = {TestKey(0), TestKey(4), TestKey(99)};
+  const absl::StatusOr<Evicted> first = store_->Evict({.keys = some, .idle = absl::Seconds(60)});
+  ASSERT_TRUE(first.ok());
+  EXPECT_EQ(first->planes, 1u);
+  EXPECT_EQ(first->payload_bytes, 8192u);
+  EXPECT_EQ(TierOf(ChainPlane(0, 8192).id), Tier::kSsd);
+  EXPECT_EQ(store_->Evict({.tenant = "tenant-a"})->planes, 1u);
+  for (uint64_t i : {1, 2, 4}) EXPECT_EQ(TierOf(ChainPlane(i, 8192).id), Tier::kDram) << i;
+  for (uint64_t i : {0, 3}) EXPECT_TRUE(ReadAndCompare(*store_, ChainPlane(i, 8192)).ok()) << i;
+  EXPECT_TRUE(store_->Release(lease->id, 0, 0).ok());
+}
+
+TEST_F(TiersTest, ListSaysWhichBlockIsBeforeInWhateverTierAPlaneIs) {
+  Open(64);
+  WriteAll(3, 8192);
+  const std::vector<pod::BlockKey> some = {TestKey(2)};
+  ASSERT_EQ(store_->Evict({.keys = some})->planes, 1u);
+  const auto page = store_->List("", 0, "", {.parents = true});
+  ASSERT_TRUE(page.ok());
+  ASSERT_EQ(page->planes.size(), 3u);
+  for (const ListedPlane& plane : page->planes) {
+    EXPECT_TRUE(plane.parent_known);
+    const auto i = static_cast<uint64_t>(plane.meta.base_position / 64);
+    EXPECT_EQ(plane.meta.parent, i == 0 ? std::nullopt : std::optional(TestKey(i - 1))) << i;
+  }
+  EXPECT_FALSE(store_->List("", 0, "")->planes[0].parent_known);
+}
+
+TEST_F(TiersTest, ScrubChecksTheDiskWhenItIsAskedTo) {
+  Open(64);
+  WriteAll(3, 8192);
+  EXPECT_TRUE(store_->Scrub().ok());
+  EXPECT_TRUE(Eventually([&] { return store_->Stats().ssd.counters.scrub_passes == 1; }));
+  options_.ssd.reset();
+  Open(64);
+  EXPECT_EQ(store_->Scrub().code(), absl::StatusCode::kFailedPrecondition);
+}
+
 TEST_F(TiersTest, ACancelledAcquireEndsSoonAndWhatNobodyElseWantsIsNotRead) {
   Open(512);
   WriteAll(200, 4096);

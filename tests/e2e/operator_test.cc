@@ -1,0 +1,377 @@
+// The operator's verbs against a small cluster of real processes: two stores, a prefill node, a decode node, a gateway.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "absl/strings/str_split.h"
+#include "cluster/process.h"
+#include "program.h"
+
+namespace perigee {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::UnorderedElementsAre;
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+const char* const kModel = PERIGEE_SOURCE_DIR "/models/podling";
+
+constexpr int kNotFound = 3, kRefused = 4, kTimeout = 5, kWrongBytes = 6;
+
+class OperatorTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    home_ = new TempFolder;
+    Write("members.json", R"({"epoch": 1, "nodes": []})");
+    Write("credentials", "[[credential]]\nsecret = \"operators-own-secret\"\ntrusted = true\n");
+    Write("secret", "operators-own-secret\n");
+    for (const char* id : {"s1", "s2"}) {
+      Start(id, {"store", "--dram-mib", "32", "--ssd-mib", "256", "--data-dir", Path(id), "--credentials",
+                 Path("credentials")});
+    }
+    Start("p1", {"prefill", "--model", kModel, "--pool-mib", "32"});
+    Start("d1", {"decode", "--model", kModel, "--pool-mib", "32"});
+    Start("g1", {"gateway", "--model", kModel});
+    Write("cluster.json", Json({{"admin", {"127.0.0.1:1", address_["s1"], address_["s2"]}},
+                                {"store", address_["s1"]},
+                                {"prefill", address_["p1"]},
+                                {"decode", address_["d1"]},
+                                {"store_secret_file", Path("secret")}})
+                              .dump());
+    for (const char* tenant : {"ada", "bob", "cid", "dot"}) Generate(tenant);
+  }
+  static void TearDownTestSuite() {
+    processes_.clear();
+    delete home_;
+  }
+
+  static std::string Path(const std::string& name) { return home_->path() + "/" + name; }
+  static void Write(const std::string& name, const std::string& text) {
+    ASSERT_TRUE(WriteFileAtomically(Path(name), text).ok());
+    ::chmod(Path(name).c_str(), 0600);
+  }
+  static void Start(const std::string& id, std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), "serve");
+    for (const std::string& more :
+         {std::string("--join"), "static:" + Path("members.json"), std::string("--id"), id,
+          std::string("--store-secret-file"), Path("secret"), std::string("--listen"), std::string("127.0.0.1:0")}) {
+      arguments.push_back(more);
+    }
+    auto process = cluster::ChildProcess::Start(PERIGEE_PROGRAM, arguments, Path(id + ".log"));
+    ASSERT_TRUE(process.ok()) << process.status();
+    const auto address = process->WaitReady(absl::Seconds(60));
+    ASSERT_TRUE(address.ok()) << address.status();
+    address_[id] = *address;
+    processes_.emplace(id, *std::move(process));
+  }
+
+  static Ran Perigee(std::vector<std::string> arguments, absl::Duration deadline = absl::Seconds(90)) {
+    return RunProgram(std::move(arguments), home_->path(), deadline);
+  }
+  static Json JsonOf(std::vector<std::string> arguments, int exit_code = 0) {
+    arguments.push_back("--json");
+    const Ran ran = Perigee(arguments);
+    EXPECT_EQ(ran.exit_code, exit_code) << ::testing::PrintToString(arguments) << ran.out << ran.err;
+    if (exit_code == 0) EXPECT_EQ(ran.err, "");  // Quiet in a pipe.
+    const Json json = Json::parse(ran.out, nullptr, false);
+    EXPECT_FALSE(json.is_discarded()) << ran.out;
+    return json;
+  }
+  static void ExpectExit(int code, std::vector<std::string> arguments, const std::string& says = "") {
+    const Ran ran = Perigee(arguments);
+    EXPECT_EQ(ran.exit_code, code) << ::testing::PrintToString(arguments) << ran.out << ran.err;
+    EXPECT_THAT(ran.err, HasSubstr(says)) << ::testing::PrintToString(arguments);
+  }
+  static std::string Prose(const std::string& tenant) {
+    std::string text;
+    for (int i = 0; i < 12; ++i) absl::StrAppend(&text, tenant, " walked ", i, " miles to the river and came back. ");
+    return text;
+  }
+  static void Generate(const std::string& tenant) {
+    const Ran ran = Perigee({"generate", "--prompt", Prose(tenant), "--tenant", tenant, "--max-tokens", "2"});
+    ASSERT_EQ(ran.exit_code, 0) << ran.err;
+  }
+  // "KEY/PLANE" of all that is stored anywhere.
+  static std::set<std::string> Stored() {
+    std::set<std::string> names;
+    for (const Json& plane : JsonOf({"store", "ls"})) {
+      names.insert(absl::StrCat(plane["key"].get<std::string>(), "/", plane["plane"].get<std::string>()));
+    }
+    return names;
+  }
+  // Every record of an exported folder, by its path in it; "created" is of the store that it came from.
+  static std::map<std::string, std::string> Payloads(const std::string& folder) {
+    std::map<std::string, std::string> payloads;
+    for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+      const std::string name = entry.path().filename();
+      if (!entry.is_regular_file() || name == "manifest.json") continue;
+      payloads[name] = ReadFile(entry.path().string()).value_or("").substr(4096);
+    }
+    return payloads;
+  }
+
+  static TempFolder* home_;
+  static std::map<std::string, std::string> address_;
+  static std::map<std::string, cluster::ChildProcess> processes_;
+};
+TempFolder* OperatorTest::home_ = nullptr;
+std::map<std::string, std::string> OperatorTest::address_;
+std::map<std::string, cluster::ChildProcess> OperatorTest::processes_;
+
+TEST_F(OperatorTest, NodesAndStatusShowEveryProcess) {
+  std::vector<std::string> seen;
+  for (const Json& node : JsonOf({"cluster", "nodes"})) {
+    seen.push_back(absl::StrCat(node["id"].get<std::string>(), " ", node["role"].get<std::string>()));
+    EXPECT_EQ(node["answers"], true) << node;
+    EXPECT_EQ(node["state"], "serving");
+    if (node["id"] == "g1") EXPECT_EQ(node["http_address"], address_["g1"]);
+    if (node["id"] == "s1") EXPECT_GT(node["load"]["dram_used_bytes"].get<uint64_t>(), 0u);
+  }
+  EXPECT_THAT(seen, UnorderedElementsAre("s1 store", "s2 store", "p1 prefill", "d1 decode", "g1 gateway"));
+  const Json status = JsonOf({"cluster", "status"});
+  EXPECT_EQ(status["roles"]["store"]["answering"], 2);
+  EXPECT_EQ(status["silent_nodes"], 0);
+  EXPECT_EQ(status["member"], true);
+  EXPECT_THAT(Perigee({"cluster", "nodes"}).out, HasSubstr("NODE "));
+  // Any process knows all others, the gateway's too.
+  std::string gateway;
+  for (const Json& node : JsonOf({"cluster", "nodes"})) {
+    if (node["id"] == "g1") gateway = node["address"];
+  }
+  EXPECT_EQ(JsonOf({"cluster", "nodes", "--admin", gateway, "--store-secret-file", Path("secret")}).size(), 5u);
+}
+
+TEST_F(OperatorTest, WithoutTheSecretNobodyIsObeyed) {
+  for (const char* id : {"s1", "p1"}) {
+    ExpectExit(1, {"cluster", "drain", "s2", "--admin", address_[id]}, "secret");
+  }
+  EXPECT_EQ(JsonOf({"cluster", "status"})["roles"]["store"]["draining"], 0);
+}
+
+TEST_F(OperatorTest, ExitCodesSayWhatHappened) {
+  ExpectExit(2, {"cluster", "frobnicate"});
+  ExpectExit(2, {"store", "pin", "--replicas", "99", "--all"});
+  ExpectExit(kNotFound, {"cluster", "drain", "nobody"}, "s1, s2");
+  ExpectExit(kNotFound, {"config", "show", "nobody"});
+  ExpectExit(kNotFound, {"store", "rm", "zz", "--yes"}, "zz");
+  ExpectExit(kNotFound, {"why", std::string(64, '0')});
+  ExpectExit(kNotFound, {"context", "show", "nothing"}, "nothing");
+  ExpectExit(kRefused, {"store", "rm", "--all"}, "--yes");
+  ExpectExit(kRefused, {"cluster", "drain", "s1", "s2"}, "no serving store");
+  ExpectExit(kRefused, {"cluster", "drain", "g1"}, "SIGTERM");
+  ExpectExit(kRefused, {"cluster", "remove", "s1", "--yes"}, "only copies");
+  ExpectExit(1, {"store", "get", "", "-o", Path("x")}, "empty");
+  EXPECT_FALSE(Stored().empty());
+}
+
+TEST_F(OperatorTest, ConfigPlacementFingerprintAndCompletion) {
+  const Json config = JsonOf({"config", "show", "s1"});
+  EXPECT_EQ(config["s1"]["dram-mib"]["value"], "32");
+  EXPECT_EQ(config["s1"]["dram-mib"]["given"], true);
+  EXPECT_EQ(config["s1"]["policy"]["value"], "default");
+  EXPECT_EQ(config["s1"]["policy"]["given"], false);
+  const Json plane = JsonOf({"store", "ls", "--limit", "1"})[0];
+  const Json placement = JsonOf({"cluster", "placement", plane["key"]});
+  EXPECT_EQ(placement["stored"], true);
+  EXPECT_EQ(placement["owners"], Json::array({plane["store"]}));
+  EXPECT_EQ(placement["readers"].size(), 2u);
+  EXPECT_EQ(placement["group"], plane["group"]);
+  EXPECT_EQ(JsonOf({"model", "fingerprint", kModel})["fingerprint"],
+            JsonOf({"cluster", "nodes"})[2]["model_fingerprint"]);
+  for (const char* shell : {"bash", "zsh", "fish"}) {
+    const Ran ran = Perigee({"completion", shell});
+    EXPECT_EQ(ran.exit_code, 0);
+    for (const char* word : {"cluster", "undrain", "dry-run", "replicas"}) EXPECT_THAT(ran.out, HasSubstr(word));
+  }
+  const std::string script = Path("completion.bash");
+  ASSERT_TRUE(WriteFileAtomically(script, Perigee({"completion", "bash"}).out).ok());
+  EXPECT_EQ(::system(absl::StrCat("bash -c 'source ", script,
+                                  "; COMP_WORDS=(perigee store ex); COMP_CWORD=2; _perigee; "
+                                  "[[ \"${COMPREPLY[*]}\" == export ]]'")
+                         .c_str()),
+            0);
+}
+
+TEST_F(OperatorTest, WhyFollowsAPromptAndSaysWhereItsPrefixEnds) {
+  const Json known = JsonOf({"why", "--prompt", Prose("ada"), "--tenant", "ada"});
+  EXPECT_EQ(known["stored_blocks"], known["blocks"]);
+  EXPECT_EQ(known["stored_tokens"].get<int>() + 1, known["tokens"].get<int>());
+  const Json longer = JsonOf({"why", "--prompt", Prose("ada") + Prose("eve"), "--tenant", "ada"}, kNotFound);
+  EXPECT_GT(longer["stored_blocks"], 0);
+  EXPECT_LT(longer["stored_blocks"], longer["blocks"]);
+  EXPECT_EQ(longer["ends"]["reason"], "never stored");
+  EXPECT_EQ(longer["ends"]["misses"].size(), 2u);
+  EXPECT_EQ(JsonOf({"why", "--prompt", Prose("ada"), "--tenant", "bob"}, kNotFound)["stored_blocks"], 0);
+  const Json rows = JsonOf({"why", known["root"]});
+  EXPECT_EQ(rows[0]["stored"], true);
+  EXPECT_EQ(rows[0]["copies"].size(), 1u);
+}
+
+TEST_F(OperatorTest, APlaneGoesThroughAFileAndComesBackAsItWas) {
+  Generate("file");
+  const Json plane = JsonOf({"store", "ls", "--tenant", "file"})[0];
+  const std::string key = plane["key"], file = Path("one.plane"), again = Path("again.plane");
+  const std::string kind = plane["plane"];
+  const Json got = JsonOf({"store", "get", key, "--plane", kind, "-o", file});
+  EXPECT_EQ(got["payload_bytes"], plane["payload_bytes"]);
+  JsonOf({"store", "rm", key, "--yes"});
+  ExpectExit(kNotFound, {"store", "get", key, "--plane", kind, "-o", again});
+  EXPECT_EQ(JsonOf({"store", "put", file})["stored"], true);
+  EXPECT_EQ(JsonOf({"store", "put", file})["stored"], false);
+  JsonOf({"store", "get", key, "--plane", kind, "-o", again});
+  EXPECT_EQ(ReadFile(file).value_or("").substr(4096), ReadFile(again).value_or("other").substr(4096));
+  std::string bytes = ReadFile(file).value_or("");
+  bytes[5000] ^= 1;
+  ASSERT_TRUE(WriteFileAtomically(file, bytes).ok());
+  ExpectExit(kWrongBytes, {"store", "put", file}, file);
+  JsonOf({"store", "rm", "--all", "--tenant", "file", "--yes"});
+}
+
+TEST_F(OperatorTest, PinsEvictionAndGarbage) {
+  Generate("pins");
+  const Json planes = JsonOf({"store", "ls", "--tenant", "pins"});
+  const std::string root = JsonOf({"why", "--prompt", Prose("pins"), "--tenant", "pins"})["root"];
+  EXPECT_GT(JsonOf({"store", "pin", root, "--hard"})["planes"], 0);
+  const Json dry = JsonOf({"store", "evict", "--tenant", "pins", "--dry-run"});
+  EXPECT_GT(dry["planes"], 0);
+  EXPECT_LT(dry["planes"].get<size_t>(), planes.size());
+  EXPECT_EQ(JsonOf({"store", "evict", "--tenant", "pins", "--idle-s", "3000"})["planes"], 0);
+  EXPECT_EQ(JsonOf({"store", "evict", "--tenant", "pins"})["planes"], dry["planes"]);
+  for (const Json& plane : JsonOf({"store", "ls", "--tenant", "pins"})) {
+    EXPECT_EQ(plane["tier"], plane["key"] == root ? "dram" : "ssd");
+    EXPECT_EQ(plane["pin"], plane["key"] == root ? "hard" : "none");
+  }
+  JsonOf({"store", "unpin", root});
+
+  EXPECT_EQ(JsonOf({"store", "gc", "--dry-run"})["unreachable_blocks"], 0);
+  JsonOf({"store", "rm", root, "--yes"});
+  const Json garbage = JsonOf({"store", "gc", "--dry-run"});
+  EXPECT_EQ(garbage["unknown_blocks"], 0);
+  EXPECT_GT(garbage["unreachable_planes"], 0);
+  EXPECT_FALSE(JsonOf({"store", "ls", "--tenant", "pins"}).empty());
+  ExpectExit(kRefused, {"store", "gc"}, "--yes");
+  EXPECT_EQ(JsonOf({"store", "gc", "--yes"})["removed_planes"], garbage["unreachable_planes"]);
+  EXPECT_TRUE(JsonOf({"store", "ls", "--tenant", "pins"}).empty());
+}
+
+TEST_F(OperatorTest, ExportedPlanesComeBackBitForBit) {
+  const std::set<std::string> before = Stored();
+  const std::string first = Path("export1"), second = Path("export2");
+  const Json exported = JsonOf({"store", "export", first});
+  EXPECT_EQ(exported["planes"], before.size());
+  EXPECT_EQ(JsonOf({"store", "export", first})["written"], 0) << "what is there is not written again";
+  JsonOf({"store", "rm", "--all", "--yes"});
+  EXPECT_TRUE(Stored().empty());
+  EXPECT_EQ(JsonOf({"store", "import", first})["stored"], before.size());
+  EXPECT_EQ(JsonOf({"store", "import", first})["stored"], 0);
+  EXPECT_EQ(Stored(), before);
+  JsonOf({"store", "export", second});
+  EXPECT_EQ(Payloads(first), Payloads(second));
+  EXPECT_EQ(JsonOf({"generate", "--prompt", Prose("ada"), "--tenant", "ada", "--max-tokens", "2"})["prefilled_tokens"],
+            0);
+
+  // A wrong file is found, and named; the others come in.
+  const std::string victim = fs::recursive_directory_iterator(first)->path();
+  fs::remove(first + "/manifest.json");
+  ExpectExit(1, {"store", "import", first}, "not finished");
+}
+
+TEST_F(OperatorTest, VerifyAndScrubFindAFlippedByte) {
+  Generate("flip");
+  EXPECT_EQ(JsonOf({"store", "verify"})["wrong"], 0);
+  const Json planes = JsonOf({"store", "ls", "--tenant", "flip"});
+  std::vector<std::string> flipped;
+  for (const Json& plane : {planes.front(), planes.back()}) {
+    const std::string file = Path("flip.plane");
+    JsonOf({"store", "get", plane["key"], "--plane", plane["plane"], "-o", file});
+    const std::string payload = ReadFile(file).value_or("").substr(4096, 512);
+    size_t found = 0;
+    for (const auto& entry : fs::directory_iterator(Path(plane["store"]) + "/segments")) {
+      const std::string bytes = ReadFile(entry.path().string()).value_or("");
+      const size_t at = bytes.find(payload);
+      if (at == std::string::npos) continue;
+      std::fstream segment(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+      segment.seekp(static_cast<std::streamoff>(at + 17));
+      segment.put(static_cast<char>(bytes[at + 17] ^ 4));
+      ++found;
+    }
+    EXPECT_EQ(found, 1u);
+    flipped.push_back(absl::StrCat(plane["key"].get<std::string>(), "/", plane["plane"].get<std::string>()));
+    if (flipped.size() == 2) break;
+    JsonOf({"store", "evict"});
+    const Json wrong = JsonOf({"store", "verify"}, kWrongBytes);
+    EXPECT_EQ(wrong["wrong"], 1);
+    EXPECT_THAT(wrong["wrong_planes"][0].get<std::string>(), HasSubstr(flipped[0]));
+    EXPECT_EQ(JsonOf({"store", "verify"})["wrong"], 0) << "it is dropped";
+  }
+  const Json scrubbed = JsonOf({"store", "scrub", "--start"}, kWrongBytes);
+  uint64_t wrong_records = 0;
+  for (const Json& store : scrubbed) wrong_records += store["wrong_records"].get<uint64_t>();
+  EXPECT_EQ(wrong_records, 1u) << scrubbed;
+  EXPECT_EQ(JsonOf({"store", "scrub", "--start"}).size(), 2u);
+}
+
+TEST_F(OperatorTest, AContextIsComputedPinnedAndForgotten) {
+  Write("context.txt", Prose("context"));
+  const Json added =
+      JsonOf({"context", "add", "river", "--file", Path("context.txt"), "--tenant", "lib", "--replicas", "2"});
+  EXPECT_GT(added["prefilled_tokens"], 0);
+  EXPECT_GE(added["pinned_planes"], added["blocks"]);
+  EXPECT_EQ(JsonOf({"context", "add", "river", "--file", Path("context.txt"), "--tenant", "lib"})["prefilled_tokens"],
+            0);
+  const Json listed = JsonOf({"context", "ls"});
+  ASSERT_EQ(listed.size(), 1u);
+  EXPECT_EQ(listed[0]["stored_blocks"], listed[0]["blocks"]);
+  EXPECT_EQ(JsonOf({"context", "show", "river"})["keys"].size(), added["blocks"]);
+  for (const Json& plane : JsonOf({"store", "ls", "--tenant", "lib"})) EXPECT_EQ(plane["pin"], "soft");
+  ExpectExit(kRefused, {"context", "rm", "river"}, "--yes");
+  JsonOf({"context", "rm", "river", "--yes"});
+  EXPECT_TRUE(JsonOf({"context", "ls"}).empty());
+}
+
+TEST_F(OperatorTest, TopAndStatCountAllStores) {
+  const Json stat = JsonOf({"store", "stat"});
+  ASSERT_EQ(stat["stores"].size(), 2u);
+  EXPECT_EQ(stat["dram"]["capacity_bytes"], 2 * stat["stores"][0]["dram"]["capacity_bytes"].get<uint64_t>());
+  EXPECT_EQ(JsonOf({"store", "stat", "--store", "s2"})["stores"].size(), 1u);
+  const Json top = JsonOf({"store", "top", "--once", "--interval-s", "0.2"});
+  ASSERT_EQ(top.size(), 2u);
+  EXPECT_EQ(top[0]["answers"], true);
+}
+
+// The last one: a store goes.
+TEST_F(OperatorTest, ZDrainingAStoreLosesNothing) {
+  const std::set<std::string> before = Stored();
+  ASSERT_FALSE(before.empty());
+  uint64_t there = 0;
+  for (const Json& plane : JsonOf({"store", "ls", "--store", "s2"})) there += plane["payload_bytes"].get<uint64_t>();
+  const Json dry = JsonOf({"cluster", "drain", "s2", "--dry-run"});
+  EXPECT_EQ(dry[0]["payload_bytes"], there);
+  EXPECT_EQ(JsonOf({"cluster", "status"})["roles"]["store"]["draining"], 0);
+  ExpectExit(kTimeout, {"cluster", "drain", "s2", "--timeout-s", "0.01"}, "s2");
+  EXPECT_EQ(JsonOf({"cluster", "undrain", "s2"})["serving"][0], "s2");
+
+  EXPECT_EQ(JsonOf({"cluster", "drain", "s2"})["drained"], true);
+  EXPECT_TRUE(JsonOf({"store", "ls", "--store", "s2"}).empty());
+  EXPECT_EQ(Stored(), before);
+  EXPECT_EQ(JsonOf({"store", "verify"})["wrong"], 0);
+  EXPECT_EQ(JsonOf({"cluster", "drain", "p1"})["drained"], true);
+  JsonOf({"cluster", "undrain", "p1"});
+  ExpectExit(kRefused, {"cluster", "remove", "s2"}, "--yes");
+  EXPECT_EQ(JsonOf({"cluster", "remove", "s2", "--yes"})["removed"][0], "s2");
+  EXPECT_EQ(JsonOf({"cluster", "nodes"}).size(), 4u);
+  JsonOf({"cluster", "join", "s9", "--address", "127.0.0.1:1"});
+  const Json status = JsonOf({"cluster", "status"}, 1);
+  EXPECT_EQ(status["silent_nodes"], 1);
+  ExpectExit(kRefused, {"cluster", "remove", "s9", "--yes"}, "--force");
+  JsonOf({"cluster", "remove", "s9", "--yes", "--force"});
+}
+
+}  // namespace
+}  // namespace perigee

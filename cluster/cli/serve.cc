@@ -99,7 +99,7 @@ absl::Status ServeStore(const Options& o) {
     PERIGEE_ASSIGN_OR_RETURN(cluster::NodeRecord self, o.member.Record(cluster::Role::kStore, server->address()));
     self.capacity.dram_bytes = options.slab_bytes;
     self.capacity.ssd_bytes = options.store.ssd.has_value() ? options.store.ssd->capacity_bytes : 0;
-    PERIGEE_RETURN_IF_ERROR(member->Join(self, [&server] {
+    PERIGEE_RETURN_IF_ERROR(o.member.Join(*member, self, [&server] {
       const kvstore::StoreStats stats = server->store().Stats();
       return cluster::NodeLoad{.dram_used_bytes = stats.slab_used_bytes, .ssd_used_bytes = stats.ssd.used_bytes};
     }));
@@ -140,7 +140,7 @@ absl::Status ServeNode(cluster::Role role, const Options& o, Arguments... argume
     self.capacity.max_sequences = service.Load().max_running();
     self.model_fingerprint = ToHex(node->model().fingerprint());
     self.plan_id = ToHex(node->model().plan().id());
-    PERIGEE_RETURN_IF_ERROR(member->Join(self, [&node, &service] {
+    PERIGEE_RETURN_IF_ERROR(o.member.Join(*member, self, [&node, &service] {
       const v1::NodeLoad load = service.Load();
       return cluster::NodeLoad{
           .pool_used_bytes = node->Info().pool_used_bytes(), .running = load.running(), .queued = load.queued()};

@@ -84,7 +84,7 @@ absl::Status ServeGateway(const Options& o) {
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<cluster::HttpServer> server,
                            cluster::HttpServer::Start(http, front, &backend, Log));
   PERIGEE_ASSIGN_OR_RETURN(const cluster::NodeRecord self, o.member.Record(cluster::Role::kGateway, server->address()));
-  PERIGEE_RETURN_IF_ERROR(member->Join(self, [&backend] {
+  PERIGEE_RETURN_IF_ERROR(o.member.Join(*member, self, [&backend] {
     const cluster::ClusterBackendStats stats = backend.stats();
     return cluster::NodeLoad{.running = static_cast<uint32_t>(stats.serving),
                              .queued = static_cast<uint32_t>(stats.waiting)};

@@ -69,7 +69,9 @@ class ChaosSchedule {
     absl::Time give_up_at = absl::InfiniteFuture();  // After it was told to come back.
   };
 
-  int64_t Between(int64_t low, int64_t high) { return low + static_cast<int64_t>(random_() % static_cast<uint64_t>(high - low)); }
+  int64_t Between(int64_t low, int64_t high) {
+    return low + static_cast<int64_t>(random_() % static_cast<uint64_t>(high - low));
+  }
 
   void HarmOne() {
     const Topology::Node& node = nodes_[random_() % nodes_.size()];

@@ -72,8 +72,9 @@ class Workload {
 
   static absl::Status Talk(const Reference& reference, size_t number, int turns, uint64_t seed,
                            std::vector<Question>* out) {
-    static constexpr const char* kAsked[] = {"What is the pass key for ", "And then he said to ", "In the morning came ",
-                                             "The house of ",             "Why did you not tell ", "There was once "};
+    static constexpr const char* kAsked[] = {"What is the pass key for ", "And then he said to ",
+                                             "In the morning came ",      "The house of ",
+                                             "Why did you not tell ",     "There was once "};
     static constexpr const char* kNames[] = {"Torvek", "Braimel", "Plosun", "Garvis", "Trendol", "Milvane"};
     std::mt19937_64 random(seed * 1000 + number);
     const bool chat = number % 3 == 2;
@@ -85,7 +86,8 @@ class Workload {
           absl::StrCat("\n", kAsked[random() % std::size(kAsked)], kNames[random() % std::size(kNames)]);
       Question question;
       question.endpoint = chat ? cluster::Endpoint::kChatCompletions : cluster::Endpoint::kCompletions;
-      question.body = {{"model", "podling"}, {"temperature", 0}, {"ignore_eos", true}, {"max_tokens", 16 + random() % 49}};
+      question.body = {
+          {"model", "podling"}, {"temperature", 0}, {"ignore_eos", true}, {"max_tokens", 16 + random() % 49}};
       if (chat) {
         messages.push_back({{"role", "user"}, {"content", asked}});
         question.body["messages"] = messages;
@@ -121,15 +123,17 @@ class Users {
   Users(const Workload& workload, std::string gateway, int users, absl::Duration time, absl::Duration pause,
         uint64_t seed) {
     for (int user = 0; user < users; ++user) {
-      threads_.emplace_back([this, &workload, gateway, time, pause, random = std::mt19937_64(seed * 100 + user)]() mutable {
-        while (!stopping_) {
-          const Question question = workload.Draw(random);
-          Note(Ask(gateway, question, time));
-          absl::MutexLock lock(&mu_);
-          mu_.AwaitWithTimeout(absl::Condition(+[](std::atomic<bool>* stopping) { return stopping->load(); }, &stopping_),
-                               pause);
-        }
-      });
+      threads_.emplace_back(
+          [this, &workload, gateway, time, pause, random = std::mt19937_64(seed * 100 + user)]() mutable {
+            while (!stopping_) {
+              const Question question = workload.Draw(random);
+              Note(Ask(gateway, question, time));
+              absl::MutexLock lock(&mu_);
+              mu_.AwaitWithTimeout(absl::Condition(
+                                       +[](std::atomic<bool>* stopping) { return stopping->load(); }, &stopping_),
+                                   pause);
+            }
+          });
     }
   }
   ~Users() { Stop(); }

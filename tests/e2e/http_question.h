@@ -24,12 +24,12 @@ struct Question {
 };
 
 enum class Verdict {
-  kEqual,      // The whole answer, and the right one.
-  kHungUp,     // As far as it was read it was right.
-  kError,      // A clean one that may be tried again; what came before it was right.
-  kWrong,      // Another answer.
-  kNotClean,   // Neither an answer nor an error that a client understands.
-  kLate,       // An answer or error after the request's time.
+  kEqual,     // The whole answer, and the right one.
+  kHungUp,    // As far as it was read it was right.
+  kError,     // A clean one that may be tried again; what came before it was right.
+  kWrong,     // Another answer.
+  kNotClean,  // Neither an answer nor an error that a client understands.
+  kLate,      // An answer or error after the request's time.
 };
 
 struct Outcome {
@@ -72,7 +72,9 @@ class StreamedAnswer {
   std::string pending_;
 };
 
-inline std::string Shortened(const std::string& text) { return text.size() <= 300 ? text : text.substr(0, 300) + "..."; }
+inline std::string Shortened(const std::string& text) {
+  return text.size() <= 300 ? text : text.substr(0, 300) + "...";
+}
 
 // gateway: "host:port". time: what the request is given; a little more is borne for the way.
 inline Outcome Ask(const std::string& gateway, const Question& question, absl::Duration time) {
@@ -139,7 +141,8 @@ inline Outcome Ask(const std::string& gateway, const Question& question, absl::D
   if (question.stream) {
     if (!streamed.error.is_null()) return failed(streamed.error, "in the stream");
     if (!streamed.done || streamed.broken) {
-      outcome.what = absl::StrCat("a stream that ends with '", Shortened(raw.substr(raw.size() - std::min<size_t>(raw.size(), 300))), "'");
+      outcome.what = absl::StrCat("a stream that ends with '",
+                                  Shortened(raw.substr(raw.size() - std::min<size_t>(raw.size(), 300))), "'");
       return outcome;
     }
     if (streamed.text != question.expected) return wrong(streamed.text);

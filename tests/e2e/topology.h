@@ -79,7 +79,8 @@ class Topology {
     EXPECT_TRUE(text.ok()) << text.status();
     std::vector<Node> nodes;
     if (!text.ok()) return nodes;
-    for (const auto& row : nlohmann::json::parse(*text)["nodes"]) {
+    const auto status = nlohmann::json::parse(*text);
+    for (const auto& row : status["nodes"]) {
       nodes.push_back({.name = row["node"],
                        .role = row["role"],
                        .address = row["address"],

@@ -1,12 +1,37 @@
 #include "cluster/cli/member_flags.h"
 
+#include <spdlog/spdlog.h>
+
+#include <utility>
+
+#include "absl/functional/function_ref.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
+#include "base/status.h"
+#include "cluster/process.h"
 
 namespace perigee::cli {
+namespace {
+
+constexpr absl::Duration kAskAgainAfter = absl::Milliseconds(500);
+
+// Until the membership has said something. A machine that starts while etcd is away joins when etcd is back, instead of
+// depending on somebody who starts its processes again.
+absl::Status Await(absl::FunctionRef<absl::Status()> call) {
+  for (bool said = false;; said = true) {
+    const absl::Status status = call();
+    if (!absl::IsUnavailable(status)) return status;
+    if (!said) spdlog::warn("waiting for the cluster: {}", std::string(status.message()));
+    if (cluster::WaitForTermination(absl::Now() + kAskAgainAfter)) {
+      return absl::CancelledError(absl::StrCat("told to stop before it was in the cluster: ", status.message()));
+    }
+  }
+}
+
+}  // namespace
 
 void MemberFlags::Add(CLI::App& verb) {
   verb.add_option("--join", spec,
@@ -20,7 +45,17 @@ void MemberFlags::Add(CLI::App& verb) {
 
 absl::StatusOr<std::unique_ptr<cluster::Member>> MemberFlags::Open() const {
   if (spec.empty()) return nullptr;
-  return cluster::Member::Open(spec, etcd);
+  std::unique_ptr<cluster::Member> member;
+  PERIGEE_RETURN_IF_ERROR(Await([&]() -> absl::Status {
+    PERIGEE_ASSIGN_OR_RETURN(member, cluster::Member::Open(spec, etcd));
+    return absl::OkStatus();
+  }));
+  return member;
+}
+
+absl::Status MemberFlags::Join(cluster::Member& member, const cluster::NodeRecord& node,
+                               const std::function<cluster::NodeLoad()>& load) const {
+  return Await([&] { return member.Join(node, load); });
 }
 
 absl::StatusOr<cluster::NodeRecord> MemberFlags::Record(cluster::Role role, const std::string& listening) const {

@@ -2,6 +2,7 @@
 #ifndef PERIGEE_CLUSTER_CLI_MEMBER_FLAGS_H_
 #define PERIGEE_CLUSTER_CLI_MEMBER_FLAGS_H_
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -20,8 +21,11 @@ struct MemberFlags {
   cluster::EtcdOptions etcd;
 
   void Add(CLI::App& verb);
-  // Null without --join.
+  // Null without --join. For servers, with termination signals blocked: both wait until the cluster's etcd answers, and
+  // are CANCELLED by such a signal.
   absl::StatusOr<std::unique_ptr<cluster::Member>> Open() const;
+  absl::Status Join(cluster::Member& member, const cluster::NodeRecord& node,
+                    const std::function<cluster::NodeLoad()>& load) const;
   // What all roles have in common. FAILED_PRECONDITION for an address that others cannot reach.
   absl::StatusOr<cluster::NodeRecord> Record(cluster::Role role, const std::string& listening) const;
   // For the admin service of a process that `verb` started. member: null for none.

@@ -124,7 +124,7 @@ absl::Status ServeStore(const Options& o) {
   self.capacity.ssd_bytes = options.store.ssd.has_value() ? options.store.ssd->capacity_bytes : 0;
   admin.Begin(self, [server = server.get()] { return StoreProgress(*server); });
   if (member != nullptr) {
-    PERIGEE_RETURN_IF_ERROR(member->Join(self, [&server] {
+    PERIGEE_RETURN_IF_ERROR(o.member.Join(*member, self, [&server] {
       const kvstore::StoreStats stats = server->store().Stats();
       return cluster::NodeLoad{.dram_used_bytes = stats.slab_used_bytes, .ssd_used_bytes = stats.ssd.used_bytes};
     }));
@@ -179,7 +179,7 @@ absl::Status ServeNode(cluster::Role role, const Options& o, Arguments... argume
   self.plan_id = ToHex(node->model().plan().id());
   admin.Begin(self, [&node, &service] { return NodeProgress(*node, service); });
   if (member != nullptr) {
-    PERIGEE_RETURN_IF_ERROR(member->Join(self, [&node, &service] {
+    PERIGEE_RETURN_IF_ERROR(o.member.Join(*member, self, [&node, &service] {
       const v1::NodeLoad load = service.Load();
       return cluster::NodeLoad{
           .pool_used_bytes = node->Info().pool_used_bytes(), .running = load.running(), .queued = load.queued()};

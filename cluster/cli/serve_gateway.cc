@@ -106,7 +106,7 @@ absl::Status ServeGateway(const Options& o) {
     progress.set_queued(load().queued);
     return progress;
   });
-  PERIGEE_RETURN_IF_ERROR(member->Join(self, load));
+  PERIGEE_RETURN_IF_ERROR(o.member.Join(*member, self, load));
   spdlog::info("serving model '{}' on {}", name, server->address());
   cluster::AnnounceReady(o.ready_fd, server->address());
   cluster::WaitForTermination();

@@ -21,7 +21,8 @@ absl::StatusOr<Answer> Answer::Create(const model::ServedModel& model, const v1:
   // The text of what is answered already brings decoder and stop texts to where the other node left them.
   for (size_t i = answer.ids_.size() - request.answered_tokens(); i < answer.ids_.size(); ++i) {
     if (answer.ended_) {
-      return absl::InvalidArgumentError(absl::StrCat("token ", i, " of token_ids is said to be answered, but the answer ",
+      return absl::InvalidArgumentError(absl::StrCat("token ", i,
+                                                     " of token_ids is said to be answered, but the answer ",
                                                      "has ended before it (", answer.reason_, ")"));
     }
     ++answer.answered_;

@@ -57,8 +57,7 @@ std::vector<node::ChunkWriter::Plane> AnswerWriter::PlanesOf(const Job& job, siz
   const model::CachedBlock& here = job.cache.blocks()[block];
   std::vector<node::ChunkWriter::Plane> planes;
   if (here.distant != nullptr) planes.push_back({block, pod::PlaneKind::kDistant});
-  if (here.proximal != nullptr &&
-      node::KeepsProximal(layout, here.position, {static_cast<int64_t>(job.ids.size())})) {
+  if (here.proximal != nullptr && node::KeepsProximal(layout, here.position, {static_cast<int64_t>(job.ids.size())})) {
     planes.push_back({block, pod::PlaneKind::kProximal});
   }
   if (here.summary != nullptr) planes.push_back({block, pod::PlaneKind::kSummary});

@@ -83,10 +83,10 @@ absl::Status DecodeNode::CheckRequest(const v1::GenerateRequest& request) const 
   const uint32_t answered = request.answered_tokens();
   if (answered > 0 && (SamplesOf(request) > 1 || answered > request.max_tokens() ||
                        answered >= static_cast<uint32_t>(request.token_ids_size()))) {
-    return absl::InvalidArgumentError(absl::StrCat("answered_tokens is ", answered, " of ", request.token_ids_size(),
-                                                   " tokens, with max_tokens ", request.max_tokens(), " and ",
-                                                   SamplesOf(request),
-                                                   " samples: there must be a prompt, no more answered than asked for, and one sample"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("answered_tokens is ", answered, " of ", request.token_ids_size(), " tokens, with max_tokens ",
+                     request.max_tokens(), " and ", SamplesOf(request),
+                     " samples: there must be a prompt, no more answered than asked for, and one sample"));
   }
   PERIGEE_RETURN_IF_ERROR(node_->CheckPrompt(PromptOf(request), int64_t{request.max_tokens()} - answered));
   PERIGEE_RETURN_IF_ERROR(CheckDigest("model", request.model_fingerprint(), node_->model().fingerprint()));
@@ -166,8 +166,8 @@ void DecodeNode::KeepAnswers(const v1::GenerateRequest& request, const pod::Iden
   }
 }
 
-absl::StatusOr<bool> DecodeNode::FinishAnswered(
-    const v1::GenerateRequest& request, const std::function<bool(const v1::GenerateEvent&)>& emit) const {
+absl::StatusOr<bool> DecodeNode::FinishAnswered(const v1::GenerateRequest& request,
+                                                const std::function<bool(const v1::GenerateEvent&)>& emit) const {
   if (request.answered_tokens() == 0) return false;
   PERIGEE_ASSIGN_OR_RETURN(Answer answer, Answer::Create(node_->model(), request, 0, node_->NewCache()));
   if (!answer.ended()) return false;

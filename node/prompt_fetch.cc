@@ -172,6 +172,10 @@ absl::Status PromptFetch::WaitForAll() {
   return fetch_.groups() == 0 ? absl::OkStatus() : WaitForLayer(static_cast<int>(fetch_.groups()) - 1);
 }
 
+bool PromptFetch::running() const {
+  return fetch_.groups() > 0 && absl::IsDeadlineExceeded(fetch_.Wait(fetch_.groups() - 1, absl::InfinitePast()));
+}
+
 absl::Status PromptFetch::status() const {
   if (missing_.empty()) return absl::OkStatus();
   const MissingPlane& first = missing_.front();

@@ -58,6 +58,8 @@ class PromptFetch {
   bool gave_up() const { return gave_up_; }
   // Everything is here: a pass over the cache will not wait.
   bool complete() const { return fetch_.arrived() == fetch_.groups(); }
+  // Something is under way: then destruction waits.
+  bool running() const;
   // Until it is, or has failed.
   absl::Status WaitForAll();
 

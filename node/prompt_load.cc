@@ -44,7 +44,7 @@ LoadMode ChooseLoadMode(absl::Duration fetch, std::optional<absl::Duration> comp
 }
 
 PromptLoad::~PromptLoad() {
-  if (fetch_ != nullptr && !fetch_->complete()) node_.abandoned().Take(std::move(fetch_));
+  if (fetch_ != nullptr && fetch_->running()) node_.abandoned().Take(std::move(fetch_));
 }
 
 absl::Status PromptLoad::Run(model::BatchItem item) {
@@ -108,6 +108,8 @@ absl::Status LoadPrompt(const Node& node, const LoadRequest& request, StoredProm
     PromptLoad load(node);
     const std::optional<absl::Duration> compute =
         node.options().recompute ? node.batches().prefill_rate().Estimate(0, tokens) : std::nullopt;
+    // Whether what a store that has gone was to give may be had from both ends instead.
+    const bool replaceable = compute.has_value() && request.tokens <= request.max_compute_tokens;
     report->mode = late ? LoadMode::kBothEnds : ChooseLoadMode(stored.EstimateFetch(reuse.blocks), compute);
     if (tokens > 0 && report->mode == LoadMode::kBothEnds) {
       PERIGEE_RETURN_IF_ERROR(load.FromBothEnds(request, reuse.blocks, tokens, cache, report));
@@ -118,7 +120,7 @@ absl::Status LoadPrompt(const Node& node, const LoadRequest& request, StoredProm
       absl::StatusOr<std::unique_ptr<PromptFetch>> fetch =
           PromptFetch::Start(node, *request.identity, request.keys.first(reuse.blocks), tokens, cache, give_up);
       if ((absl::IsDeadlineExceeded(fetch.status()) && absl::Now() >= give_up) ||
-          (absl::IsUnavailable(fetch.status()) && request.tokens <= request.max_compute_tokens)) {
+          (absl::IsUnavailable(fetch.status()) && replaceable)) {
         late = true;
         continue;
       }
@@ -129,7 +131,7 @@ absl::Status LoadPrompt(const Node& node, const LoadRequest& request, StoredProm
     const absl::Status ran =
         load.fetch_ != nullptr && !load.fetch_->missing().empty() ? load.fetch_->status() : rest(cache, load);
     if (load.fetch_ != nullptr) {
-      if (load.fetch_->gave_up() && (!absl::IsUnavailable(ran) || request.tokens <= request.max_compute_tokens)) {
+      if (load.fetch_->gave_up() && (!absl::IsUnavailable(ran) || replaceable)) {
         late = true;
         continue;
       }

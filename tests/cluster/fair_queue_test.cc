@@ -180,8 +180,7 @@ TEST(FairQueueTest, ACallerWhoIsGoneEndsItsWaitAndCostsItsTenantNothing) {
 TEST(FairQueueTest, WhoIsAskedWhetherHeIsThereMayLookAtTheQueue) {
   FairQueue queue({});
   const auto held = Enter(queue);
-  const absl::Status gone =
-      queue.Enter("a", 1, absl::Now() + kLong, [&] { return queue.waiting() == 1; }).status();
+  const absl::Status gone = queue.Enter("a", 1, absl::Now() + kLong, [&] { return queue.waiting() == 1; }).status();
   EXPECT_TRUE(absl::IsCancelled(gone)) << gone;
 }
 

@@ -113,8 +113,8 @@ class FakeDecode final : public v1::DecodeNode::Service, public FakeInfo {
     v1::GenerateEvent event;
     event.mutable_started()->set_fetched_tokens(static_cast<uint32_t>(request->token_ids_size()) - 1);
     writer->Write(event);
-    std::vector<std::vector<int32_t>> ids(
-        std::max(request->samples(), 1u), {request->token_ids().begin(), request->token_ids().end()});
+    std::vector<std::vector<int32_t>> ids(std::max(request->samples(), 1u),
+                                          {request->token_ids().begin(), request->token_ids().end()});
     int said = 0;
     for (uint32_t n = request->answered_tokens(); n < request->max_tokens(); ++n) {
       for (uint32_t i = 0; i < ids.size(); ++i) {

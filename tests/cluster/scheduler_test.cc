@@ -32,8 +32,8 @@ class SchedulerTest : public ::testing::Test {
     prefill_ = std::vector<FakeMember<FakePrefill>>(static_cast<size_t>(prefill));
     for (size_t i = 0; i < decode_.size(); ++i) decode_[i].Start(*membership_, absl::StrCat("d", i), Role::kDecode);
     for (size_t i = 0; i < prefill_.size(); ++i) prefill_[i].Start(*membership_, absl::StrCat("p", i), Role::kPrefill);
-    nodes_ = std::make_unique<NodeSet>(
-        membership_.get(), NodeSetOptions{.ask_every = absl::Milliseconds(20), .gone_after = kGoneAfter});
+    nodes_ = std::make_unique<NodeSet>(membership_.get(),
+                                       NodeSetOptions{.ask_every = absl::Milliseconds(20), .gone_after = kGoneAfter});
     ASSERT_TRUE(Becomes([&] { return Usable() == decode_.size() + prefill_.size(); }));
     backend_ = std::make_unique<ClusterBackend>(nodes_.get(), nullptr, options_);
   }
@@ -56,8 +56,9 @@ class SchedulerTest : public ::testing::Test {
                            .deadline = absl::Now() + absl::Seconds(20)};
     return request;
   }
-  Got Run(const BackendRequest& request, const std::function<bool()>& cancelled = [] { return false; },
-          const std::function<bool()>& wants_more = [] { return true; }) {
+  Got Run(
+      const BackendRequest& request, const std::function<bool()>& cancelled = [] { return false; },
+      const std::function<bool()>& wants_more = [] { return true; }) {
     Got got;
     got.usage = backend_->Complete(
         request,
@@ -281,7 +282,8 @@ TEST_F(SchedulerTest, ACallerWhoIsGoneEndsTheCallAtTheNode) {
   EXPECT_TRUE(absl::IsCancelled(got.usage.status())) << got.usage.status();
   EXPECT_TRUE(Becomes([&] { return decode_[0].service.cancelled == 1; }));
   // Or who hangs up on an event.
-  got = Run(Request(), [] { return false; }, [] { return false; });
+  got = Run(
+      Request(), [] { return false; }, [] { return false; });
   EXPECT_TRUE(absl::IsCancelled(got.usage.status())) << got.usage.status();
   EXPECT_EQ(got.tokens[0], 1u);
   EXPECT_TRUE(Becomes([&] { return decode_[0].service.cancelled == 2; }));
@@ -292,7 +294,8 @@ TEST_F(SchedulerTest, ACallerWhoIsGoneEndsTheCallAtTheNode) {
 TEST_F(SchedulerTest, ACallerWhoHangsUpOnTheLastEventIsGoneToo) {
   Start(1, 0);
   int events = 0;
-  const Got got = Run(Request(100, 3), [] { return false; }, [&] { return ++events < 4; });
+  const Got got = Run(
+      Request(100, 3), [] { return false; }, [&] { return ++events < 4; });
   EXPECT_TRUE(absl::IsCancelled(got.usage.status())) << got.usage.status();
 }
 
@@ -356,7 +359,7 @@ TEST_F(SchedulerTest, WhatIsWrongWithTheRequestIsNotTriedAgain) {
 
 TEST_F(SchedulerTest, DrainingNodesGetNothingNew) {
   Start(3, 0);
-  decode_[0].service.draining = true;                                         // It says so itself,
+  decode_[0].service.draining = true;                                   // It says so itself,
   ASSERT_TRUE(membership_->SetState("d1", NodeState::kDraining).ok());  // or the operator does.
   ASSERT_TRUE(Becomes([&] { return Usable() == 1; }));
   for (int i = 0; i < 5; ++i) {

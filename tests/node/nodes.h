@@ -78,7 +78,8 @@ inline v1::PrefillRequest SegmentsOf(const std::vector<std::vector<int32_t>>& se
   return request;
 }
 
-inline v1::GenerateRequest AskFor(const std::vector<int32_t>& ids, uint32_t max_tokens, const std::string& tenant = "") {
+inline v1::GenerateRequest AskFor(const std::vector<int32_t>& ids, uint32_t max_tokens,
+                                  const std::string& tenant = "") {
   v1::GenerateRequest request;
   request.mutable_scope()->set_tenant(tenant);
   request.mutable_token_ids()->Assign(ids.begin(), ids.end());

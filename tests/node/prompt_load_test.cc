@@ -34,18 +34,19 @@ class Gate {
   kvstore::ClientOptions options() {
     kvstore::ClientOptions client;
     client.on_fetch_landed = [this](size_t) {
-      if (held_(landed_++)) open_.WaitForNotificationWithTimeout(absl::Seconds(20));
-      return error_;
+      if (held_(landed_++) && !open_.WaitForNotificationWithTimeout(absl::Seconds(20))) waited_for_ = true;
+      return absl::OkStatus();
     };
     return client;
   }
   void Open() { open_.Notify(); }
-  bool open() const { return open_.HasBeenNotified(); }
+  // Somebody needed what was held back.
+  bool waited_for() const { return waited_for_; }
 
  private:
   const std::function<bool(int n)> held_;
   std::atomic<int> landed_{0};
-  absl::Status error_;
+  std::atomic<bool> waited_for_{false};
   absl::Notification open_;
 };
 
@@ -124,7 +125,7 @@ TEST_P(PromptLoadTest, PlanesOfEarlierRequestsMakeRoomInASmallPool) {
     const Answer answer = Generate(decode, AskFor(prompt, 12));
     ASSERT_TRUE(answer.status.ok()) << i << ": " << answer.status;
     EXPECT_EQ(answer.tokens, reference.tokens) << i;
-    EXPECT_EQ(node->Load().pool_available_bytes(), node->Info().pool_bytes()) << i;
+    EXPECT_GT(node->Load().pool_available_bytes(), node->Info().pool_bytes() / 10 * 9) << i;
   }
   EXPECT_GT(node->planes().stats().evictions, 0u);
 }
@@ -212,7 +213,7 @@ TEST_P(PromptLoadTest, WhereTheFetchIsSlowBothEndsWork) {
   const absl::Time start = absl::Now();
   const Answer answer = Generate(decode, AskFor(prompt, 12));
   const absl::Duration took = absl::Now() - start;
-  EXPECT_FALSE(gate.open());
+  EXPECT_FALSE(gate.waited_for());
   ASSERT_TRUE(answer.status.ok()) << answer.status;
   EXPECT_EQ(answer.started.fetched_tokens(), 2999u);
   EXPECT_GT(answer.started.recomputed_tokens(), 0u);
@@ -236,14 +237,14 @@ TEST_P(PromptLoadTest, AFetchThatHangsIsGivenUpAndEverythingComputed) {
   const auto node = StartNode(options);
   decode_node::DecodeNode decode(node.get());
   const Answer answer = Generate(decode, AskFor(prompt, 12));
-  EXPECT_FALSE(gate.open());
+  EXPECT_FALSE(gate.waited_for());
   ASSERT_TRUE(answer.status.ok()) << answer.status;
   EXPECT_EQ(answer.started.recomputed_tokens(), 999u);
   EXPECT_EQ(answer.tokens, reference.tokens);
   // And a prefill node goes on from what it computed itself.
   const auto longer = Prefill(*node, Joined(prompt, Ids(100, 2)));
   ASSERT_TRUE(longer.ok()) << longer.status();
-  EXPECT_FALSE(gate.open());
+  EXPECT_FALSE(gate.waited_for());
   EXPECT_EQ(longer->reused_tokens(), 960u);
   EXPECT_EQ(longer->recomputed_tokens(), 960u);
   gate.Open();
@@ -262,7 +263,7 @@ TEST_P(PromptLoadTest, AFetchThatHangsEndsWithTheRequestsTime) {
   const absl::Status status = decode.Generate(
       AskFor(prompt, 12), [](const v1::GenerateEvent&) { return true; }, absl::Now() + absl::Milliseconds(100));
   EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
-  EXPECT_FALSE(gate.open());
+  EXPECT_FALSE(gate.waited_for());
   EXPECT_EQ(decode.running(), 0);
   gate.Open();
   EXPECT_TRUE(NothingIsHeld(*node));

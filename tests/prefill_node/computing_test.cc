@@ -60,9 +60,7 @@ TEST(ComputingTest, BlocksFurtherOnStayTheirOwners) {
   // The first has found blocks 1 and 2 in the store; they were lost since.
   ASSERT_TRUE(computing.ClaimOrWait(Chain({3, 4}), kSoon, &tail));
   ASSERT_TRUE(computing.ClaimOrWait(Chain({1, 2, 3, 4}), kSoon, &whole));
-  {
-    const Computing::Claim ends = std::move(whole);
-  }
+  { const Computing::Claim ends = std::move(whole); }
   Computing::Claim third;
   EXPECT_FALSE(computing.ClaimOrWait(Chain({3, 4}), kSoon, &third));
   EXPECT_TRUE(computing.ClaimOrWait(Chain({1, 2}), kSoon, &third));
@@ -100,8 +98,8 @@ TEST(ComputingTest, OfManyThreadsOneAtATimeComputesABlock) {
       for (int i = 0; i < 50; ++i) {
         for (bool mine = false; !mine;) {
           Computing::Claim claim;
-          mine = computing.ClaimOrWait(Chain({1, 2, static_cast<uint8_t>(3 + i % 3)}),
-                                       absl::Now() + absl::Seconds(20), &claim);
+          mine = computing.ClaimOrWait(Chain({1, 2, static_cast<uint8_t>(3 + i % 3)}), absl::Now() + absl::Seconds(20),
+                                       &claim);
           if (!mine) continue;
           EXPECT_EQ(++computing_now, 1);
           ++computed;

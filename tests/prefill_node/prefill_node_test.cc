@@ -79,8 +79,8 @@ TEST_F(PrefillNodeTest, QuestionsAboutOneContextComputeItOnce) {
   std::vector<std::thread> threads;
   for (uint32_t i = 0; i < kRequests; ++i) {
     threads.emplace_back([&, i] {
-      results[i].status =
-          prefill_.Prefill(SegmentsOf({context, Ids(31, 10 + i)}), absl::Now() + absl::Seconds(60), &results[i].response);
+      results[i].status = prefill_.Prefill(SegmentsOf({context, Ids(31, 10 + i)}), absl::Now() + absl::Seconds(60),
+                                           &results[i].response);
     });
   }
   for (std::thread& thread : threads) thread.join();
@@ -146,13 +146,11 @@ TEST_F(PrefillNodeTest, WhoWaitsForAnothersPrefillMayLeaveOrRunOutOfTime) {
     return grpc::Status::OK;
   };
   Result owner;
-  std::thread thread([&] {
-    owner.status = prefill_.Prefill(SegmentsOf({prompt}), absl::Now() + absl::Seconds(60), &owner.response);
-  });
+  std::thread thread(
+      [&] { owner.status = prefill_.Prefill(SegmentsOf({prompt}), absl::Now() + absl::Seconds(60), &owner.response); });
   ASSERT_TRUE(Becomes([&] { return control_.commits > 0; }));
   v1::PrefillResponse response;
-  absl::Status status =
-      prefill_.Prefill(SegmentsOf({prompt}), absl::Now() + absl::Milliseconds(100), &response);
+  absl::Status status = prefill_.Prefill(SegmentsOf({prompt}), absl::Now() + absl::Milliseconds(100), &response);
   EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
   int asked = 0;
   status = prefill_.Prefill(SegmentsOf({prompt}), absl::InfiniteFuture(), &response, [&] { return ++asked > 2; });

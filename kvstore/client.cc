@@ -92,8 +92,9 @@ absl::StatusOr<WriteBatch> StoreClient::Reserve(std::span<const PlaneRequest> pl
     }
     state->expiry = absl::Now() + ttl;  // From before the call: never later than the store's own.
     v1::ReserveResponse response;
-    PERIGEE_RETURN_IF_ERROR(core_->CallQuickly(*session, QuickCall::kReserve, &Stub::Reserve, request, &response,
-                                               core_->options.call_deadline));
+    PERIGEE_RETURN_IF_ERROR(
+        core_->CheckAnswered(*session, core_->CallQuickly(*session, QuickCall::kReserve, &Stub::Reserve, request,
+                                                          &response, core_->answer_deadline())));
     PERIGEE_RETURN_IF_ERROR(core_->CheckEpoch(*session, response.epoch()));
     if (static_cast<size_t>(response.planes_size()) != planes.size())
       return WrongAnswer(*core_, "Reserve's number of planes");
@@ -166,7 +167,8 @@ absl::StatusOr<LookupResult> StoreClient::Lookup(std::span<const pod::BlockKey> 
   request.set_tenant(core_->options.tenant);
   v1::LookupResponse response;
   PERIGEE_RETURN_IF_ERROR(core_->WithSession([&](const std::shared_ptr<Session>& session) {
-    return core_->Call(*session, &Stub::Lookup, request, &response);
+    return core_->CheckAnswered(
+        *session, core_->CallWithin(*session, &Stub::Lookup, request, &response, core_->answer_deadline()));
   }));
   const auto answered = static_cast<size_t>(response.blocks_size());
   if (answered > keys.size() || (mode == LookupMode::kAll && answered < keys.size()))

@@ -36,6 +36,10 @@ namespace perigee::kvstore {
 struct ClientOptions {
   absl::Duration connect_deadline = absl::Seconds(5);
   absl::Duration call_deadline = absl::Seconds(10);  // of one control call
+  // Of the calls that a store answers from its memory (Lookup, Reserve). One that takes longer hangs: its connection is
+  // given up, so that nothing under way on it waits for its own deadline, and the next call connects again. Not used
+  // where it is not below call_deadline.
+  absl::Duration answer_deadline = absl::InfiniteDuration();
   absl::Duration transfer_deadline =
       absl::Seconds(30);  // of one Put, Fetch or LayeredFetch; never past the reservation's or lease's end
   absl::Duration reservation_ttl = absl::Seconds(60);

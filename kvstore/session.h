@@ -5,9 +5,11 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <algorithm>
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 
 #include "absl/base/thread_annotations.h"
@@ -38,6 +40,37 @@ struct Session {
     if (stub_ == suspect) stub_ = connect_();
   }
 
+  // The store hangs: everything under way ends, with UNAVAILABLE.
+  void GiveUp(const absl::Status& why) {
+    connection.GiveUp(why.message());
+    absl::MutexLock lock(&mu_);
+    given_up_ = true;
+    for (grpc::ClientContext* call : calls_) call->TryCancel();
+  }
+  bool given_up() const {
+    absl::MutexLock lock(&mu_);
+    return given_up_;
+  }
+
+  // A gRPC call, while it is under way.
+  class UnderWay {
+   public:
+    UnderWay(Session* session, grpc::ClientContext* call) : session_(session), call_(call) {
+      absl::MutexLock lock(&session_->mu_);
+      session_->calls_.insert(call_);
+      if (session_->given_up_) call_->TryCancel();
+    }
+    ~UnderWay() {
+      absl::MutexLock lock(&session_->mu_);
+      session_->calls_.erase(call_);
+    }
+    UnderWay(const UnderWay&) = delete;
+
+   private:
+    Session* const session_;
+    grpc::ClientContext* const call_;
+  };
+
   std::string token;
   uint64_t epoch = 0;
   absl::Duration max_ttl;
@@ -52,6 +85,8 @@ struct Session {
   const std::function<SharedStub()> connect_;
   mutable absl::Mutex mu_;
   SharedStub stub_ ABSL_GUARDED_BY(mu_);
+  std::set<grpc::ClientContext*> calls_ ABSL_GUARDED_BY(mu_);
+  bool given_up_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 struct ClientCore {
@@ -84,7 +119,11 @@ struct ClientCore {
     if (!s.token.empty()) context.AddMetadata(kSessionMetadata, s.token);
     grpc_bytes += request.ByteSizeLong();
     const SharedStub stub = s.stub();
-    const grpc::Status status = (stub.get()->*method)(&context, request, response);
+    grpc::Status status;
+    {
+      const Session::UnderWay call(&s, &context);
+      status = (stub.get()->*method)(&context, request, response);
+    }
     grpc_bytes += response->ByteSizeLong();
     // Unauthenticated: the store has forgotten the session.
     if (status.error_code() == grpc::StatusCode::UNAVAILABLE ||
@@ -92,6 +131,8 @@ struct ClientCore {
       s.lost = true;
     } else if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) {
       s.Replace(stub);
+    } else if (status.error_code() == grpc::StatusCode::CANCELLED && s.given_up()) {
+      return absl::UnavailableError(absl::StrCat("store at ", address, ": it hangs, and was given up"));
     }
     return Annotate(FromGrpc(status), absl::StrCat("store at ", address));
   }
@@ -109,6 +150,13 @@ struct ClientCore {
       if (!absl::IsUnimplemented(answer.status())) return answer.status();
     }
     return CallWithin(s, method, request, response, deadline);
+  }
+
+  // Of a call that the store answers from its memory.
+  absl::Duration answer_deadline() const { return std::min(options.answer_deadline, options.call_deadline); }
+  absl::Status CheckAnswered(Session& s, const absl::Status& status) {
+    if (absl::IsDeadlineExceeded(status) && options.answer_deadline < options.call_deadline) s.GiveUp(status);
+    return status;
   }
 
   // Runs body(session), and once more on a new session if the one at hand turns out to be lost.

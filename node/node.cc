@@ -5,6 +5,11 @@
 #include "base/status.h"
 
 namespace perigee::node {
+namespace {
+
+constexpr absl::Duration kStoreAnswersWithin = absl::Seconds(2);
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<Node>> Node::Create(const NodeOptions& options) {
   if (options.model.group.size != 1) {
@@ -29,7 +34,10 @@ absl::StatusOr<std::unique_ptr<Node>> Node::Create(const NodeOptions& options,
   kvstore::ClientOptions client = options.store;
   client.call_deadline = client.transfer_deadline = options.store_timeout;
   std::shared_ptr<kvstore::StoreDirectory> stores = options.stores;
-  if (stores == nullptr) {
+  if (stores != nullptr) {
+    // Others may have what a store that hangs has, and else it can be computed.
+    client.connect_deadline = client.answer_deadline = std::min(kStoreAnswersWithin, options.store_timeout);
+  } else {
     stores = std::make_shared<kvstore::StoreDirectory>(
         kvstore::StoreMap{.epoch = 1, .stores = {{.id = options.store_address, .address = options.store_address}}});
   }

@@ -293,7 +293,7 @@ class Core : public std::enable_shared_from_this<Core> {
                                               socklen_t address_bytes, std::string name);
   void FailPeer(Peer* peer, absl::Status why);
   // Of an Endpoint that is gone.
-  void CloseLink(const Link& link);
+  void CloseLink(const Link& link, const absl::Status& status);
   void AddTransfer(std::shared_ptr<Transfer> transfer, std::shared_ptr<Peer> peer);
   void AddMessage(std::shared_ptr<Message> message);
   void SetDirty() { dirty_ = true; }

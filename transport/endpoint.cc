@@ -55,15 +55,24 @@ Endpoint::~Endpoint() { Close(); }
 
 void Endpoint::Close() {
   if (link_ == nullptr) return;
+  CloseWith(absl::CancelledError(absl::StrCat("the connection to ", link_->name, " was destroyed")));
+  link_ = nullptr;
+}
+
+void Endpoint::GiveUp(absl::string_view why) const {
+  if (link_ == nullptr) return;
+  CloseWith(absl::UnavailableError(absl::StrCat("the connection to ", link_->name, " was given up: ", why)));
+}
+
+void Endpoint::CloseWith(const absl::Status& status) const {
   {
     std::lock_guard<std::mutex> lock(link_->mutex);
     link_->closed = true;
   }
   // Rails whose hello is under way are closed too, so every rail's thread looks.
   for (const std::shared_ptr<Core>& rail : link_->shared->rails) {
-    rail->Post([core = rail.get(), link = link_] { core->CloseLink(*link); });
+    rail->Post([core = rail.get(), link = link_, status] { core->CloseLink(*link, status); });
   }
-  link_ = nullptr;
 }
 
 bool Endpoint::connected() const { return link_ != nullptr && link_->alive > 0; }

@@ -52,6 +52,9 @@ class Endpoint {
   int rails() const;
   // Of the messages, agreed on when connecting.
   int protocol_version() const;
+  // Closes the connection now, for a peer that is known to hang: transfers and messages under way end with UNAVAILABLE
+  // and these words, instead of waiting for their deadlines. Any thread.
+  void GiveUp(absl::string_view why) const;
   // The UCX transports in use, one lane a line, as UCX prints them.
   absl::StatusOr<std::string> Describe() const;
 
@@ -77,6 +80,7 @@ class Endpoint {
   friend class Context;
   explicit Endpoint(std::shared_ptr<internal::Link> link) : link_(std::move(link)) {}
   void Close();
+  void CloseWith(const absl::Status& status) const;
   // waits: the caller will do so at once.
   template <typename Extents>
   absl::StatusOr<TransferBatch> Start(internal::Direction direction, const Extents& transfers,

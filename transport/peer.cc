@@ -161,11 +161,9 @@ void Core::FailPeer(Peer* peer, absl::Status why) {
   if (known == lost_rails_.end()) lost_rails_.push_back({link, absl::Now() + kFirstRetry, kFirstRetry});
 }
 
-void Core::CloseLink(const Link& link) {
+void Core::CloseLink(const Link& link, const absl::Status& status) {
   for (auto& [raw, peer] : peers_) {
-    if (peer->link.lock().get() == &link) {
-      FailPeer(raw, absl::CancelledError(absl::StrCat("the connection to ", peer->name, " was destroyed")));
-    }
+    if (peer->link.lock().get() == &link) FailPeer(raw, status);
   }
 }
 

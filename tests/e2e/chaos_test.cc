@@ -194,6 +194,21 @@ TEST_F(ChaosTest, EveryAnswerIsTheReferencesOrACleanErrorWhileNodesFail) {
   }
 }
 
+// Others have what it has: nobody waits for a transfer's deadline (--store-timeout-s), which is 20 s.
+TEST_F(ChaosTest, AStoreThatHangsHoldsRequestsForSecondsOnly) {
+  Users users(workload_, gateway_, 4, kRequestTime, absl::Milliseconds(20), seed_);
+  EXPECT_TRUE(WaitFor([&] { return users.Now().requests >= 40; }));
+  ASSERT_TRUE(topology_->Kill("s1", "-STOP").ok());
+  const absl::Time paused = absl::Now();
+  WaitFor([&] { return absl::Now() - paused > absl::Seconds(15); });
+  ASSERT_TRUE(topology_->Kill("s1", "-CONT").ok());
+  const Users::Tally tally = users.Stop();
+  Print("while a store hangs", tally);
+  ExpectNothingWrong(tally);
+  EXPECT_TRUE(tally.errors.empty());
+  EXPECT_LT(tally.slowest, absl::Seconds(12));
+}
+
 TEST_F(ChaosTest, DrainingADecodeNodeAndAStoreLosesNoRequest) {
   const auto etcd = topology_->NodesOf("etcd").at(0).address;
   const auto membership = cluster::OpenMembership(absl::StrCat("etcd:", etcd));

@@ -1,8 +1,11 @@
 // perigee cluster status|nodes|join|placement: who is in the cluster, and where planes belong. The verbs that change
 // what is served are in cluster_change.cc.
 #include <cstdio>
+#include <map>
+#include <optional>
 #include <thread>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"

@@ -1,6 +1,7 @@
 #include "cluster/cli/cluster_access.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "absl/strings/str_cat.h"

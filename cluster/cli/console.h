@@ -36,7 +36,7 @@ class Table {
   std::vector<std::vector<std::string>> rows_;
 };
 
-// A bar on standard error, where that is a terminal; else nothing. Any thread may Set. Destruction ends its line.
+// A bar on standard error, where that is a terminal; else nothing. One thread at a time. Destruction ends its line.
 class ProgressBar {
  public:
   explicit ProgressBar(std::string label);

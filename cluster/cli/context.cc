@@ -2,6 +2,7 @@
 //
 // Names stand in a small file beside the cluster's (contexts.json): name, tokens, keys. The stores know only blocks.
 // Pins end with a store's process: 'context add' with the same text pins them again.
+#include <atomic>
 #include <cstdio>
 #include <filesystem>
 

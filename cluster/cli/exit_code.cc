@@ -1,9 +1,9 @@
 #include "cluster/cli/exit_code.h"
 
-#include <optional>
 #include <string>
 
 #include "absl/strings/cord.h"
+#include "absl/types/optional.h"
 
 namespace perigee::cli {
 namespace {
@@ -23,7 +23,7 @@ absl::Status Outcome(ExitCode code) {
 
 ExitCode ExitCodeOf(const absl::Status& status) {
   if (status.ok()) return ExitCode::kDone;
-  if (const std::optional<absl::Cord> code = status.GetPayload(kPayload); code && code->size() == 1) {
+  if (const absl::optional<absl::Cord> code = status.GetPayload(kPayload); code && code->size() == 1) {
     return static_cast<ExitCode>((*code)[0]);
   }
   return absl::IsDeadlineExceeded(status) ? ExitCode::kTimeout : ExitCode::kFailed;

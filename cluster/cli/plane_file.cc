@@ -16,8 +16,8 @@ namespace {
 
 constexpr size_t kKeyOffset = 48, kKindOffset = 80;  // In a record's head.
 
-absl::StatusOr<PlaneFile> EncodePlaneFile(const kvstore::HeldPlane& held, const WantedPlane& wanted,
-                                          std::span<const std::byte> payload) {
+PlaneFile EncodePlaneFile(const kvstore::HeldPlane& held, const WantedPlane& wanted,
+                          std::span<const std::byte> payload) {
   PlaneFile file;
   file.id = held.id;
   file.header = held.header;

@@ -223,7 +223,11 @@ absl::Status Stat(const Options& o) {
       Json row = {{"id", s.id}, {"address", s.address}, {"answers", s.stat.ok()}};
       if (s.stat.ok()) {
         const Json one = StatJson(*s.stat);
-        AddUp(one, &sum);
+        if (sum.empty()) {
+          sum = one;
+        } else {
+          AddUp(one, &sum);
+        }
         row.update(one);
       }
       stores.push_back(row);

@@ -1,5 +1,6 @@
 // perigee store verify|scrub: are the stored bytes what was stored?
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 
 #include "absl/strings/str_cat.h"

@@ -1,5 +1,6 @@
 // perigee why: where blocks are, or why they are not; and where a prompt's stored prefix ends.
 #include <algorithm>
+#include <array>
 #include <cstdio>
 
 #include "absl/strings/str_cat.h"

@@ -78,7 +78,9 @@ class OperatorTest : public ::testing::Test {
     arguments.push_back("--json");
     const Ran ran = Perigee(arguments);
     EXPECT_EQ(ran.exit_code, exit_code) << ::testing::PrintToString(arguments) << ran.out << ran.err;
-    if (exit_code == 0) EXPECT_EQ(ran.err, "");  // Quiet in a pipe.
+    if (exit_code == 0) {
+      EXPECT_EQ(ran.err, "");
+    }  // Quiet in a pipe.
     const Json json = Json::parse(ran.out, nullptr, false);
     EXPECT_FALSE(json.is_discarded()) << ran.out;
     return json;
@@ -130,8 +132,12 @@ TEST_F(OperatorTest, NodesAndStatusShowEveryProcess) {
     seen.push_back(absl::StrCat(node["id"].get<std::string>(), " ", node["role"].get<std::string>()));
     EXPECT_EQ(node["answers"], true) << node;
     EXPECT_EQ(node["state"], "serving");
-    if (node["id"] == "g1") EXPECT_EQ(node["http_address"], address_["g1"]);
-    if (node["id"] == "s1") EXPECT_GT(node["load"]["dram_used_bytes"].get<uint64_t>(), 0u);
+    if (node["id"] == "g1") {
+      EXPECT_EQ(node["http_address"], address_["g1"]);
+    }
+    if (node["id"] == "s1") {
+      EXPECT_GT(node["load"]["dram_used_bytes"].get<uint64_t>(), 0u);
+    }
   }
   EXPECT_THAT(seen, UnorderedElementsAre("s1 store", "s2 store", "p1 prefill", "d1 decode", "g1 gateway"));
   const Json status = JsonOf({"cluster", "status"});

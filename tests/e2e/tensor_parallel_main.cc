@@ -18,7 +18,7 @@
 #include "kvstore/registered_pool.h"
 #include "model/served_model.h"
 #include "node/tensor_parallel.h"
-#include "prefill_node/reuse.h"
+#include "node/reuse.h"
 #include "transport/collective/ucx_collective.h"
 
 namespace perigee {
@@ -125,7 +125,7 @@ absl::StatusOr<size_t> BlocksToReuse(const Rank& r) {
   const auto ask = [&]() -> absl::StatusOr<std::string> {
     const pod::Layout& layout = r.model->layout();
     PERIGEE_ASSIGN_OR_RETURN(const kvstore::LookupResult lookup, r.store->Lookup(r.keys));
-    std::vector<prefill_node::StoredBlock> stored(r.keys.size());
+    std::vector<node::StoredBlock> stored(r.keys.size());
     for (size_t b = 0; b < stored.size(); ++b) {
       stored[b].distant = layout.plane_bytes(PlaneKind::kDistant) == 0;
       stored[b].proximal = layout.plane_bytes(PlaneKind::kProximal) == 0;
@@ -134,7 +134,7 @@ absl::StatusOr<size_t> BlocksToReuse(const Rank& r) {
         if (plane.kind == PlaneKind::kProximal) stored[b].proximal = true;
       }
     }
-    return absl::StrCat(prefill_node::LongestUsablePrefix(layout, r.cached, stored).blocks);
+    return absl::StrCat(node::LongestUsablePrefix(layout, r.cached, stored).blocks);
   };
   PERIGEE_ASSIGN_OR_RETURN(const std::string answer, node::FromLeader(*r.group, ask, Soon()));
   return std::stoul(answer);
@@ -157,7 +157,7 @@ absl::StatusOr<nlohmann::json> Prefill(const Rank& r, int64_t dies_at) {
       for (PlaneKind kind : pod::kPlaneKinds) {
         if (layout.plane_bytes(kind) == 0) continue;
         if (kind == PlaneKind::kProximal &&
-            !prefill_node::KeepsProximal(layout, static_cast<int64_t>(b) * kBlockTokens, {r.cached})) {
+            !node::KeepsProximal(layout, static_cast<int64_t>(b) * kBlockTokens, {r.cached})) {
           continue;
         }
         planes.push_back({r.keys[b], kind});

@@ -79,6 +79,10 @@ void StoreFlags::Add(CLI::App& verb) {
           "The disk tier's folder; given several times, on a disk each, they are striped (default: memory only)")
       ->allow_extra_args(false);
   verb.add_option("--ssd-mib", ssd_mib, "Disk tier")->capture_default_str()->check(kMebibytes);
+  verb.add_option("--scrub-mib-per-s", scrub_mib_per_s,
+                  "How fast each disk is read through and checked while it is idle; 0: never")
+      ->capture_default_str()
+      ->check(CLI::Range(uint64_t{0}, uint64_t{1} << 20));
   verb.add_option("--remote", remote,
                   "The remote tier: rados:POOL, rados:POOL/NAMESPACE or folder:PATH (default: none)");
   verb.add_option("--remote-prefix", remote_prefix, "Of the names of this store's objects there")
@@ -104,7 +108,8 @@ absl::StatusOr<kvstore::StoreOptions> StoreFlags::Options() const {
     PERIGEE_ASSIGN_OR_RETURN(options.quotas.emplace_back(), ParseQuota(quota));
   }
   if (!data_folders.empty()) {
-    options.ssd = kvstore::SsdOptions{.paths = data_folders, .capacity_bytes = ssd_mib << 20};
+    options.ssd = kvstore::SsdOptions{
+        .paths = data_folders, .capacity_bytes = ssd_mib << 20, .scrub_bytes_per_s = scrub_mib_per_s << 20};
   }
   if (!remote.empty()) {
     PERIGEE_ASSIGN_OR_RETURN(options.remote, OpenRemote(*this));

@@ -15,6 +15,7 @@ namespace perigee::cli {
 struct StoreFlags {
   std::vector<std::string> data_folders;
   uint64_t ssd_mib = 4096;
+  uint64_t scrub_mib_per_s = 8;
   std::string remote, remote_prefix = "perigee", ceph_config = "/etc/ceph/ceph.conf", ceph_client = "client.admin";
   bool remote_create = false;
   std::string policy = "default";

@@ -110,8 +110,13 @@ class Topology:
     def space(self, name):
         return f"pg{self.state['number']}-{name}"
 
-    def bridge(self):
-        return f"pgbr{self.state['number']}"
+    def switch(self):
+        """The namespace with the bridge and its ends of all links. This machine's own has one device more, not a
+        dozen: UCX takes every one for a way to its peers."""
+        return f"pg{self.state['number']}-switch"
+
+    def device(self):
+        return f"pg{self.state['number']}"
 
     # Processes.
 
@@ -190,25 +195,34 @@ class Topology:
 
     # Hosts.
 
-    def make_bridge(self):
-        """Takes the first number that is free: making the bridge is what takes it."""
+    def make_network(self):
+        """Takes the first number that is free: making the device is what takes it."""
         for number in range(1, 255):
             self.state["number"] = number
-            if subprocess.run(["ip", "link", "add", self.bridge(), "type", "bridge"], capture_output=True).returncode:
-                continue
-            self.save()
-            run("ip", "addr", "add", f"10.88.{number}.1/24", "dev", self.bridge())
-            run("ip", "link", "set", self.bridge(), "up")
-            return
-        raise NotHere("no bridge can be made: " +
-                      subprocess.run(["ip", "link", "add", self.bridge(), "type", "bridge"], capture_output=True,
-                                     text=True).stderr.strip())
+            made = subprocess.run(["ip", "link", "add", self.device(), "type", "veth", "peer", "name", "host"],
+                                  capture_output=True, text=True)
+            if made.returncode == 0:
+                break
+        else:
+            raise NotHere(f"no network device can be made: {made.stderr.strip()}")
+        self.save()
+        switch = self.switch()
+        run("ip", "netns", "add", switch)
+        run("ip", "link", "set", "host", "netns", switch)
+        run("ip", "-n", switch, "link", "add", "bridge", "type", "bridge")
+        run("ip", "-n", switch, "link", "set", "bridge", "up")
+        run("ip", "-n", switch, "link", "set", "host", "master", "bridge", "up")
+        # Without link-local addresses, by which UCX would try to reach peers elsewhere.
+        with contextlib.suppress(FileNotFoundError):
+            pathlib.Path(f"/proc/sys/net/ipv6/conf/{self.device()}/disable_ipv6").write_text("1")
+        run("ip", "addr", "add", f"10.88.{self.state['number']}.1/24", "dev", self.device())
+        run("ip", "link", "set", self.device(), "up")
 
     def make_host(self, name):
-        space, end = self.space(name), f"pg{self.state['number']}{name}"
+        space, switch = self.space(name), self.switch()
         run("ip", "netns", "add", space)
-        run("ip", "link", "add", end, "type", "veth", "peer", "name", "eth0", "netns", space)
-        run("ip", "link", "set", end, "master", self.bridge(), "up")
+        run("ip", "-n", switch, "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", space)
+        run("ip", "-n", switch, "link", "set", name, "master", "bridge", "up")
         host = self.node(name)["address"].partition(":")[0]
         run("ip", "-n", space, "addr", "add", f"{host}/24", "dev", "eth0")
         run("ip", "-n", space, "link", "set", "lo", "up")
@@ -229,8 +243,8 @@ class Topology:
             raise Failure(f"a topology is up in {self.folder}; take it down first")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.state = {"number": 0, "nodes": {}}
-        self.make_bridge()
         try:
+            self.make_network()
             self.describe(options, str(program))
             self.save()
             for name in self.state["nodes"]:
@@ -344,12 +358,10 @@ class Topology:
             wait_for(lambda listed=listed: not any(start_time(int(pid)) for pid in listed), STOP_WITHIN_S)
             with contextlib.suppress(Failure):  # It may not have been made.
                 run("ip", "netns", "del", space)
-            # The kernel takes a namespace apart some time after its last user is gone; its link goes with it.
-            subprocess.run(["ip", "link", "del", f"pg{self.state['number']}{name}"], capture_output=True)
             if os.path.exists(f"/run/netns/{space}"):
                 left.append(space)
-        with contextlib.suppress(Failure):
-            run("ip", "link", "del", self.bridge())
+        subprocess.run(["ip", "link", "del", self.device()], capture_output=True)
+        subprocess.run(["ip", "netns", "del", self.switch()], capture_output=True)
         self.file.unlink(missing_ok=True)
         if left:
             raise Failure(f"left behind: {', '.join(left)}")

@@ -82,7 +82,7 @@ absl::Status ShardedWriteState::CommitTo(Target& target, std::span<const pod::Pl
                                          Durability durability, absl::Duration ttl,
                                          std::vector<absl::Status>* statuses) {
   PERIGEE_ASSIGN_OR_RETURN(*statuses,
-                           target.batch.Commit(headers, durability, ttl, static_cast<uint32_t>(std::max(replicas, 1))));
+                           target.batch.Commit(headers, durability, ttl, static_cast<uint32_t>(std::clamp(replicas, 1, static_cast<int>(kMaxReplicas)))));
   return absl::OkStatus();
 }
 

@@ -131,13 +131,12 @@ void MatVecRows(const float* x, size_t k, const float* weight, size_t begin, siz
     out[static_cast<size_t>(r) * out_stride + j] = value + (bias == nullptr ? 0.0f : bias[j]);
   };
   size_t j = begin;
-  if constexpr (R > 1) {  // One row alone waits for memory, whatever it does.
-    for (; j + kTileColumns <= end; j += kTileColumns) {
-      float result[R][kTileColumns];
-      DotTile<R>(x, weight + j * k, k, result);
-      for (int r = 0; r < R; ++r) {
-        for (int w = 0; w < kTileColumns; ++w) put(r, j + static_cast<size_t>(w), result[r][w]);
-      }
+  // One row alone too: a row's sums must not depend on how many others there are.
+  for (; j + kTileColumns <= end; j += kTileColumns) {
+    float result[R][kTileColumns];
+    DotTile<R>(x, weight + j * k, k, result);
+    for (int r = 0; r < R; ++r) {
+      for (int w = 0; w < kTileColumns; ++w) put(r, j + static_cast<size_t>(w), result[r][w]);
     }
   }
   for (; j < end; ++j) {

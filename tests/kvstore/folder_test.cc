@@ -104,7 +104,7 @@ TEST(Folder, AnIndexWithEntriesOfAFutureVersionIsRefusedWithBothVersionsAndNothi
   const auto before = entries([&](rocksdb::DB& db) {
     ASSERT_TRUE(db.Get({}, key, &own).ok());
     std::string future = own.substr(0, own.size() - 4) + "more";
-    future[0] = 3;
+    future[0] = 4;
     ByteWriter sum;
     sum.U32(Crc32c(AsBytes(future), Crc32c(AsBytes(key))));
     ASSERT_TRUE(db.Put({}, key, future + sum.Take()).ok());
@@ -112,7 +112,7 @@ TEST(Folder, AnIndexWithEntriesOfAFutureVersionIsRefusedWithBothVersionsAndNothi
   const auto files = Contents(folder.path(), /*with_index=*/false);
   const absl::Status refused = OpenStatus(folder.path());
   EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition) << refused;
-  EXPECT_THAT(std::string(refused.message()), AllOf(HasSubstr("version 3"), HasSubstr("up to version 2")));
+  EXPECT_THAT(std::string(refused.message()), AllOf(HasSubstr("version 4"), HasSubstr("up to version 3")));
   EXPECT_EQ(Contents(folder.path(), false), files);
   EXPECT_EQ(entries(), before);
   entries([&](rocksdb::DB& db) { ASSERT_TRUE(db.Put({}, key, own).ok()); });  // What the newer program could do.

@@ -33,6 +33,11 @@ struct CachedBlock {
   int64_t position = 0;
   int64_t base_position = 0;
   int32_t tokens = 0;
+
+  PlaneBuffer& plane(pod::PlaneKind kind) {
+    return kind == pod::PlaneKind::kDistant ? distant : kind == pod::PlaneKind::kProximal ? proximal : summary;
+  }
+  const PlaneBuffer& plane(pod::PlaneKind kind) const { return const_cast<CachedBlock*>(this)->plane(kind); }
 };
 
 class PlaneCache : public KvCache {

@@ -107,7 +107,7 @@ absl::Status BackFetch::FetchRange(size_t begin, size_t end) {
   std::vector<model::PlaneBuffer*> places;
   for (size_t b = begin; b < end; ++b) {
     for (const PlaneId& id : PlanesOf(b)) {
-      model::PlaneBuffer& place = id.kind == PlaneKind::kDistant ? blocks_[b].distant : blocks_[b].proximal;
+      model::PlaneBuffer& place = blocks_[b].plane(id.kind);
       if (blocks_[b].tokens == layout.block_tokens()) place = node_.planes().Find(id);
       if (place != nullptr) continue;
       ids.push_back(id);
@@ -137,8 +137,7 @@ absl::Status BackFetch::FetchRange(size_t begin, size_t end) {
   for (size_t b = begin; b < end; ++b) {
     if (blocks_[b].tokens < layout.block_tokens()) continue;
     for (const PlaneId& id : PlanesOf(b)) {
-      node_.planes().Keep(id, id.kind == PlaneKind::kDistant ? blocks_[b].distant : blocks_[b].proximal,
-                          layout.plane_bytes(id.kind));
+      node_.planes().Keep(id, blocks_[b].plane(id.kind), layout.plane_bytes(id.kind));
     }
   }
   return absl::OkStatus();

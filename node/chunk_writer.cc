@@ -29,10 +29,6 @@ class Stopwatch {
   const absl::Time start_ = absl::Now();
 };
 
-const model::PlaneBuffer& BufferOf(const model::CachedBlock& block, PlaneKind kind) {
-  return kind == PlaneKind::kDistant ? block.distant : kind == PlaneKind::kProximal ? block.proximal : block.summary;
-}
-
 }  // namespace
 
 struct ChunkWriter::Chunk {
@@ -125,7 +121,7 @@ absl::Status ChunkWriter::LayerDone(int layer, std::span<const model::CachedBloc
   if (layer == 0) {
     for (const Plane& plane : chunk.planes) {
       const model::CachedBlock& block = cache[plane.block];
-      chunk.bytes.push_back(BufferOf(block, plane.kind));
+      chunk.bytes.push_back(block.plane(plane.kind));
       pod::PlaneHeader& header = chunk.headers.emplace_back();
       header.kind = plane.kind;
       header.key = keys_[plane.block];

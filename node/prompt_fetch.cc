@@ -73,7 +73,7 @@ absl::StatusOr<std::unique_ptr<PromptFetch>> PromptFetch::Start(const Node& node
     view[b].tokens = static_cast<int32_t>(std::min<int64_t>(block_tokens, tokens - view[b].position));
     for (const PlaneKind kind : {PlaneKind::kDistant, PlaneKind::kProximal}) {
       if (!Reads(layout, kind, view[b].position, tokens)) continue;
-      model::PlaneBuffer& plane = kind == PlaneKind::kDistant ? view[b].distant : view[b].proximal;
+      model::PlaneBuffer& plane = view[b].plane(kind);
       if (view[b].tokens == block_tokens) plane = node.planes().Find({keys[b], kind});
       if (plane != nullptr) {
         ++out->planes_here_;
@@ -137,7 +137,7 @@ absl::Status PromptFetch::StartFetch(const pod::Identity& identity, const pod::B
     bytes_ += held.header.payload_bytes;
     model::CachedBlock& block = view[block_of_[i]];
     block.base_position = held.header.base_position;
-    (distant ? block.distant : block.proximal) = bytes;
+    block.plane(ids_[i].kind) = bytes;
     full_.push_back(block.tokens == layout.block_tokens());
   }
   PERIGEE_ASSIGN_OR_RETURN(fetch_, lease.StartFetch(std::move(groups)));

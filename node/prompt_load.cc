@@ -19,8 +19,8 @@ constexpr absl::Duration kLeastPatience = absl::Milliseconds(25);
 absl::Status FirstHole(const pod::Layout& layout, const LoadRequest& request, const std::vector<StoredBlock>& blocks) {
   for (const PlaneKind kind : {PlaneKind::kDistant, PlaneKind::kProximal}) {
     for (size_t b = 0; b < blocks.size(); ++b) {
-      const bool here = kind == PlaneKind::kDistant ? blocks[b].distant : blocks[b].proximal;
-      if (here || !Reads(layout, kind, static_cast<int64_t>(b) * layout.block_tokens(), request.tokens)) continue;
+      if (blocks[b].has(kind) || !Reads(layout, kind, static_cast<int64_t>(b) * layout.block_tokens(), request.tokens))
+        continue;
       return absl::NotFoundError(
           absl::StrCat("block ", b, " of ", blocks.size(), " (", request.keys[b].ToString(), "): ", blocks[b].missing));
     }
@@ -137,7 +137,7 @@ absl::Status LoadPrompt(const Node& node, const LoadRequest& request, StoredProm
       }
       for (const MissingPlane& plane : load.fetch_->missing()) {
         StoredBlock& block = stored.blocks[plane.block];
-        (plane.id.kind == PlaneKind::kDistant ? block.distant : block.proximal) = false;
+        block.has(plane.id.kind) = false;
         block.missing = plane.why;
       }
       if (!load.fetch_->missing().empty()) continue;

@@ -16,6 +16,10 @@ struct StoredBlock {
   bool proximal = false;
   std::string missing;  // Why not, for people.
   uint64_t bytes = 0;   // Payload of the planes that are there.
+
+  // Of a distant or a proximal plane.
+  bool& has(pod::PlaneKind kind) { return kind == pod::PlaneKind::kDistant ? distant : proximal; }
+  bool has(pod::PlaneKind kind) const { return kind == pod::PlaneKind::kDistant ? distant : proximal; }
 };
 
 struct Reuse {

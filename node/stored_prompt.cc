@@ -6,16 +6,12 @@
 #include "node/prompt_fetch.h"
 
 namespace perigee::node {
-namespace {
 
 using pod::PlaneKind;
 
-bool& Flag(StoredBlock& block, PlaneKind kind) { return kind == PlaneKind::kDistant ? block.distant : block.proximal; }
-
-// What the store says, merged into what is known already.
-void Merge(const kvstore::BlockInfo& info, StoredBlock& block) {
+void MergeStored(const kvstore::BlockInfo& info, StoredBlock& block) {
   for (const kvstore::FoundPlane& plane : info.planes) {
-    if (plane.kind != PlaneKind::kSummary) Flag(block, plane.kind) = true;
+    if (plane.kind != PlaneKind::kSummary) block.has(plane.kind) = true;
     block.bytes += plane.payload_bytes;
   }
   for (const kvstore::MissedPlane& missed : info.misses) {
@@ -26,8 +22,6 @@ void Merge(const kvstore::BlockInfo& info, StoredBlock& block) {
     }
   }
 }
-
-}  // namespace
 
 absl::Duration StoredPrompt::EstimateFetch(size_t count) const {
   absl::Duration sum;
@@ -52,7 +46,7 @@ StoredPrompt LookUpPrompt(const Node& node, std::span<const pod::BlockKey> keys,
     out.blocks[b].missing = "not looked up";
     for (const PlaneKind kind : {PlaneKind::kDistant, PlaneKind::kProximal}) {
       const bool present = layout.plane_bytes(kind) == 0 || (presence == Presence::kStoredOrHere && here(b, kind));
-      Flag(out.blocks[b], kind) = present;
+      out.blocks[b].has(kind) = present;
       all_here = all_here && (present || !Reads(layout, kind, static_cast<int64_t>(b) * block_tokens, tokens));
     }
   }
@@ -74,7 +68,7 @@ StoredPrompt LookUpPrompt(const Node& node, std::span<const pod::BlockKey> keys,
         read_us[b] += plane.estimated_fetch_us;
       }
     }
-    Merge(lookup->blocks[b], out.blocks[b]);
+    MergeStored(lookup->blocks[b], out.blocks[b]);
   }
   const double scale = sum_us == 0 ? 0 : static_cast<double>(lookup->estimated_fetch_us) / static_cast<double>(sum_us);
   for (size_t b = 0; b < keys.size(); ++b) {

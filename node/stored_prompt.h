@@ -22,6 +22,9 @@ struct StoredPrompt {
   absl::Duration EstimateFetch(size_t blocks) const;
 };
 
+// What a store says of a block, merged into what is known of it already.
+void MergeStored(const kvstore::BlockInfo& info, StoredBlock& block);
+
 enum class Presence {
   kStored,        // In the store: for those that want everything to be there in the end.
   kStoredOrHere,  // Or in this node's memory: for those that only read.

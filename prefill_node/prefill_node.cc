@@ -71,7 +71,9 @@ absl::Status PrefillNode::Prefill(const v1::PrefillRequest& request, absl::Time 
       const node::Reuse reuse = node::LongestUsablePrefix(node_->model().layout(), prompt.cached, stored.blocks);
       // What somebody else is computing already will be stored soon; then this looks again.
       mine = computing_.ClaimOrWait(std::span(prompt.keys).subspan(reuse.blocks), deadline, &claim, cancelled);
-      PERIGEE_RETURN_IF_ERROR(mine ? Continue(prompt, std::move(stored), load, response) : load.StillWanted());
+      PERIGEE_RETURN_IF_ERROR(
+          mine ? Continue(prompt, std::move(stored), reuse.blocks == prompt.keys.size(), load, response)
+               : load.StillWanted());
     }
   }
   response->mutable_token_ids()->Assign(prompt.ids.begin(), prompt.ids.end());
@@ -82,11 +84,10 @@ absl::Status PrefillNode::Prefill(const v1::PrefillRequest& request, absl::Time 
   return absl::OkStatus();
 }
 
-absl::Status PrefillNode::Continue(const Prompt& prompt, node::StoredPrompt stored, const node::LoadRequest& request,
-                                   v1::PrefillResponse* response) const {
+absl::Status PrefillNode::Continue(const Prompt& prompt, node::StoredPrompt stored, bool all_stored,
+                                   const node::LoadRequest& request, v1::PrefillResponse* response) const {
   node::LoadReport report;
-  const node::Reuse whole = node::LongestUsablePrefix(node_->model().layout(), prompt.cached, stored.blocks);
-  if (whole.blocks == prompt.keys.size()) {
+  if (all_stored) {
     // With everything stored nothing is computed, so nothing is fetched here: the decode node fetches for itself.
     report.prefix_tokens = prompt.cached;
   } else {

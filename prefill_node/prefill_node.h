@@ -53,8 +53,8 @@ class PrefillNode {
   };
   absl::StatusOr<Prompt> Read(const v1::PrefillRequest& request) const;
   // Loads what is stored, computes and stores the rest.
-  absl::Status Continue(const Prompt& prompt, node::StoredPrompt stored, const node::LoadRequest& request,
-                        v1::PrefillResponse* response) const;
+  absl::Status Continue(const Prompt& prompt, node::StoredPrompt stored, bool all_stored,
+                        const node::LoadRequest& request, v1::PrefillResponse* response) const;
   // From the cache's end to the prompt's.
   absl::Status Compute(const Prompt& prompt, const node::LoadRequest& request, model::PlaneCache& cache,
                        node::PromptLoad& load, v1::PrefillResponse* response) const;

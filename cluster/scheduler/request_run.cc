@@ -11,7 +11,7 @@
 #include "absl/time/clock.h"
 #include "base/status.h"
 #include "cluster/scheduler/calls.h"
-#include "node/reuse.h"
+#include "node/stored_prompt.h"
 
 namespace perigee::cluster {
 namespace {
@@ -30,11 +30,7 @@ std::vector<node::StoredBlock> StoredBlocks(const pod::Layout& layout, size_t bl
   for (size_t b = 0; b < blocks; ++b) {
     stored[b].distant = layout.plane_bytes(PlaneKind::kDistant) == 0;
     stored[b].proximal = layout.plane_bytes(PlaneKind::kProximal) == 0;
-    if (b >= lookup.blocks.size()) continue;
-    for (const kvstore::FoundPlane& plane : lookup.blocks[b].planes) {
-      if (plane.kind == PlaneKind::kDistant) stored[b].distant = true;
-      if (plane.kind == PlaneKind::kProximal) stored[b].proximal = true;
-    }
+    if (b < lookup.blocks.size()) node::MergeStored(lookup.blocks[b], stored[b]);
   }
   return stored;
 }

@@ -42,12 +42,11 @@ std::optional<Route> ChooseRoute(const PromptFigures& prompt, const std::vector<
   const auto consider = [&](const Route& route) {
     if (!best.has_value() || route.time_to_first_token < best->time_to_first_token) best = route;
   };
-  const bool may_prefill = prompt.may_prefill && !prefill_nodes.empty();
   for (size_t d = 0; d < decode_nodes.size(); ++d) {
     const NodeFigures& decode = decode_nodes[d];
     const double wait = DecodeWait(decode, options);
     const int64_t known = std::min(std::max(prompt.stored_tokens, decode.local_tokens), prompt.tokens);
-    if (!may_prefill || prompt.tokens - known <= options.max_direct_tokens) {
+    if (prefill_nodes.empty() || prompt.tokens - known <= options.max_direct_tokens) {
       // Computing there also delays the answers that are under way: that counts as if this request waited.
       const double compute = ComputeSeconds(decode, known, prompt.tokens) * (decode.running > 0 ? 2 : 1);
       consider(
@@ -55,7 +54,7 @@ std::optional<Route> ChooseRoute(const PromptFigures& prompt, const std::vector<
            .prefill = std::nullopt,
            .time_to_first_token = absl::Seconds(wait + FetchSeconds(prompt, decode, prompt.stored_tokens) + compute)});
     }
-    if (!may_prefill || known >= prompt.tokens) continue;
+    if (known >= prompt.tokens) continue;
     for (size_t p = 0; p < prefill_nodes.size(); ++p) {
       const NodeFigures& prefill = prefill_nodes[p];
       const double ahead = ComputeSeconds(prefill, 0, prefill.tokens_ahead) + 1e-7 * prefill.running;

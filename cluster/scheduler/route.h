@@ -27,7 +27,6 @@ struct PromptFigures {
   // Fetching the stored prefix, and, per token, what a prefill node will have stored.
   absl::Duration fetch;
   double fetch_token_s = 0;
-  bool may_prefill = true;  // False: prefill has been tried.
 };
 
 struct RouteOptions {

@@ -108,7 +108,10 @@ TEST_F(RemoteTierTest, WhatWasCommittedReplicatedIsReusedAfterTheStoreAndItsMemo
   EXPECT_EQ(again["text"], first["text"]);
   EXPECT_GT(again["reused_tokens"], 0) << again;
   const Json after = Stat(address);
-  EXPECT_GE(after["hits"]["remote"], planes) << after;
+  // Read from there for the nodes, or by the store itself, which promotes what was looked up before it is acquired.
+  const uint64_t remote_reads =
+      after["hits"]["remote"].get<uint64_t>() + after["moved"]["promoted_ahead"].get<uint64_t>();
+  EXPECT_GE(remote_reads, planes) << after;
   EXPECT_EQ(after["checksum_failures"], 0);
 }
 

@@ -88,9 +88,10 @@ TEST(BatchEngineTest, WhatWaitsGoesTogetherAndComputesWhatItWouldAlone) {
     Sequence alone(i < 6 ? 1 : 40, 5 + i);
     BatchEngine engine(&Model().transformer(), 512);
     ASSERT_TRUE(engine.Run(alone.Item()).ok());
-    // Matrix products of other sizes round otherwise.
+    // Matrix products of other sizes sum in another order, which other machines' kernels round to other bf16 numbers:
+    // a few steps of bf16 at the logits' size (4), where another token's or position's logits differ by 1 and more.
     EXPECT_THAT(together[static_cast<size_t>(i)]->logits(),
-                ::testing::Pointwise(::testing::FloatNear(5e-3f), alone.logits()))
+                ::testing::Pointwise(::testing::FloatNear(3e-2f), alone.logits()))
         << i;
   }
 }

@@ -5,6 +5,7 @@
 
 #include "absl/time/clock.h"
 #include "base/status.h"
+#include "base/trace.h"
 
 namespace perigee::decode_node {
 namespace {
@@ -107,6 +108,9 @@ absl::Status DecodeNode::LoadPrompt(const v1::GenerateRequest& request, const po
         return absl::DeadlineExceededError("the request's time is over; its prompt was not computed");
       const int64_t begin = loaded.tokens();
       const int64_t end = std::min(cached + 1, begin + chunk);
+      Span span(end > cached ? "first pass" : "compute chunk");
+      span.Set("begin", begin);
+      span.Set("tokens", end - begin);
       PERIGEE_RETURN_IF_ERROR(
           load.Run({.tokens = ids.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin)),
                     .cache = &loaded,
@@ -161,14 +165,37 @@ void DecodeNode::KeepAnswers(const v1::GenerateRequest& request, const pod::Iden
   }
 }
 
+void DecodeNode::Count(const node::LoadReport& report, const v1::GenerateEvent::Started& started) {
+  metrics_.computed_tokens += started.computed_tokens();
+  metrics_.recomputed_tokens += started.recomputed_tokens();
+  metrics_.reused_tokens += started.fetched_tokens() - std::min(started.recomputed_tokens(), started.fetched_tokens());
+  metrics_.fetched_bytes += report.bytes;
+  metrics_.exposed_fetch_us += static_cast<uint64_t>(absl::ToInt64Microseconds(report.exposed_time));
+}
+
 absl::Status DecodeNode::Generate(const v1::GenerateRequest& request,
                                   const std::function<bool(const v1::GenerateEvent&)>& emit, absl::Time deadline) {
+  Span span("generate");
+  span.Set("prompt_tokens", request.token_ids_size());
+  const absl::Time arrival = absl::Now();
+  const absl::Status status = Answers(request, emit, deadline);
+  span.Set("status", absl::StatusCodeToString(status.code()));
+  metrics_.Ended(status, absl::Now() - arrival);
+  return status;
+}
+
+absl::Status DecodeNode::Answers(const v1::GenerateRequest& request,
+                                 const std::function<bool(const v1::GenerateEvent&)>& emit, absl::Time deadline) {
   const absl::Time arrival = absl::Now();
   PERIGEE_RETURN_IF_ERROR(CheckRequest(request));
   PERIGEE_ASSIGN_OR_RETURN(const pod::Identity identity, node_->IdentityFor(request.scope()));
   Place place(this);
-  PERIGEE_RETURN_IF_ERROR(place.Take(static_cast<int>(SamplesOf(request)), deadline));
+  {
+    const Span span("queue");
+    PERIGEE_RETURN_IF_ERROR(place.Take(static_cast<int>(SamplesOf(request)), deadline));
+  }
   const absl::Time begun = absl::Now();
+  metrics_.queued.Record(begun - arrival);
 
   std::unique_ptr<model::PlaneCache> cache;
   std::vector<float> logits;
@@ -185,12 +212,16 @@ absl::Status DecodeNode::Generate(const v1::GenerateRequest& request,
   }
   v1::GenerateEvent event;
   Describe(request, report, event.mutable_started());
+  Count(report, event.started());
   event.mutable_started()->set_queued_us(static_cast<uint64_t>(absl::ToInt64Microseconds(begun - arrival)));
   if (!emit(event)) return absl::CancelledError("the caller is gone");
 
-  AnswerGroup group(&node_->batches(), node_->model().layout().block_tokens(), std::move(answers));
+  AnswerGroup group(&node_->batches(), node_->model().layout().block_tokens(), std::move(answers), &metrics_);
+  Span span("answer");
   const absl::Time first = absl::Now();
   group.Start(logits);
+  TraceInstant("first token");
+  metrics_.first_token.Record(first - arrival);
   PERIGEE_RETURN_IF_ERROR(group.Drain(
       [&](const v1::GenerateEvent& said) {
         if (!said.has_finished()) return emit(said);
@@ -200,6 +231,8 @@ absl::Status DecodeNode::Generate(const v1::GenerateRequest& request,
         return emit(timed);
       },
       deadline));
+  span.End();
+  const Span keep("keep answer");
   KeepAnswers(request, identity, report, group.answers());
   return absl::OkStatus();
 }

@@ -18,6 +18,7 @@
 #include "node/chunk_writer.h"
 #include "node/node.h"
 #include "node/prompt_load.h"
+#include "node/request_metrics.h"
 #include "perigee/v1/decode.pb.h"
 
 namespace perigee::decode_node {
@@ -38,8 +39,10 @@ class DecodeNode {
   // decode.proto; DEADLINE_EXCEEDED at the deadline.
   absl::Status Generate(const v1::GenerateRequest& request, const std::function<bool(const v1::GenerateEvent&)>& emit,
                         absl::Time deadline = absl::InfiniteFuture());
+  const node::RequestMetrics& metrics() const { return metrics_; }
 
   AnswerWriter& writer() { return writer_; }
+  AnswerWriterStats writer_stats() const { return writer_.stats(); }
   // Answers being generated, and requests waiting for a place.
   int running() const;
   int queued() const;
@@ -47,6 +50,9 @@ class DecodeNode {
 
  private:
   class Place;
+  absl::Status Answers(const v1::GenerateRequest& request, const std::function<bool(const v1::GenerateEvent&)>& emit,
+                       absl::Time deadline);
+  void Count(const node::LoadReport& report, const v1::GenerateEvent::Started& started);
   absl::Status CheckRequest(const v1::GenerateRequest& request) const;
   // The prompt's cache, and the logits of its last token.
   absl::Status LoadPrompt(const v1::GenerateRequest& request, const pod::Identity& identity, absl::Time deadline,
@@ -59,6 +65,7 @@ class DecodeNode {
 
   const node::Node* const node_;
   const DecodeOptions options_;
+  node::RequestMetrics metrics_;
   AnswerWriter writer_;
   mutable absl::Mutex mu_;
   int running_ ABSL_GUARDED_BY(mu_) = 0, queued_ ABSL_GUARDED_BY(mu_) = 0;

@@ -11,7 +11,9 @@
 #include "absl/strings/str_replace.h"
 #include "base/clock.h"
 #include "base/status.h"
+#include "base/trace.h"
 #include "kvstore/quick_calls.h"
+#include "kvstore/call_name.h"
 #include "kvstore/wire.h"
 #include "perigee/v1/kvstore.grpc.pb.h"
 #include "proto/grpc_status.h"
@@ -572,6 +574,7 @@ class Service final : public v1::KvStore::Service {
 
   template <typename Request, typename Response, typename Body>
   grpc::Status Counted(const Request& request, Response& response, Body body) {
+    const Span span("serve ", CallName<Request>());
     message_bytes_ += request.ByteSizeLong();
     const absl::Status status = body();
     if (!status.ok()) response.Clear();

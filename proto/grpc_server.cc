@@ -1,14 +1,21 @@
 #include "proto/grpc_server.h"
 
 #include <atomic>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/trace.h"
+#include "proto/request_id.h"
+#include "proto/trace_service.h"
 
 namespace perigee {
 namespace {
 
-// Counts the calls that run in this process's synchronous services.
+// Of the call that this thread runs.
+thread_local std::optional<RequestScope> scope;
+
+// Counts the calls that run in this process's synchronous services, and says for which requests.
 class CallCounter final : public grpc::Server::GlobalCallbacks {
  public:
   static CallCounter& Get() {
@@ -19,8 +26,14 @@ class CallCounter final : public grpc::Server::GlobalCallbacks {
     }();
     return *counter;
   }
-  void PreSynchronousRequest(grpc::ServerContext*) override { running_.fetch_add(1); }
-  void PostSynchronousRequest(grpc::ServerContext*) override { running_.fetch_sub(1); }
+  void PreSynchronousRequest(grpc::ServerContext* context) override {
+    running_.fetch_add(1);
+    if (const absl::string_view id = ReceivedRequestId(*context); !id.empty()) scope.emplace(id);
+  }
+  void PostSynchronousRequest(grpc::ServerContext*) override {
+    scope.reset();
+    running_.fetch_sub(1);
+  }
   int running() const { return running_.load(); }
 
  private:
@@ -43,6 +56,8 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const std::string&
   builder.AddListeningPort(listen, grpc::InsecureServerCredentials(), &port);
   for (grpc::Service* service : services) builder.RegisterService(service);
   std::unique_ptr<GrpcServer> out(new GrpcServer);
+  out->trace_ = MakeTraceService();
+  builder.RegisterService(out->trace_.get());
   out->server_ = builder.BuildAndStart();
   if (out->server_ == nullptr || port == 0) {
     return absl::AlreadyExistsError(absl::StrCat(

@@ -1,8 +1,10 @@
-// A gRPC server that says why it could not start, and stops within a deadline.
+// A gRPC server that says why it could not start, and stops within a deadline. It tells what it remembers of requests
+// (trace.proto); handlers of calls that name their request run in its scope (base/trace.h).
 #ifndef PERIGEE_PROTO_GRPC_SERVER_H_
 #define PERIGEE_PROTO_GRPC_SERVER_H_
 
 #include <grpcpp/grpcpp.h>
+#include <grpcpp/impl/service_type.h>
 
 #include <memory>
 #include <string>
@@ -29,6 +31,7 @@ class GrpcServer {
 
  private:
   GrpcServer() = default;
+  std::unique_ptr<grpc::Service> trace_;
   std::unique_ptr<grpc::Server> server_;
   std::string address_;
 };

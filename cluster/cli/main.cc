@@ -41,6 +41,7 @@ int main(int argc, char** argv) {
   cli::AddCalibrate(app, action);
   cli::AddDemo(app, action);
   cli::AddServe(app, action);
+  cli::AddTrace(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

@@ -1,9 +1,14 @@
 // perigee serve gateway: the cluster's front door.
-#include "base/log.h"
+#include <atomic>
+
+#include "base/clock.h"
 #include "base/status.h"
+#include "base/trace.h"
 #include "cluster/cli/command.h"
 #include "cluster/cli/member_flags.h"
+#include "cluster/cli/watch_flags.h"
 #include "cluster/gateway/http_server.h"
+#include "cluster/metrics/gateway_metrics.h"
 #include "cluster/process.h"
 #include "cluster/scheduler/cluster_backend.h"
 #include "kvstore/sessions.h"
@@ -11,6 +16,7 @@
 #include "model/chat_template.h"
 #include "model/config.h"
 #include "model/tokenizer.h"
+#include "proto/grpc_server.h"
 #include "spdlog/spdlog.h"
 #include "transport/context.h"
 
@@ -22,7 +28,8 @@ struct Options {
   std::string model_name;
   std::string transports;
   std::string secret_file;
-  std::string log_level = "info";
+  std::string control_listen = "127.0.0.1:0";
+  WatchFlags watch;
   int ready_fd = -1;
   double timeout_s = 600;
   double drain_s = 30;
@@ -34,9 +41,12 @@ struct Options {
 };
 
 void Log(const cluster::HttpRequestRecord& r) {
-  if (r.path != "/v1/completions" && r.path != "/v1/chat/completions") return;
-  spdlog::info("request {} tenant '{}' {} -> {} in {} ms, first token {} ms, {}+{} tokens, {} cached{}{}", r.request_id,
-               r.tenant, r.path, r.status, absl::ToInt64Milliseconds(r.took),
+  if (!cluster::IsCompletion(r)) return;
+  const RequestScope scope(r.request_id);
+  const absl::Time now = SteadyNow();
+  TracePast("request", now - r.took, now);
+  spdlog::info("tenant '{}' {} -> {} in {} ms, first token {} ms, {}+{} tokens, {} cached{}{}", r.tenant, r.path,
+               r.status, absl::ToInt64Milliseconds(r.took),
                r.first_token == absl::InfiniteDuration() ? -1 : absl::ToInt64Milliseconds(r.first_token),
                r.usage.prompt_tokens, r.usage.completion_tokens, r.usage.cached_tokens, r.result.ok() ? "" : ": ",
                r.result.ok() ? "" : r.result.ToString());
@@ -44,7 +54,7 @@ void Log(const cluster::HttpRequestRecord& r) {
 
 absl::Status ServeGateway(const Options& o) {
   cluster::BlockTerminationSignals();
-  PERIGEE_RETURN_IF_ERROR(InitLogging("gateway", o.log_level));
+  PERIGEE_RETURN_IF_ERROR(o.watch.StartLogging("gateway"));
   PERIGEE_ASSIGN_OR_RETURN(const model::ModelConfig config, model::ModelConfig::Load(o.model_folder));
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<model::Tokenizer> tokenizer, model::LoadTokenizer(o.model_folder));
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<model::ChatTemplate> chat_template,
@@ -76,14 +86,27 @@ absl::Status ServeGateway(const Options& o) {
     name = o.model_folder.substr(0, end + 1);
     name = name.substr(name.rfind('/') + 1);
   }
+  cluster::GatewayMetrics metrics;
   const cluster::FrontModel front{.name = name,
                                   .tokenizer = tokenizer.get(),
                                   .chat_template = chat_template.get(),
                                   .context_tokens = config.max_positions,
                                   .created = absl::Now()};
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<cluster::HttpServer> server,
-                           cluster::HttpServer::Start(http, front, &backend, Log));
-  PERIGEE_ASSIGN_OR_RETURN(const cluster::NodeRecord self, o.member.Record(cluster::Role::kGateway, server->address()));
+                           cluster::HttpServer::Start(http, front, &backend, [&metrics](const auto& record) {
+                             metrics.Observe(record);
+                             Log(record);
+                           }));
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> control, GrpcServer::Start(o.control_listen, {}));
+  std::atomic<bool> draining{false};
+  PERIGEE_ASSIGN_OR_RETURN(
+      const std::unique_ptr<cluster::MetricsServer> metrics_server,
+      o.watch.Serve(
+          "gateway", [&](cluster::MetricFamilies& out) { metrics.Collect(backend.stats(), out); },
+          [&] { return draining ? absl::UnavailableError("it is going to stop") : backend.Ready(); }));
+  PERIGEE_ASSIGN_OR_RETURN(cluster::NodeRecord self, o.member.Record(cluster::Role::kGateway, control->address()));
+  self.http_address = server->address();
+  self.metrics_address = MetricsAddress(metrics_server.get(), self.address);
   PERIGEE_RETURN_IF_ERROR(member->Join(self, [&backend] {
     const cluster::ClusterBackendStats stats = backend.stats();
     return cluster::NodeLoad{.running = static_cast<uint32_t>(stats.serving),
@@ -93,6 +116,7 @@ absl::Status ServeGateway(const Options& o) {
   cluster::AnnounceReady(o.ready_fd, server->address());
   cluster::WaitForTermination();
   spdlog::info("stopping");
+  draining = true;
   member->Leave();
   server->Drain(absl::Seconds(o.drain_s));
   return absl::OkStatus();
@@ -130,7 +154,10 @@ void AddServeGateway(CLI::App& serve, Action& action) {
                    "Missing prompt tokens that a decode node computes itself, where there are prefill nodes")
       ->capture_default_str();
   verb->add_flag("--no-store-answers", o->no_store_answers, "Do not keep answers for the next turn of a conversation");
-  verb->add_option("--log-level", o->log_level, "trace, debug, info, warn, error or off")->capture_default_str();
+  verb->add_option("--control-listen", o->control_listen,
+                   "host:port of its gRPC services (traces), by which it is a member; port 0 takes a free one")
+      ->capture_default_str();
+  o->watch.Add(*verb);
   verb->add_option("--ready-fd", o->ready_fd, "Write 'ready ADDRESS' to this descriptor once serving");
   o->member.Add(*verb);
   verb->callback([o, &action] { action = [o] { return ServeGateway(*o); }; });

@@ -49,6 +49,7 @@ struct NodeRecord {
   std::string id;  // Unique in the cluster, and the same after a restart.
   Role role = Role::kStore;
   std::string address;          // host:port of its gRPC services.
+  std::string http_address;     // host:port of a gateway's HTTP API; "" for others.
   std::string metrics_address;  // host:port of its HTTP metrics; "" for none.
   NodeState state = NodeState::kServing;
   double weight = 1;  // Of a store in the placement.

@@ -142,6 +142,7 @@ absl::StatusOr<NodeRecord> RecordOf(const Json& object) {
   }
   fields.Named("role", &RoleFromName, &out.role);
   fields.Text("address", &out.address);
+  fields.Text("http_address", &out.http_address);
   fields.Text("metrics_address", &out.metrics_address);
   fields.Named("state", &StateFromName, &out.state);
   fields.Weight("weight", &out.weight);
@@ -174,6 +175,7 @@ WrittenJson ToJson(const NodeLoad& load) {
 
 WrittenJson ToJson(const NodeRecord& node) {
   WrittenJson out = {{"id", node.id}, {"role", RoleName(node.role)}, {"address", node.address}};
+  if (!node.http_address.empty()) out["http_address"] = node.http_address;
   if (!node.metrics_address.empty()) out["metrics_address"] = node.metrics_address;
   out["state"] = StateName(node.state);
   out["weight"] = node.weight;
@@ -297,6 +299,7 @@ absl::Status CheckAddress(const char* name, absl::string_view address) {
 absl::Status CheckRecord(const NodeRecord& node) {
   PERIGEE_RETURN_IF_ERROR(CheckNodeId(node.id));
   PERIGEE_RETURN_IF_ERROR(CheckAddress("address", node.address));
+  if (!node.http_address.empty()) PERIGEE_RETURN_IF_ERROR(CheckAddress("http_address", node.http_address));
   if (!node.metrics_address.empty()) PERIGEE_RETURN_IF_ERROR(CheckAddress("metrics_address", node.metrics_address));
   PERIGEE_RETURN_IF_ERROR(CheckWeight(node.weight));
   PERIGEE_RETURN_IF_ERROR(CheckHex("model_fingerprint", node.model_fingerprint));

@@ -4,6 +4,7 @@
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 
@@ -26,11 +27,32 @@ class RequestFlag final : public spdlog::custom_flag_formatter {
   std::unique_ptr<custom_flag_formatter> clone() const override { return std::make_unique<RequestFlag>(); }
 };
 
-// Bytes that are no UTF-8 stay as they are: they come from messages, and a reader that minds loses one line.
+// Of the character that the text begins with; 0 where it begins with none. (Overlong forms and surrogates pass: readers
+// accept or replace them.)
+size_t Utf8Length(absl::string_view text) {
+  const auto first = static_cast<unsigned char>(text[0]);
+  const size_t length = first < 0x80   ? 1
+                        : first < 0xc2 ? 0
+                        : first < 0xe0 ? 2
+                        : first < 0xf0 ? 3
+                        : first < 0xf5 ? 4
+                                       : 0;
+  if (length > text.size()) return 0;
+  for (size_t i = 1; i < length; ++i) {
+    if ((static_cast<unsigned char>(text[i]) & 0xc0) != 0x80) return 0;
+  }
+  return length;
+}
+
+// Messages may hold anything that a client sent: bytes that are no text become U+FFFD.
 void AppendJsonText(absl::string_view text, std::string* out) {
   out->push_back('"');
-  for (const char c : text) {
-    if (c == '"' || c == '\\') {
+  while (!text.empty()) {
+    const size_t length = Utf8Length(text);
+    const char c = text[0];
+    if (length == 0) {
+      out->append("\\ufffd");
+    } else if (c == '"' || c == '\\') {
       out->push_back('\\');
       out->push_back(c);
     } else if (static_cast<unsigned char>(c) < 0x20) {
@@ -38,8 +60,9 @@ void AppendJsonText(absl::string_view text, std::string* out) {
       std::snprintf(escaped, sizeof(escaped), "\\u%04x", c);
       out->append(escaped);
     } else {
-      out->push_back(c);
+      out->append(text.data(), length);
     }
+    text.remove_prefix(std::max<size_t>(length, 1));
   }
   out->push_back('"');
 }
@@ -49,8 +72,7 @@ class JsonFormatter final : public spdlog::formatter {
   void format(const spdlog::details::log_msg& message, spdlog::memory_buf_t& out) override {
     const auto view = [](const spdlog::string_view_t& text) { return absl::string_view(text.data(), text.size()); };
     std::string line = absl::StrCat(
-        "{\"time\":\"",
-        absl::FormatTime("%Y-%m-%dT%H:%M:%E6SZ", absl::FromChrono(message.time), absl::UTCTimeZone()),
+        "{\"time\":\"", absl::FormatTime("%Y-%m-%dT%H:%M:%E6SZ", absl::FromChrono(message.time), absl::UTCTimeZone()),
         "\",\"level\":\"", view(spdlog::level::to_string_view(message.level)), "\",\"process\":");
     AppendJsonText(view(message.logger_name), &line);
     if (const absl::string_view id = CurrentRequest(); !id.empty()) {

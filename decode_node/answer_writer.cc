@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/status.h"
+#include "base/trace.h"
 #include "node/reuse.h"
 
 namespace perigee::decode_node {
@@ -51,6 +52,7 @@ AnswerWriterStats AnswerWriter::stats() const {
 }
 
 absl::StatusOr<uint64_t> AnswerWriter::Write(const Job& job) {
+  const Span span("store answer");
   const pod::Layout& layout = node_->model().layout();
   const std::vector<pod::BlockKey> keys = pod::DeriveChain(job.identity, job.ids);
   const std::vector<model::CachedBlock>& blocks = job.cache.blocks();
@@ -87,6 +89,7 @@ void AnswerWriter::Loop() {
       jobs_.pop_front();
       busy_ = true;
     }
+    const RequestScope scope(next.front().request_id);
     const absl::StatusOr<uint64_t> written = Write(next.front());
     next.clear();
     if (!written.ok()) spdlog::info("an answer was not stored: {}", written.status().ToString());

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -32,6 +33,7 @@ class AnswerWriter {
     std::vector<int32_t> ids;  // Of all tokens that the cache holds.
     model::PlaneCache cache;   // Keeps the bytes until they are stored.
     size_t first_block = 0;    // Those before it are in the store.
+    std::string request_id{};  // For whom it works (base/trace.h).
   };
 
   AnswerWriter(const node::Node* node, const node::WriteOptions& options);

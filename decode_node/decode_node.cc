@@ -160,8 +160,11 @@ void DecodeNode::KeepAnswers(const v1::GenerateRequest& request, const pod::Iden
     std::vector<int32_t> ids(answer.ids().begin(), answer.ids().begin() + answer.cache().tokens());
     node_->KeepBlocks(pod::DeriveChain(identity, ids), answer.cache());
     if (!request.store_answer()) continue;
-    writer_.Add(
-        {.identity = identity, .ids = std::move(ids), .cache = std::move(answer.cache()), .first_block = stored});
+    writer_.Add({.identity = identity,
+                 .ids = std::move(ids),
+                 .cache = std::move(answer.cache()),
+                 .first_block = stored,
+                 .request_id = std::string(CurrentRequest())});
   }
 }
 

@@ -25,9 +25,9 @@ prometheus::ClientMetric::Histogram ToHistogram(const DurationCounts& counts) {
   uint64_t below = 0;
   for (size_t i = 0; i < counts.buckets.size(); ++i) {
     below += counts.buckets[i];
-    out.bucket.push_back({.cumulative_count = below,
-                          .upper_bound = i < kDurationBounds_s.size() ? kDurationBounds_s[i]
-                                                                      : std::numeric_limits<double>::infinity()});
+    out.bucket.push_back(
+        {.cumulative_count = below,
+         .upper_bound = i < kDurationBounds_s.size() ? kDurationBounds_s[i] : std::numeric_limits<double>::infinity()});
   }
   return out;
 }
@@ -51,7 +51,6 @@ void MetricFamilies::Add(absl::string_view name, absl::string_view help, Type ty
   if (families_.empty() || families_.back().name != name) {
     families_.push_back({.name = std::string(name), .help = std::string(help), .type = type, .samples = {}});
   }
-  sample.labels.insert(sample.labels.begin(), common_.begin(), common_.end());
   families_.back().samples.push_back(std::move(sample));
 }
 

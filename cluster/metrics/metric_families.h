@@ -19,13 +19,11 @@ using MetricLabels = std::vector<std::pair<std::string, std::string>>;
 // One thread.
 class MetricFamilies {
  public:
-  // labels: of every sample.
-  explicit MetricFamilies(MetricLabels labels = {}) : common_(std::move(labels)) {}
-
   // Samples of one name are one family: they come one after the other, and the first one's help counts.
   void Counter(absl::string_view name, absl::string_view help, double value, MetricLabels labels = {});
   void Gauge(absl::string_view name, absl::string_view help, double value, MetricLabels labels = {});
-  void Histogram(absl::string_view name, absl::string_view help, const DurationCounts& counts, MetricLabels labels = {});
+  void Histogram(absl::string_view name, absl::string_view help, const DurationCounts& counts,
+                 MetricLabels labels = {});
 
   // Prometheus' text format, version 0.0.4.
   std::string Text() const;
@@ -44,7 +42,6 @@ class MetricFamilies {
   };
   void Add(absl::string_view name, absl::string_view help, Type type, Sample sample);
 
-  const MetricLabels common_;
   std::vector<Family> families_;
 };
 

@@ -39,8 +39,9 @@ void CollectRequests(const node::RequestMetrics& r, bool decode, Samples& out) {
     }
   }
   out.Histogram("perigee_node_request_seconds", "How long requests took.", r.duration);
-  const char* const tokens = "Tokens of prompts: computed because they were not stored, computed though they were "
-                             "because that was faster, or reused.";
+  const char* const tokens =
+      "Tokens of prompts: computed because they were not stored, computed though they were "
+      "because that was faster, or reused.";
   out.Counter("perigee_node_prompt_tokens_total", tokens, Number(r.computed_tokens), {{"how", "computed"}});
   out.Counter("perigee_node_prompt_tokens_total", tokens, Number(r.recomputed_tokens), {{"how", "recomputed"}});
   out.Counter("perigee_node_prompt_tokens_total", tokens, Number(r.reused_tokens), {{"how", "reused"}});

@@ -1,6 +1,5 @@
 #include "cluster/metrics/store_metrics.h"
 
-
 namespace perigee::cluster {
 namespace {
 
@@ -10,9 +9,9 @@ double Number(uint64_t value) { return static_cast<double>(value); }
 
 constexpr const char* kTiers[] = {"dram", "ssd", "remote"};
 // By kvstore::MissReason.
-constexpr const char* kMisses[kvstore::kMissReasons] = {
-    "",        "never_stored", "evicted", "deleted",     "checksum",   "other_tenant",
-    "no_room", "disk_lost",    "expired", "unreachable", "over_quota", "moved"};
+constexpr const char* kMisses[kvstore::kMissReasons] = {"",         "never_stored", "evicted",    "deleted",
+                                                        "checksum", "other_tenant", "no_room",    "disk_lost",
+                                                        "expired",  "unreachable",  "over_quota", "moved"};
 
 void CollectReads(const StoreStats& s, MetricFamilies& out) {
   const uint64_t hits[] = {s.hits_dram, s.hits_ssd, s.hits_remote};
@@ -20,10 +19,9 @@ void CollectReads(const StoreStats& s, MetricFamilies& out) {
     out.Counter("perigee_store_hits_total", "Planes that readers leased, by the tier that had them.",
                 Number(hits[tier]), {{"tier", kTiers[tier]}});
   }
-  const auto reasons = [&out](const char* name, const char* help, const uint64_t (&counts)[kvstore::kMissReasons]) {
+  const auto reasons = [&out](const char* name, const char* help, const uint64_t(&counts)[kvstore::kMissReasons]) {
     for (size_t reason = 1; reason < kvstore::kMissReasons; ++reason) {
-      out.Counter(name, help, Number(counts[reason]),
-                  {{"reason", kMisses[reason]}});
+      out.Counter(name, help, Number(counts[reason]), {{"reason", kMisses[reason]}});
     }
   };
   reasons("perigee_store_misses_total", "Planes that readers asked for and did not get, by reason.", s.misses_because);

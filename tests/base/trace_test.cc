@@ -118,10 +118,12 @@ TEST(LogTest, JsonLinesAreObjectsWhateverTheirText) {
   const std::string text = Logged("json", [] {
     const RequestScope scope("req-2");
     spdlog::warn("a \"quoted\\\" text\nof two lines");
+    spdlog::warn("caf\xc3\xa9 \xff\xc3");
   });
   EXPECT_THAT(text, StartsWith("{\"time\":\"20"));
   EXPECT_THAT(text, HasSubstr(R"("level":"warning","process":"tester","request_id":"req-2","message":"a \"quoted\\\")"
                               R"( text\u000aof two lines"})"));
+  EXPECT_THAT(text, HasSubstr("\"message\":\"caf\xc3\xa9 \\ufffd\\ufffd\"}\n"));
   EXPECT_FALSE(InitLogging("tester", "info", "xml").ok());
 }
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <httplib.h>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "cluster/metrics/gateway_metrics.h"
@@ -23,16 +24,16 @@ size_t Count(const std::string& text, const std::string& what) {
 }
 
 TEST(MetricFamiliesTest, SamplesOfOneNameAreOneFamily) {
-  MetricFamilies families({{"zone", "a"}});
+  MetricFamilies families;
   families.Counter("x_total", "How many.", 3, {{"kind", "b"}});
   families.Counter("x_total", "", 4, {{"kind", "c"}});
   families.Gauge("y_bytes", "How much.", 0.5);
   const std::string text = families.Text();
   EXPECT_EQ(Count(text, "# TYPE x_total counter"), 1u) << text;
   EXPECT_THAT(text, HasSubstr("# HELP x_total How many.\n"));
-  EXPECT_THAT(text, HasSubstr("x_total{zone=\"a\",kind=\"b\"} 3\n"));
-  EXPECT_THAT(text, HasSubstr("x_total{zone=\"a\",kind=\"c\"} 4\n"));
-  EXPECT_THAT(text, HasSubstr("y_bytes{zone=\"a\"} 0.5\n"));
+  EXPECT_THAT(text, HasSubstr("x_total{kind=\"b\"} 3\n"));
+  EXPECT_THAT(text, HasSubstr("x_total{kind=\"c\"} 4\n"));
+  EXPECT_THAT(text, HasSubstr("y_bytes 0.5\n"));
 }
 
 TEST(MetricFamiliesTest, BucketsAreCumulative) {
@@ -127,7 +128,7 @@ TEST(StoreMetricsTest, NamesFollowTheConventions) {
       continue;
     }
     EXPECT_EQ(words[2], last) << "without help";
-    EXPECT_EQ(words[3] == "counter", absl::string_view(words[2]).ends_with("_total")) << line;
+    EXPECT_EQ(words[3] == "counter", absl::EndsWith(words[2], "_total")) << line;
   }
 }
 

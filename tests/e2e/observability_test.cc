@@ -31,6 +31,7 @@ class ObservabilityTest : public ::testing::Test {
  protected:
   void SetUp() override {
     ASSERT_TRUE(WriteFileAtomically(Members(), "{\"epoch\": 1, \"nodes\": []}").ok());
+    std::filesystem::create_directory(home_.path() + "/remote");
     Start("store", {"--data-dir", home_.path() + "/planes", "--dram-mib", "64", "--ssd-mib", "256", "--remote",
                     "folder:" + home_.path() + "/remote", "--remote-create"});
     Start("prefill", {"--model", kModel, "--pool-mib", "64"});
@@ -62,7 +63,7 @@ class ObservabilityTest : public ::testing::Test {
     EXPECT_TRUE(child.ok()) << child.status();
     const auto address = child->WaitReady(kDeadline);
     EXPECT_TRUE(address.ok()) << address.status();
-    processes_.push_back(*std::move(child));
+    if (child.ok()) processes_.push_back(*std::move(child));
     return address.value_or("");
   }
 
@@ -150,7 +151,8 @@ TEST_F(ObservabilityTest, DashboardAndAlertsUseMetricsThatExist) {
   std::vector<std::string> expressions;
   const auto board = ReadFile(absl::StrCat(kDeploy, "/grafana/perigee.json"));
   ASSERT_TRUE(board.ok()) << board.status();
-  for (const Json& panel : Json::parse(*board)["panels"]) {
+  const Json dashboard = Json::parse(*board);
+  for (const Json& panel : dashboard["panels"]) {
     for (const Json& target : panel.value("targets", Json::array())) expressions.push_back(target["expr"]);
   }
   const auto alerts = ReadFile(absl::StrCat(kDeploy, "/prometheus/alerts.yml"));

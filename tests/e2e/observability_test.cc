@@ -26,6 +26,14 @@ const char* const kDeploy = PERIGEE_SOURCE_DIR "/cluster/deploy";
 constexpr absl::Duration kDeadline = absl::Seconds(60);
 constexpr char kRequestId[] = "observed-1";
 
+// The value of a sample; -1 where there is none.
+double Value(const std::string& text, const std::string& sample) {
+  for (const absl::string_view line : absl::StrSplit(text, '\n')) {
+    if (absl::StartsWith(line, sample + " ")) return std::stod(std::string(line.substr(sample.size() + 1)));
+  }
+  return -1;
+}
+
 // A store with all tiers, a prefill node, a decode node and a gateway, members by a file.
 class ObservabilityTest : public ::testing::Test {
  protected:
@@ -68,19 +76,24 @@ class ObservabilityTest : public ::testing::Test {
   }
 
   // A prompt of several blocks.
-  void Complete() {
-    std::string prompt;
+  httplib::Result Post(const std::string& id, const std::string& begin) {
+    std::string prompt = begin;
     for (int i = 0; i < 60; ++i) prompt += "In the beginning God created the heaven and the earth. ";
     const Json body = {{"model", "podling"}, {"prompt", prompt}, {"max_tokens", 8}};
     httplib::Client client("http://" + gateway_);
     client.set_read_timeout(60);
-    // The gateway may not know its nodes yet.
+    return client.Post("/v1/completions", {{"X-Request-Id", id}}, body.dump(), "application/json");
+  }
+
+  void Complete() {
+    // The first connections may fail, and their requests go another way: the one that is looked at finds all connected.
+    int tries = 0;
     ASSERT_TRUE(WaitFor([&] {
-      const httplib::Result ready = client.Get("/ready");
-      return ready && ready->status == 200;
-    }));
-    const httplib::Result answer =
-        client.Post("/v1/completions", {{"X-Request-Id", kRequestId}}, body.dump(), "application/json");
+      const std::string number = std::to_string(++tries);
+      Post("warm-" + number, number);
+      return Value(Metrics()["decode"], "perigee_node_fetched_bytes_total{role=\"decode\"}") > 0;
+    })) << Log("gateway");
+    const httplib::Result answer = Post(kRequestId, "");
     ASSERT_TRUE(answer) << httplib::to_string(answer.error());
     ASSERT_EQ(answer->status, 200) << answer->body;
   }
@@ -110,14 +123,6 @@ class ObservabilityTest : public ::testing::Test {
   std::string gateway_;
   std::vector<cluster::ChildProcess> processes_;
 };
-
-// The value of a sample; -1 where there is none.
-double Value(const std::string& text, const std::string& sample) {
-  for (const absl::string_view line : absl::StrSplit(text, '\n')) {
-    if (absl::StartsWith(line, sample + " ")) return std::stod(std::string(line.substr(sample.size() + 1)));
-  }
-  return -1;
-}
 
 TEST_F(ObservabilityTest, MetricsTellOfARequest) {
   Complete();

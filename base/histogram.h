@@ -13,9 +13,8 @@ namespace perigee {
 
 // Upper bounds in seconds, inclusive; what is longer than the last goes into a bucket of its own. From a tenth of a
 // millisecond (a token of a small model) to minutes (a request that waited).
-inline constexpr std::array<double, 20> kDurationBounds_s = {0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01,
-                                                             0.025,  0.05,    0.1,    0.25,  0.5,    1,     2.5,
-                                                             5,      10,      30,     60,    120,    300};
+inline constexpr std::array<double, 20> kDurationBounds_s = {
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300};
 
 struct DurationCounts {
   std::array<uint64_t, kDurationBounds_s.size() + 1> buckets{};  // Each without those below it.

@@ -72,8 +72,7 @@ inline absl::string_view CurrentRequest() {
 class RequestScope {
  public:
   explicit RequestScope(absl::string_view request_id)
-      : id_(request_id),
-        before_(std::exchange(internal::current_request, request_id.empty() ? nullptr : &id_)) {}
+      : id_(request_id), before_(std::exchange(internal::current_request, request_id.empty() ? nullptr : &id_)) {}
   ~RequestScope() { internal::current_request = before_; }
   RequestScope(const RequestScope&) = delete;
   RequestScope& operator=(const RequestScope&) = delete;

@@ -80,6 +80,11 @@ absl::StatusOr<ClusterAddresses> ClusterAddresses::Read(const std::string& path)
                                   std::pair("gateway", &out.gateway), std::pair("members", &out.members)}) {
     if (json.contains(field)) PERIGEE_RETURN_IF_ERROR(read(field, *to));
   }
+  if (json.contains("admin") && json["admin"].is_array()) {
+    for (const auto& address : json["admin"]) {
+      if (address.is_string()) out.admin.push_back(address.template get<std::string>());
+    }
+  }
   return out;
 }
 
@@ -89,6 +94,7 @@ absl::Status ClusterAddresses::Write(const std::string& path) const {
                                      std::pair("members", members)}) {
     if (!value.empty()) json[field] = value;
   }
+  if (!admin.empty()) json["admin"] = admin;
   return WriteFileAtomically(path, json.dump(2) + "\n");
 }
 

@@ -21,9 +21,10 @@ struct ClusterAddresses {
   std::string store;
   std::string prefill;
   std::string decode;
-  std::string store_secret_file = "";  // "": the store asks for none.
-  std::string gateway = "";            // Of its HTTP API; "": there is none.
-  std::string members = "";            // The membership's spec (cluster/membership/open_membership.h).
+  std::string store_secret_file = "";   // "": the store asks for none.
+  std::string gateway = "";             // Of its HTTP API; "": there is none.
+  std::string members = "";             // The membership's spec (cluster/membership/open_membership.h).
+  std::vector<std::string> admin = {};  // Processes that operators' verbs may ask (cluster/admin/).
 
   static absl::StatusOr<ClusterAddresses> Read(const std::string& path);
   absl::Status Write(const std::string& path) const;

@@ -66,6 +66,9 @@ absl::StatusOr<std::unique_ptr<LocalCluster>> LocalCluster::Start(LocalClusterOp
   cluster->addresses_.prefill = first("prefill");
   cluster->addresses_.decode = first("decode");
   cluster->addresses_.gateway = first("gateway");
+  for (const Part& part : cluster->parts_) {
+    if (part.role != "gateway") cluster->addresses_.admin.push_back(part.address);
+  }
   PERIGEE_RETURN_IF_ERROR(cluster->addresses_.Write(cluster->address_file()));
   return cluster;
 }
@@ -131,6 +134,8 @@ absl::Status LocalCluster::Launch(Part& part, const std::string& listen) {
                                         addresses_.store_secret_file,
                                         "--transports",
                                         options_.transports,
+                                        "--metrics-listen",
+                                        absl::StrCat(options_.host, ":0"),
                                         "--log-level",
                                         options_.log_level};
   const std::vector<std::string> more = part.role == "store" ? StoreArguments(part) : NodeArguments(part);

@@ -2,10 +2,18 @@
 
 #include <utility>
 
+#include "absl/time/clock.h"
+
 namespace perigee::decode_node {
 
-AnswerGroup::AnswerGroup(node::BatchEngine* engine, int block_tokens, std::vector<Answer> answers)
-    : engine_(engine), block_tokens_(block_tokens), answers_(std::move(answers)), logits_(answers_.size()) {}
+AnswerGroup::AnswerGroup(node::BatchEngine* engine, int block_tokens, std::vector<Answer> answers,
+                         node::RequestMetrics* metrics)
+    : engine_(engine),
+      block_tokens_(block_tokens),
+      answers_(std::move(answers)),
+      logits_(answers_.size()),
+      last_token_(answers_.size(), absl::InfinitePast()),
+      metrics_(metrics) {}
 
 AnswerGroup::~AnswerGroup() {
   const auto ended = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return running_ == 0; };
@@ -34,6 +42,9 @@ void AnswerGroup::Take(size_t i, std::span<const float> logits) {
   v1::GenerateEvent event;
   const absl::StatusOr<bool> goes_on = answers_[i].Take(logits, event.mutable_token());
   if (!goes_on.ok()) return End(goes_on.status());
+  ++metrics_->generated_tokens;
+  const absl::Time before = std::exchange(last_token_[i], absl::Now());
+  if (before != absl::InfinitePast()) metrics_->between_tokens.Record(last_token_[i] - before);
   {
     absl::MutexLock lock(&mu_);
     events_.push_back(std::move(event));

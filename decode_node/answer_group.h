@@ -15,6 +15,7 @@
 #include "absl/time/time.h"
 #include "decode_node/answer.h"
 #include "node/batch_engine.h"
+#include "node/request_metrics.h"
 #include "perigee/v1/decode.pb.h"
 
 namespace perigee::decode_node {
@@ -22,8 +23,8 @@ namespace perigee::decode_node {
 // Made and drained by the request's thread; the answers go on, meanwhile, on the engine's.
 class AnswerGroup {
  public:
-  // block_tokens: of the caches. The engine outlives this object.
-  AnswerGroup(node::BatchEngine* engine, int block_tokens, std::vector<Answer> answers);
+  // block_tokens: of the caches. Engine and metrics outlive this object.
+  AnswerGroup(node::BatchEngine* engine, int block_tokens, std::vector<Answer> answers, node::RequestMetrics* metrics);
   // Ends the answers and waits for the pass that they are in.
   ~AnswerGroup();
 
@@ -45,6 +46,8 @@ class AnswerGroup {
   const int block_tokens_;
   std::vector<Answer> answers_;             // One thread at a time has each: the one that runs its pass, or Drain's.
   std::vector<std::vector<float>> logits_;  // By answer.
+  std::vector<absl::Time> last_token_;      // By answer; before the first one infinitely long ago.
+  node::RequestMetrics* const metrics_;
 
   absl::Mutex mu_;
   std::deque<v1::GenerateEvent> events_ ABSL_GUARDED_BY(mu_);

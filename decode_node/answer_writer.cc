@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/status.h"
+#include "base/trace.h"
 #include "node/reuse.h"
 #include "node/stored_prompt.h"
 
@@ -65,6 +66,7 @@ std::vector<node::ChunkWriter::Plane> AnswerWriter::PlanesOf(const Job& job, siz
 }
 
 absl::StatusOr<uint64_t> AnswerWriter::Write(const Job& job) {
+  const Span span("store answer");
   const pod::Layout& layout = node_->model().layout();
   const std::vector<pod::BlockKey> keys = pod::DeriveChain(job.identity, job.ids);
   // The prompt is in the store, usually; where its planes were this node's own, or the store has lost some, an answer
@@ -110,6 +112,7 @@ void AnswerWriter::Loop() {
       jobs_.pop_front();
       busy_ = true;
     }
+    const RequestScope scope(next.front().request_id);
     const absl::StatusOr<uint64_t> written = Write(next.front());
     next.clear();
     if (!written.ok()) spdlog::info("an answer was not stored: {}", written.status().ToString());

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -31,6 +32,7 @@ class AnswerWriter {
     pod::Identity identity;
     std::vector<int32_t> ids;  // Of all tokens that the cache holds.
     model::PlaneCache cache;   // Keeps the bytes until they are stored.
+    std::string request_id{};  // For whom it works (base/trace.h).
   };
 
   AnswerWriter(const node::Node* node, const node::WriteOptions& options);

@@ -6,6 +6,7 @@
 #include "absl/cleanup/cleanup.h"
 #include "absl/time/clock.h"
 #include "base/status.h"
+#include "base/trace.h"
 
 namespace perigee::decode_node {
 namespace {
@@ -120,6 +121,9 @@ absl::Status DecodeNode::LoadPrompt(const v1::GenerateRequest& request, const po
       PERIGEE_RETURN_IF_ERROR(wanted.StillWanted());
       const int64_t begin = loaded.tokens();
       const int64_t end = std::min(cached + 1, begin + chunk);
+      Span span(end > cached ? "first pass" : "compute chunk");
+      span.Set("begin", begin);
+      span.Set("tokens", end - begin);
       PERIGEE_RETURN_IF_ERROR(
           load.Run({.tokens = ids.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin)),
                     .cache = &loaded,
@@ -162,7 +166,10 @@ void DecodeNode::KeepAnswers(const v1::GenerateRequest& request, const pod::Iden
     std::vector<int32_t> ids(answer.ids().begin(), answer.ids().begin() + answer.cache().tokens());
     node_->KeepBlocks(pod::DeriveChain(identity, ids), answer.cache());
     if (!request.store_answer()) continue;
-    writer_.Add({.identity = identity, .ids = std::move(ids), .cache = std::move(answer.cache())});
+    writer_.Add({.identity = identity,
+                 .ids = std::move(ids),
+                 .cache = std::move(answer.cache()),
+                 .request_id = std::string(CurrentRequest())});
   }
 }
 
@@ -178,17 +185,41 @@ absl::StatusOr<bool> DecodeNode::FinishAnswered(const v1::GenerateRequest& reque
   return true;
 }
 
+void DecodeNode::Count(const node::LoadReport& report, const v1::GenerateEvent::Started& started) {
+  metrics_.computed_tokens += started.computed_tokens();
+  metrics_.recomputed_tokens += started.recomputed_tokens();
+  metrics_.reused_tokens += started.fetched_tokens() - std::min(started.recomputed_tokens(), started.fetched_tokens());
+  metrics_.fetched_bytes += report.bytes;
+  metrics_.exposed_fetch_us += static_cast<uint64_t>(absl::ToInt64Microseconds(report.exposed_time));
+}
+
 absl::Status DecodeNode::Generate(const v1::GenerateRequest& request,
                                   const std::function<bool(const v1::GenerateEvent&)>& emit, absl::Time deadline,
                                   const std::function<bool()>& cancelled) {
+  Span span("generate");
+  span.Set("prompt_tokens", request.token_ids_size());
+  const absl::Time arrival = absl::Now();
+  const absl::Status status = Answers(request, emit, deadline, cancelled);
+  span.Set("status", absl::StatusCodeToString(status.code()));
+  metrics_.Ended(status, absl::Now() - arrival);
+  return status;
+}
+
+absl::Status DecodeNode::Answers(const v1::GenerateRequest& request,
+                                 const std::function<bool(const v1::GenerateEvent&)>& emit, absl::Time deadline,
+                                 const std::function<bool()>& cancelled) {
   const absl::Time arrival = absl::Now();
   PERIGEE_RETURN_IF_ERROR(CheckRequest(request));
   PERIGEE_ASSIGN_OR_RETURN(const pod::Identity identity, node_->IdentityFor(request.scope()));
   PERIGEE_ASSIGN_OR_RETURN(const bool answered, FinishAnswered(request, emit));
   if (answered) return absl::OkStatus();
   Place place(this);
-  PERIGEE_RETURN_IF_ERROR(place.Take(static_cast<int>(SamplesOf(request)), deadline, cancelled));
+  {
+    const Span span("queue");
+    PERIGEE_RETURN_IF_ERROR(place.Take(static_cast<int>(SamplesOf(request)), deadline, cancelled));
+  }
   const absl::Time begun = absl::Now();
+  metrics_.queued.Record(begun - arrival);
 
   std::unique_ptr<model::PlaneCache> cache;
   std::vector<float> logits;
@@ -205,12 +236,16 @@ absl::Status DecodeNode::Generate(const v1::GenerateRequest& request,
   }
   v1::GenerateEvent event;
   Describe(request, report, event.mutable_started());
+  Count(report, event.started());
   event.mutable_started()->set_queued_us(static_cast<uint64_t>(absl::ToInt64Microseconds(begun - arrival)));
   if (!emit(event)) return absl::CancelledError("the caller is gone");
 
-  AnswerGroup group(&node_->batches(), node_->model().layout().block_tokens(), std::move(answers));
+  AnswerGroup group(&node_->batches(), node_->model().layout().block_tokens(), std::move(answers), &metrics_);
+  Span span("answer");
   const absl::Time first = absl::Now();
   group.Start(logits);
+  TraceInstant("first token");
+  metrics_.first_token.Record(first - arrival);
   PERIGEE_RETURN_IF_ERROR(group.Drain(
       [&](const v1::GenerateEvent& said) {
         if (!said.has_finished()) return emit(said);
@@ -220,6 +255,8 @@ absl::Status DecodeNode::Generate(const v1::GenerateRequest& request,
         return emit(timed);
       },
       deadline));
+  span.End();
+  const Span keep("keep answer");
   KeepAnswers(request, identity, group.answers());
   return absl::OkStatus();
 }

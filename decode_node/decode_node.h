@@ -19,6 +19,7 @@
 #include "node/chunk_writer.h"
 #include "node/node.h"
 #include "node/prompt_load.h"
+#include "node/request_metrics.h"
 #include "perigee/v1/decode.pb.h"
 
 namespace perigee::decode_node {
@@ -40,8 +41,10 @@ class DecodeNode {
   // deadline.
   absl::Status Generate(const v1::GenerateRequest& request, const std::function<bool(const v1::GenerateEvent&)>& emit,
                         absl::Time deadline = absl::InfiniteFuture(), const std::function<bool()>& cancelled = nullptr);
+  const node::RequestMetrics& metrics() const { return metrics_; }
 
   AnswerWriter& writer() { return writer_; }
+  AnswerWriterStats writer_stats() const { return writer_.stats(); }
   // Answers being generated, and requests waiting for a place.
   int running() const;
   int queued() const;
@@ -49,6 +52,9 @@ class DecodeNode {
 
  private:
   class Place;
+  absl::Status Answers(const v1::GenerateRequest& request, const std::function<bool(const v1::GenerateEvent&)>& emit,
+                       absl::Time deadline, const std::function<bool()>& cancelled);
+  void Count(const node::LoadReport& report, const v1::GenerateEvent::Started& started);
   absl::Status CheckRequest(const v1::GenerateRequest& request) const;
   // The prompt's cache, and the logits of its last token.
   absl::Status LoadPrompt(const v1::GenerateRequest& request, const pod::Identity& identity, absl::Time deadline,
@@ -63,6 +69,7 @@ class DecodeNode {
 
   const node::Node* const node_;
   const DecodeOptions options_;
+  node::RequestMetrics metrics_;
   AnswerWriter writer_;
   mutable absl::Mutex mu_;
   int running_ ABSL_GUARDED_BY(mu_) = 0;

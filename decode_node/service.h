@@ -23,6 +23,8 @@ class DecodeService final : public v1::DecodeNode::Service {
   void SetDraining() { draining_ = true; }
   // For the cluster's members to see.
   v1::NodeLoad Load() const;
+  bool draining() const { return draining_; }
+  const DecodeNode& decode() const { return decode_; }
 
  private:
   const node::Node* const node_;

@@ -3,6 +3,7 @@
 #include <thread>
 #include <utility>
 
+#include "base/trace.h"
 #include "kvstore/client_state.h"
 
 namespace perigee::kvstore {
@@ -208,7 +209,11 @@ absl::StatusOr<LayeredFetch> ReadLease::StartFetch(std::vector<std::vector<Fetch
   fetch->on_landed = options.on_fetch_landed;
   fetch->started = absl::Now();
   fetch->deadline = fetch->started + options.transfer_deadline;
-  fetch->worker = std::thread([state = fetch.get()] { state->Run(); });
+  fetch->worker = std::thread([state = fetch.get(), request = std::string(CurrentRequest())] {
+    const RequestScope scope(request);
+    const Span span("store fetch");
+    state->Run();
+  });
   return LayeredFetch(std::move(fetch));
 }
 

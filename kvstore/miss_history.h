@@ -25,6 +25,7 @@ enum class MissReason : uint8_t {
   kOverQuota = 10,
   kMoved = 11,
 };
+inline constexpr size_t kMissReasons = 12;  // For tables by reason.
 const char* MissReasonName(MissReason reason);
 
 struct Miss {

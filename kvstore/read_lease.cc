@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/trace.h"
 #include "kvstore/client_state.h"
 
 namespace perigee::kvstore {
@@ -103,6 +104,7 @@ const std::vector<HeldPlane>& ReadLease::planes() const {
 absl::Time ReadLease::expiry() const { return state_ == nullptr ? absl::InfinitePast() : state_->expiry(); }
 
 std::vector<absl::Status> ReadLease::Fetch(std::span<const FetchRequest> requests) {
+  const Span span("store fetch");
   std::vector<absl::Status> out(requests.size());
   if (state_ == nullptr) {
     std::fill(out.begin(), out.end(), absl::FailedPreconditionError("fetch from an empty lease"));

@@ -11,6 +11,8 @@
 #include "absl/strings/str_replace.h"
 #include "base/clock.h"
 #include "base/status.h"
+#include "base/trace.h"
+#include "kvstore/call_name.h"
 #include "kvstore/quick_calls.h"
 #include "kvstore/rebalance_wire.h"
 #include "kvstore/wire.h"
@@ -605,6 +607,7 @@ class Service final : public v1::KvStore::Service {
 
   template <typename Request, typename Response, typename Body>
   grpc::Status Counted(const Request& request, Response& response, Body body) {
+    const Span span("serve ", CallName<Request>());
     message_bytes_ += request.ByteSizeLong();
     const absl::Status status = body();
     if (!status.ok()) response.Clear();

@@ -16,11 +16,14 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "base/status.h"
+#include "base/trace.h"
+#include "kvstore/call_name.h"
 #include "kvstore/client.h"
 #include "kvstore/quick_calls.h"
 #include "kvstore/service.h"
 #include "perigee/v1/kvstore.grpc.pb.h"
 #include "proto/grpc_status.h"
+#include "proto/request_id.h"
 
 namespace perigee::kvstore::internal {
 
@@ -114,7 +117,9 @@ struct ClientCore {
   template <typename Method, typename Request, typename Response>
   absl::Status CallWithin(Session& s, Method method, const Request& request, Response* response,
                           absl::Duration deadline) {
+    const CallSpan<Request> span(*this);
     grpc::ClientContext context;
+    SendRequestId(CurrentRequest(), context);
     context.set_deadline(absl::ToChronoTime(absl::Now() + deadline));
     if (!s.token.empty()) context.AddMetadata(kSessionMetadata, s.token);
     grpc_bytes += request.ByteSizeLong();
@@ -143,6 +148,8 @@ struct ClientCore {
                            absl::Duration deadline) {
     const std::string bytes = s.quick ? request.SerializeAsString() : "";
     if (s.quick && bytes.size() <= kMaxQuickBytes) {
+      CallSpan<Request> span(*this);
+      span.Set("by", "message");
       const absl::StatusOr<std::string> answer = Quick(s, call, bytes, deadline);
       if (answer.ok() && !response->ParseFromString(*answer)) {
         return absl::InternalError(absl::StrCat("the store at ", address, " gave an answer that is no message"));
@@ -178,6 +185,11 @@ struct ClientCore {
   }
 
  private:
+  // "store Lookup": a call, named by its request's type.
+  template <typename Request>
+  struct CallSpan : Span {
+    explicit CallSpan(const ClientCore& core) : Span("store ", CallName<Request>()) { Set("store", core.address); }
+  };
   absl::StatusOr<std::shared_ptr<Session>> Connect();
   // UNIMPLEMENTED: gRPC has to be asked.
   absl::StatusOr<std::string> Quick(Session& s, QuickCall call, const std::string& request, absl::Duration deadline);

@@ -207,6 +207,9 @@ struct StoreStats {
   uint64_t reservations = 0, leases = 0;
   // Since Open.
   uint64_t hits_dram = 0, hits_ssd = 0, hits_remote = 0, misses = 0;
+  uint64_t misses_because[kMissReasons] = {};  // [reason]; of these misses.
+  // Of blocks that were looked up: whose distant plane is here, and why the others' are not.
+  uint64_t lookups_found = 0, lookups_missed[kMissReasons] = {};
   uint64_t dram_evictions = 0;       // Of DRAM copies.
   uint64_t dram_only_evictions = 0;  // Of these, planes that were nowhere else.
   uint64_t ssd_evictions = 0;
@@ -215,6 +218,7 @@ struct StoreStats {
   uint64_t cancelled_reads = 0;                        // Planes that were about to be read.
   uint64_t unadmitted_reads = 0;                       // Read for one lease only, and not kept.
   uint64_t expired_planes = 0, over_quota = 0;
+  uint64_t tenants_over_quota = 0;  // Now, of one tier or the other, and until planes of theirs have gone.
   uint64_t checksum_failures = 0;
   uint64_t refused_commits = 0;
   uint64_t expired_reservations = 0, expired_leases = 0;

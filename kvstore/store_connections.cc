@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "base/trace.h"
 
 namespace perigee::kvstore::internal {
 namespace {
@@ -25,7 +26,12 @@ void Add(const StoreConnection& store, StoreConnections::Totals* totals) {
 
 void AtOnce(size_t n, const std::function<void(size_t)>& body) {
   std::vector<std::thread> threads;
-  for (size_t i = 1; i < n; ++i) threads.emplace_back([&body, i] { body(i); });
+  for (size_t i = 1; i < n; ++i) {
+    threads.emplace_back([&body, i, request = CurrentRequest()] {
+      const RequestScope scope(request);
+      body(i);
+    });
+  }
   if (n > 0) body(0);
   for (std::thread& thread : threads) thread.join();
 }

@@ -137,6 +137,7 @@ StoreStats Store::Stats() {
     s.has_remote = true;
     s.remote = c.options.remote->health();
   }
+  s.tenants_over_quota = std::max(c.dram_quotas.over(), c.ssd_quotas.over());
   s.reservations = c.reservations.size();
   s.leases = c.leases.size();
   s.dram_bytes_per_s = c.dram_rate.bytes_per_s();

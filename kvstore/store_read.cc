@@ -53,6 +53,10 @@ absl::StatusOr<std::vector<BlockInfo>> Store::Lookup(std::span<const pod::BlockK
              .estimated_fetch_us = c.dram_rate.EstimateUs(bytes) + static_cast<uint64_t>(to_dram_us),
              .replicas = c.table.details(id).replicas});
       }
+      if (kind == pod::PlaneKind::kDistant) {
+        ++(out.back().misses.empty() ? c.stats.lookups_found
+                                     : c.stats.lookups_missed[static_cast<size_t>(out.back().misses[0].miss.reason)]);
+      }
       const auto distant = [](const FoundPlane& plane) { return plane.kind == pod::PlaneKind::kDistant; };
       if (mode == LookupMode::kPrefix && i % kKinds == kKinds - 1 &&
           std::none_of(out.back().planes.begin(), out.back().planes.end(), distant)) {
@@ -173,7 +177,10 @@ absl::StatusOr<Lease> Store::Acquire(std::span<const PlaneId> planes, absl::Dura
       id = kNoEntry;
     }
     if (id == kNoEntry) {
-      if (!options.background) ++c.stats.misses;
+      if (!options.background) {
+        ++c.stats.misses;
+        ++c.stats.misses_because[static_cast<size_t>(plane.miss.reason)];
+      }
       continue;
     }
     const PlaneEntry& entry = c.table[id];

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/status.h"
+#include "base/trace.h"
 #include "node/prompt_fetch.h"
 #include "pod/plane_header.h"
 
@@ -31,7 +32,11 @@ BackFetch::BackFetch(const Node& node, const pod::Identity& identity, std::span<
     blocks_[b].position = blocks_[b].base_position = static_cast<int64_t>(b) * block_tokens;
     blocks_[b].tokens = static_cast<int32_t>(std::min<int64_t>(block_tokens, tokens - blocks_[b].position));
   }
-  thread_ = std::thread([this] { Run(); });
+  thread_ = std::thread([this, request = std::string(CurrentRequest())] {
+    const RequestScope scope(request);
+    const Span span("fetch from the back");
+    Run();
+  });
 }
 
 BackFetch::~BackFetch() {

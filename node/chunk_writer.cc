@@ -7,6 +7,7 @@
 #include "absl/time/clock.h"
 #include "base/crc32c.h"
 #include "base/status.h"
+#include "base/trace.h"
 #include "pod/plane_header.h"
 
 namespace perigee::node {
@@ -104,7 +105,8 @@ absl::Status ChunkWriter::Begin(std::vector<Plane> planes) {
     chunk->requests.push_back({{keys_[plane.block], plane.kind}, layout_->plane_bytes(plane.kind)});
   }
   chunk->planes = std::move(planes);
-  chunk->thread = std::thread([this, c = chunk.get()] {
+  chunk->thread = std::thread([this, c = chunk.get(), request = std::string(CurrentRequest())] {
+    const RequestScope scope(request);
     const absl::Status written = Write(*c);
     const absl::Status earlier = AwaitTurn(*c);
     absl::MutexLock lock(&mu_);
@@ -148,6 +150,7 @@ absl::Status ChunkWriter::LayerDone(int layer, std::span<const model::CachedBloc
 }
 
 absl::Status ChunkWriter::Finish() {
+  const Span span("wait for commits");
   const Stopwatch stopwatch(stalled_);
   Join(0);
   absl::MutexLock lock(&mu_);
@@ -162,6 +165,8 @@ absl::Status ChunkWriter::AwaitTurn(const Chunk& chunk) {
 }
 
 absl::Status ChunkWriter::Write(Chunk& chunk) {
+  Span span("write chunk");
+  span.Set("planes", chunk.planes.size());
   absl::StatusOr<kvstore::ShardedBatch> batch = store_->Reserve(keys_[0], chunk.requests, options_.replicas);
   if (absl::IsResourceExhausted(batch.status()) && chunk.index > 0) {
     // A store with room for one chunk's reservations only: what is committed before can make room.
@@ -198,6 +203,7 @@ absl::Status ChunkWriter::Put(Chunk& chunk, kvstore::ShardedBatch& batch, int la
 }
 
 absl::Status ChunkWriter::Commit(Chunk& chunk, kvstore::ShardedBatch& batch) {
+  const Span span("commit");
   uint64_t written = 0, stored = 0;  // Counted before the commit, after which all planes are committed.
   for (size_t i = 0; i < chunk.planes.size(); ++i) {
     stored += chunk.requests[i].payload_bytes;

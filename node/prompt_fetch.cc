@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/status.h"
+#include "base/trace.h"
 #include "pod/window.h"
 
 namespace perigee::node {
@@ -60,6 +61,7 @@ bool Reads(const pod::Layout& layout, PlaneKind kind, int64_t block_begin, int64
 absl::StatusOr<std::unique_ptr<PromptFetch>> PromptFetch::Start(const Node& node, const pod::Identity& identity,
                                                                 std::span<const pod::BlockKey> keys, int64_t tokens,
                                                                 model::PlaneCache& cache, absl::Time give_up) {
+  const Span span("acquire");
   const absl::Time start = absl::Now();
   const pod::Layout& layout = node.model().layout();
   const int block_tokens = layout.block_tokens();

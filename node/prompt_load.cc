@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/status.h"
+#include "base/trace.h"
 
 namespace perigee::node {
 namespace {
@@ -60,6 +61,7 @@ absl::Status PromptLoad::Run(model::BatchItem item) {
 // Computes from the front until what has come from the back is there.
 absl::Status PromptLoad::FromBothEnds(const LoadRequest& request, size_t blocks, int64_t tokens,
                                       model::PlaneCache& cache, LoadReport* report) {
+  const Span span("from both ends");
   const absl::Time start = absl::Now();
   const int block_tokens = node_.model().layout().block_tokens();
   auto back = std::make_unique<BackFetch>(node_, *request.identity, request.keys.first(blocks), tokens);
@@ -92,6 +94,7 @@ absl::Status PromptLoad::FromBothEnds(const LoadRequest& request, size_t blocks,
 absl::Status LoadPrompt(const Node& node, const LoadRequest& request, StoredPrompt stored,
                         const std::function<absl::Status(model::PlaneCache& cache, PromptLoad& load)>& rest,
                         LoadReport* report) {
+  Span span("load");
   const pod::Layout& layout = node.model().layout();
   bool late = false;  // The fetch of an earlier round.
   for (;;) {
@@ -148,6 +151,10 @@ absl::Status LoadPrompt(const Node& node, const LoadRequest& request, StoredProm
       report->fetch_time = load.fetch_->fetch_time();
       report->exposed_time = load.fetch_->exposed_time();
     }
+    span.Set("prefix_tokens", report->prefix_tokens);
+    span.Set("recomputed_tokens", report->recomputed_tokens);
+    span.Set("fetched_bytes", report->bytes);
+    span.Set("exposed_fetch_us", absl::ToInt64Microseconds(report->exposed_time));
     return ran;
   }
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "base/trace.h"
 #include "node/prompt_fetch.h"
 
 namespace perigee::node {
@@ -33,6 +34,8 @@ StoredPrompt LookUpPrompt(const Node& node, std::span<const pod::BlockKey> keys,
                           absl::Status* reached) {
   const pod::Layout& layout = node.model().layout();
   const int block_tokens = layout.block_tokens();
+  Span span("lookup");
+  span.Set("blocks", keys.size());
   StoredPrompt out;
   out.blocks.resize(keys.size());
   out.fetch.resize(keys.size());

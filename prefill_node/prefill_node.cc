@@ -5,6 +5,7 @@
 #include "absl/cleanup/cleanup.h"
 #include "absl/time/clock.h"
 #include "base/status.h"
+#include "base/trace.h"
 #include "node/chunk_writer.h"
 #include "node/reuse.h"
 
@@ -48,8 +49,28 @@ absl::StatusOr<PrefillNode::Prompt> PrefillNode::Read(const v1::PrefillRequest& 
 
 absl::Status PrefillNode::Prefill(const v1::PrefillRequest& request, absl::Time deadline, v1::PrefillResponse* response,
                                   const std::function<bool()>& cancelled) const {
+  Span span("prefill");
+  const absl::Time start = absl::Now();
   ++running_;
   const absl::Cleanup done = [this] { --running_; };
+  const absl::Status status = Store(request, deadline, response, cancelled);
+  metrics_.Ended(status, absl::Now() - start);
+  span.Set("status", absl::StatusCodeToString(status.code()));
+  if (!status.ok()) return status;
+  span.Set("prompt_tokens", response->token_ids_size());
+  span.Set("reused_tokens", response->reused_tokens());
+  metrics_.computed_tokens += response->prefilled_tokens();
+  metrics_.recomputed_tokens += response->recomputed_tokens();
+  metrics_.reused_tokens +=
+      response->reused_tokens() - std::min(response->recomputed_tokens(), response->reused_tokens());
+  metrics_.fetched_bytes += response->bytes_fetched();
+  metrics_.written_bytes += response->bytes_written();
+  metrics_.exposed_fetch_us += response->exposed_fetch_us();
+  return status;
+}
+
+absl::Status PrefillNode::Store(const v1::PrefillRequest& request, absl::Time deadline, v1::PrefillResponse* response,
+                                const std::function<bool()>& cancelled) const {
   PERIGEE_ASSIGN_OR_RETURN(const Prompt prompt, Read(request));
   if (prompt.cached > 0) {
     const node::LoadRequest load{.identity = &prompt.identity,
@@ -69,8 +90,11 @@ absl::Status PrefillNode::Prefill(const v1::PrefillRequest& request, absl::Time 
       PERIGEE_RETURN_IF_ERROR(reached);
       response->set_lookup_us(node::MicrosecondsSince(start));
       const node::Reuse reuse = node::LongestUsablePrefix(node_->model().layout(), prompt.cached, stored.blocks);
-      // What somebody else is computing already will be stored soon; then this looks again.
-      mine = computing_.ClaimOrWait(std::span(prompt.keys).subspan(reuse.blocks), deadline, &claim, cancelled);
+      {
+        // What somebody else is computing already will be stored soon; then this looks again.
+        const Span span("claim");
+        mine = computing_.ClaimOrWait(std::span(prompt.keys).subspan(reuse.blocks), deadline, &claim, cancelled);
+      }
       PERIGEE_RETURN_IF_ERROR(
           mine ? Continue(prompt, std::move(stored), reuse.blocks == prompt.keys.size(), load, response)
                : load.StillWanted());
@@ -142,6 +166,9 @@ absl::Status PrefillNode::Compute(const Prompt& prompt, const node::LoadRequest&
     };
     const std::span<const int32_t> tokens =
         std::span(prompt.ids).subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
+    Span span("compute chunk");
+    span.Set("begin", begin);
+    span.Set("tokens", end - begin);
     PERIGEE_RETURN_IF_ERROR(load.Run({.tokens = tokens, .cache = &cache, .after_layer = ship}));
     cache.RetireProximal(cache.tokens());
   }

@@ -15,6 +15,7 @@
 #include "node/chunk_writer.h"
 #include "node/node.h"
 #include "node/prompt_load.h"
+#include "node/request_metrics.h"
 #include "perigee/v1/prefill.pb.h"
 #include "prefill_node/computing.h"
 
@@ -39,6 +40,7 @@ class PrefillNode {
   absl::Status Prefill(const v1::PrefillRequest& request, absl::Time deadline, v1::PrefillResponse* response,
                        const std::function<bool()>& cancelled = nullptr) const;
 
+  const node::RequestMetrics& metrics() const { return metrics_; }
   // Prompts under way.
   int running() const { return running_; }
 
@@ -52,6 +54,8 @@ class PrefillNode {
     std::vector<int64_t> branch_points;  // Segment borders, and the end.
   };
   absl::StatusOr<Prompt> Read(const v1::PrefillRequest& request) const;
+  absl::Status Store(const v1::PrefillRequest& request, absl::Time deadline, v1::PrefillResponse* response,
+                     const std::function<bool()>& cancelled) const;
   // Loads what is stored, computes and stores the rest.
   absl::Status Continue(const Prompt& prompt, node::StoredPrompt stored, bool all_stored,
                         const node::LoadRequest& request, v1::PrefillResponse* response) const;
@@ -62,6 +66,7 @@ class PrefillNode {
   const node::Node* const node_;
   const int64_t chunk_tokens_;
   const PrefillOptions options_;
+  mutable node::RequestMetrics metrics_;
   mutable Computing computing_;
   mutable std::atomic<int> running_{0};
 };

@@ -1,6 +1,10 @@
 #include "prefill_node/service.h"
 
+#include <spdlog/spdlog.h>
+
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "base/trace.h"
 #include "proto/grpc_status.h"
 
 namespace perigee::prefill_node {
@@ -21,8 +25,15 @@ v1::NodeLoad PrefillService::Load() const {
 
 grpc::Status PrefillService::Prefill(grpc::ServerContext* context, const v1::PrefillRequest* request,
                                      v1::PrefillResponse* response) {
-  return ToGrpc(prefill_.Prefill(*request, absl::FromChrono(context->deadline()), response,
-                                 [context] { return context->IsCancelled(); }));
+  const absl::Time start = absl::Now();
+  const absl::Status status = prefill_.Prefill(*request, absl::FromChrono(context->deadline()), response,
+                                               [context] { return context->IsCancelled(); });
+  if (!CurrentRequest().empty()) {
+    spdlog::info("prefilled {} tokens, {} of them reused, in {} ms{}{}", response->token_ids_size(),
+                 response->reused_tokens(), absl::ToInt64Milliseconds(absl::Now() - start), status.ok() ? "" : ": ",
+                 status.ok() ? "" : status.ToString());
+  }
+  return ToGrpc(status);
 }
 
 }  // namespace perigee::prefill_node

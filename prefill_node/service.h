@@ -22,6 +22,8 @@ class PrefillService final : public v1::PrefillNode::Service {
   void SetDraining() { draining_ = true; }
   // For the cluster's members to see.
   v1::NodeLoad Load() const;
+  bool draining() const { return draining_; }
+  const PrefillNode& prefill() const { return prefill_; }
 
  private:
   const node::Node* const node_;

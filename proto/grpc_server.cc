@@ -1,14 +1,20 @@
 #include "proto/grpc_server.h"
 
 #include <atomic>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/trace.h"
+#include "proto/request_id.h"
 
 namespace perigee {
 namespace {
 
-// Counts the calls that run in this process's synchronous services.
+// Of the call that this thread runs.
+thread_local std::optional<RequestScope> scope;
+
+// Counts the calls that run in this process's synchronous services, and says for which requests.
 class CallCounter final : public grpc::Server::GlobalCallbacks {
  public:
   static CallCounter& Get() {
@@ -19,8 +25,14 @@ class CallCounter final : public grpc::Server::GlobalCallbacks {
     }();
     return *counter;
   }
-  void PreSynchronousRequest(grpc::ServerContext*) override { running_.fetch_add(1); }
-  void PostSynchronousRequest(grpc::ServerContext*) override { running_.fetch_sub(1); }
+  void PreSynchronousRequest(grpc::ServerContext* context) override {
+    running_.fetch_add(1);
+    if (const absl::string_view id = ReceivedRequestId(*context); !id.empty()) scope.emplace(id);
+  }
+  void PostSynchronousRequest(grpc::ServerContext*) override {
+    scope.reset();
+    running_.fetch_sub(1);
+  }
   int running() const { return running_.load(); }
 
  private:

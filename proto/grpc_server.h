@@ -1,8 +1,10 @@
-// A gRPC server that says why it could not start, and stops within a deadline.
+// A gRPC server that says why it could not start, and stops within a deadline. Handlers of calls that name their
+// request (proto/request_id.h) run in its scope (base/trace.h).
 #ifndef PERIGEE_PROTO_GRPC_SERVER_H_
 #define PERIGEE_PROTO_GRPC_SERVER_H_
 
 #include <grpcpp/grpcpp.h>
+#include <grpcpp/impl/service_type.h>
 
 #include <memory>
 #include <string>

@@ -20,7 +20,7 @@ packages=(
   libssl-dev libzstd-dev libxxhash-dev libcli11-dev libspdlog-dev nlohmann-json3-dev libtomlplusplus-dev
   libsentencepiece-dev libpcre2-dev libicu-dev prometheus-cpp-dev libcpp-httplib-dev
   # Tests and benchmarks; networks to fail on (tests/fault); etcd to stop and restart (tests/cluster)
-  libgtest-dev libgmock-dev libbenchmark-dev iproute2 nftables etcd-server openssl
+  libgtest-dev libgmock-dev libbenchmark-dev python3-yaml iproute2 nftables etcd-server openssl
   # The demo's prose: the King James Bible, public domain
   bible-kjv bible-kjv-text
 )

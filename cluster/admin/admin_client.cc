@@ -53,6 +53,12 @@ absl::StatusOr<v1::PlacementResponse> AdminClient::GetPlacement(const v1::Placem
   return Call(&Stub::Placement, request);
 }
 
+absl::StatusOr<v1::TraceResponse> AdminClient::GetTrace(const std::string& request_id) {
+  v1::TraceRequest request;
+  request.set_request_id(request_id);
+  return Call(&Stub::Trace, request);
+}
+
 absl::Status AdminClient::SetState(const std::string& id, NodeState state) {
   v1::SetStateRequest request;
   request.set_id(id);

@@ -28,6 +28,7 @@ class AdminClient {
   absl::StatusOr<v1::VersionResponse> GetVersion();
   absl::StatusOr<v1::ConfigResponse> GetConfig();
   absl::StatusOr<v1::ProgressResponse> GetProgress();
+  absl::StatusOr<v1::TraceResponse> GetTrace(const std::string& request_id);
   absl::StatusOr<v1::PlacementResponse> GetPlacement(const v1::PlacementRequest& request);
   absl::Status SetState(const std::string& id, NodeState state);
   absl::Status Remove(const std::string& id);

@@ -7,7 +7,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/clock.h"
 #include "base/status.h"
+#include "base/trace.h"
 #include "cluster/admin/wire.h"
 #include "kvstore/placement.h"
 #include "proto/grpc_status.h"
@@ -157,6 +159,25 @@ grpc::Status AdminService::Progress(grpc::ServerContext* context, const v1::Prog
     progress = progress_;
   }
   *response = progress();
+  return grpc::Status::OK;
+}
+
+grpc::Status AdminService::Trace(grpc::ServerContext* context, const v1::TraceRequest* request,
+                                 v1::TraceResponse* response) {
+  if (const absl::Status admitted = Admit(*context); !admitted.ok()) return ToGrpc(admitted);
+  if (!IsRequestId(request->request_id())) {
+    return {grpc::StatusCode::INVALID_ARGUMENT, "request_id is not 1 to 128 of A-Z a-z 0-9 . _ : -"};
+  }
+  for (TraceSpan& span : ProcessTrace().Find(request->request_id())) {
+    v1::TraceSpan* out = response->add_spans();
+    out->set_name(std::move(span.name));
+    out->set_begin_unix_us(span.begin_unix_us);
+    out->set_end_unix_us(span.end_unix_us);
+    out->set_thread(span.thread);
+    for (auto& [key, value] : span.attributes) (*out->mutable_attributes())[key] = std::move(value);
+  }
+  response->set_forgotten_spans(ProcessTrace().forgotten());
+  response->set_now_unix_us(absl::ToUnixMicros(SteadyNow()));
   return grpc::Status::OK;
 }
 

@@ -58,6 +58,8 @@ class AdminService final : public v1::AdminService::Service {
                       v1::ConfigResponse* response) override;
   grpc::Status Progress(grpc::ServerContext* context, const v1::ProgressRequest* request,
                         v1::ProgressResponse* response) override;
+  grpc::Status Trace(grpc::ServerContext* context, const v1::TraceRequest* request,
+                     v1::TraceResponse* response) override;
 
  private:
   absl::Status Admit(const grpc::ServerContext& context) const;

@@ -47,6 +47,7 @@ void AddCompletion(CLI::App& app, Action& action);
 void AddModel(CLI::App& app, Action& action);
 void AddCalibrate(CLI::App& app, Action& action);
 void AddDemo(CLI::App& app, Action& action);
+void AddTrace(CLI::App& app, Action& action);
 
 // $PERIGEE_HOME, else ~/.perigee: where `up` keeps its state and the other verbs look for it.
 std::string DefaultStateFolder();

@@ -48,6 +48,7 @@ int main(int argc, char** argv) {
   cli::AddConfig(app, action);
   cli::AddBench(app, action);
   cli::AddCompletion(app, action);
+  cli::AddTrace(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

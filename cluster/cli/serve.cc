@@ -2,11 +2,13 @@
 #include <algorithm>
 #include <map>
 
-#include "base/log.h"
 #include "base/status.h"
 #include "cluster/cli/command.h"
 #include "cluster/cli/member_flags.h"
 #include "cluster/cli/store_flags.h"
+#include "cluster/cli/watch_flags.h"
+#include "cluster/metrics/node_metrics.h"
+#include "cluster/metrics/store_metrics.h"
 #include "cluster/process.h"
 #include "decode_node/service.h"
 #include "kvstore/rebalance_wire.h"
@@ -29,7 +31,7 @@ struct Options {
   std::string listen;
   std::string transports;
   std::vector<std::string> devices;
-  std::string log_level = "info";
+  WatchFlags watch;
   int ready_fd = -1;
   MemberFlags member;
   // Store
@@ -75,7 +77,7 @@ v1::ProgressResponse StoreProgress(kvstore::StoreServer& server) {
 
 absl::Status ServeStore(const Options& o) {
   cluster::BlockTerminationSignals();
-  PERIGEE_RETURN_IF_ERROR(InitLogging("store", o.log_level));
+  PERIGEE_RETURN_IF_ERROR(o.watch.StartLogging("store"));
   kvstore::ServerOptions options;
   const size_t colon = o.listen.rfind(':');
   int port = -1;
@@ -120,6 +122,14 @@ absl::Status ServeStore(const Options& o) {
   options.more_services.push_back(&admin);
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<kvstore::StoreServer> server, kvstore::StoreServer::Start(options));
   PERIGEE_ASSIGN_OR_RETURN(cluster::NodeRecord self, o.member.Record(cluster::Role::kStore, server->address()));
+  PERIGEE_ASSIGN_OR_RETURN(std::unique_ptr<cluster::MetricsServer> metrics,
+                           o.watch.Serve(
+                               "store",
+                               [&server](cluster::MetricFamilies& out) {
+                                 cluster::CollectStore(server->store().Stats(), server->rebalance(), out);
+                               },
+                               [] { return absl::OkStatus(); }));
+  self.metrics_address = MetricsAddress(metrics.get(), self.address);
   self.capacity.dram_bytes = options.slab_bytes;
   self.capacity.ssd_bytes = options.store.ssd.has_value() ? options.store.ssd->capacity_bytes : 0;
   admin.Begin(self, [server = server.get()] { return StoreProgress(*server); });
@@ -131,6 +141,7 @@ absl::Status ServeStore(const Options& o) {
   }
   PERIGEE_RETURN_IF_ERROR(WaitAndReport("store", server->address(), o.ready_fd));
   if (member != nullptr) member->Leave();
+  metrics.reset();  // It looks at the store.
   server->Shutdown();
   return absl::OkStatus();
 }
@@ -145,10 +156,23 @@ v1::ProgressResponse NodeProgress(const node::Node& node, const Service& service
   return progress;
 }
 
+void Collect(const node::Node& node, const prefill_node::PrefillService& service, cluster::MetricFamilies& out) {
+  cluster::CollectNode(cluster::Role::kPrefill, node, service.Load(), service.prefill().metrics(), std::nullopt, out);
+}
+
+void Collect(const node::Node& node, const decode_node::DecodeService& service, cluster::MetricFamilies& out) {
+  const decode_node::AnswerWriterStats answers = service.decode().writer_stats();
+  cluster::CollectNode(
+      cluster::Role::kDecode, node, service.Load(), service.decode().metrics(),
+      cluster::StoredAnswers{
+          .stored = answers.answers, .failed = answers.failed, .waiting = answers.waiting, .bytes = answers.bytes},
+      out);
+}
+
 template <typename Service, typename... Arguments>
 absl::Status ServeNode(cluster::Role role, const Options& o, Arguments... arguments) {
   cluster::BlockTerminationSignals();
-  PERIGEE_RETURN_IF_ERROR(InitLogging(cluster::RoleName(role), o.log_level));
+  PERIGEE_RETURN_IF_ERROR(o.watch.StartLogging(cluster::RoleName(role)));
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<cluster::Member> member, o.member.Open());
   node::NodeOptions options;
   options.model = o.model;
@@ -172,7 +196,15 @@ absl::Status ServeNode(cluster::Role role, const Options& o, Arguments... argume
   }
   cluster::AdminService admin(std::move(admin_options));
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> server, GrpcServer::Start(o.listen, {&service, &admin}));
+  PERIGEE_ASSIGN_OR_RETURN(
+      const std::unique_ptr<cluster::MetricsServer> metrics,
+      o.watch.Serve(
+          cluster::RoleName(role), [&node, &service](cluster::MetricFamilies& out) { Collect(*node, service, out); },
+          [&service] {
+            return service.draining() ? absl::UnavailableError("it is going to stop") : absl::OkStatus();
+          }));
   PERIGEE_ASSIGN_OR_RETURN(cluster::NodeRecord self, o.member.Record(role, server->address()));
+  self.metrics_address = MetricsAddress(metrics.get(), self.address);
   self.capacity.pool_bytes = node->Info().pool_bytes();
   self.capacity.max_sequences = service.Load().max_running();
   self.model_fingerprint = ToHex(node->model().fingerprint());
@@ -207,7 +239,7 @@ void AddCommon(CLI::App* verb, Options& o) {
   verb->add_option("--devices", o.devices,
                    "Network devices of the data plane, e.g. eth0,eth1: payload is spread over them")
       ->delimiter(',');
-  verb->add_option("--log-level", o.log_level, "trace, debug, info, warn, error or off")->capture_default_str();
+  o.watch.Add(*verb);
   verb->add_option("--ready-fd", o.ready_fd, "Write 'ready ADDRESS' to this descriptor once serving");
   o.member.Add(*verb);
 }

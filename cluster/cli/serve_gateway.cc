@@ -1,9 +1,14 @@
 // perigee serve gateway: the cluster's front door.
-#include "base/log.h"
+#include <atomic>
+
+#include "base/clock.h"
 #include "base/status.h"
+#include "base/trace.h"
 #include "cluster/cli/command.h"
 #include "cluster/cli/member_flags.h"
+#include "cluster/cli/watch_flags.h"
 #include "cluster/gateway/http_server.h"
+#include "cluster/metrics/gateway_metrics.h"
 #include "cluster/process.h"
 #include "cluster/scheduler/cluster_backend.h"
 #include "kvstore/sessions.h"
@@ -26,7 +31,7 @@ struct Options {
   std::string secret_file;
   std::string admin_listen = "127.0.0.1:0";
   std::string advertise_http;
-  std::string log_level = "info";
+  WatchFlags watch;
   int ready_fd = -1;
   double timeout_s = 600;
   double drain_s = 30;
@@ -38,9 +43,12 @@ struct Options {
 };
 
 void Log(const cluster::HttpRequestRecord& r) {
-  if (r.path != "/v1/completions" && r.path != "/v1/chat/completions") return;
-  spdlog::info("request {} tenant '{}' {} -> {} in {} ms, first token {} ms, {}+{} tokens, {} cached{}{}", r.request_id,
-               r.tenant, r.path, r.status, absl::ToInt64Milliseconds(r.took),
+  if (!cluster::IsCompletion(r)) return;
+  const RequestScope scope(r.request_id);
+  const absl::Time now = SteadyNow();
+  TracePast("request", now - r.took, now);
+  spdlog::info("tenant '{}' {} -> {} in {} ms, first token {} ms, {}+{} tokens, {} cached{}{}", r.tenant, r.path,
+               r.status, absl::ToInt64Milliseconds(r.took),
                r.first_token == absl::InfiniteDuration() ? -1 : absl::ToInt64Milliseconds(r.first_token),
                r.usage.prompt_tokens, r.usage.completion_tokens, r.usage.cached_tokens, r.result.ok() ? "" : ": ",
                r.result.ok() ? "" : r.result.ToString());
@@ -48,7 +56,7 @@ void Log(const cluster::HttpRequestRecord& r) {
 
 absl::Status ServeGateway(const Options& o) {
   cluster::BlockTerminationSignals();
-  PERIGEE_RETURN_IF_ERROR(InitLogging("gateway", o.log_level));
+  PERIGEE_RETURN_IF_ERROR(o.watch.StartLogging("gateway"));
   PERIGEE_ASSIGN_OR_RETURN(const model::ModelConfig config, model::ModelConfig::Load(o.model_folder));
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<model::Tokenizer> tokenizer, model::LoadTokenizer(o.model_folder));
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<model::ChatTemplate> chat_template,
@@ -80,21 +88,32 @@ absl::Status ServeGateway(const Options& o) {
     name = o.model_folder.substr(0, end + 1);
     name = name.substr(name.rfind('/') + 1);
   }
+  cluster::GatewayMetrics metrics;
   const cluster::FrontModel front{.name = name,
                                   .tokenizer = tokenizer.get(),
                                   .chat_template = chat_template.get(),
                                   .context_tokens = config.max_positions,
                                   .created = absl::Now()};
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<cluster::HttpServer> server,
-                           cluster::HttpServer::Start(http, front, &backend, Log));
+                           cluster::HttpServer::Start(http, front, &backend, [&metrics](const auto& record) {
+                             metrics.Observe(record);
+                             Log(record);
+                           }));
   cluster::AdminOptions admin_options = o.member.Admin(*o.verb, member.get());
   if (!store_options.client.secret.empty()) {
     admin_options.admits = [own = store_options.client.secret](absl::string_view secret) { return secret == own; };
   }
   cluster::AdminService admin(std::move(admin_options));
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> admin_server, GrpcServer::Start(o.admin_listen, {&admin}));
+  std::atomic<bool> draining{false};
+  PERIGEE_ASSIGN_OR_RETURN(
+      const std::unique_ptr<cluster::MetricsServer> metrics_server,
+      o.watch.Serve(
+          "gateway", [&](cluster::MetricFamilies& out) { metrics.Collect(backend.stats(), out); },
+          [&] { return draining ? absl::UnavailableError("it is going to stop") : backend.Ready(); }));
   PERIGEE_ASSIGN_OR_RETURN(cluster::NodeRecord self, o.member.Record(cluster::Role::kGateway, admin_server->address()));
   self.http_address = o.advertise_http.empty() ? server->address() : o.advertise_http;
+  self.metrics_address = MetricsAddress(metrics_server.get(), self.address);
   const auto load = [&backend] {
     const cluster::ClusterBackendStats stats = backend.stats();
     return cluster::NodeLoad{.running = static_cast<uint32_t>(stats.serving),
@@ -111,6 +130,7 @@ absl::Status ServeGateway(const Options& o) {
   cluster::AnnounceReady(o.ready_fd, server->address());
   cluster::WaitForTermination();
   spdlog::info("stopping");
+  draining = true;
   member->Leave();
   admin_server->Stop(absl::ZeroDuration());
   server->Drain(absl::Seconds(o.drain_s));
@@ -154,7 +174,7 @@ void AddServeGateway(CLI::App& serve, Action& action) {
                    "Missing prompt tokens that a decode node computes itself, where there are prefill nodes")
       ->capture_default_str();
   verb->add_flag("--no-store-answers", o->no_store_answers, "Do not keep answers for the next turn of a conversation");
-  verb->add_option("--log-level", o->log_level, "trace, debug, info, warn, error or off")->capture_default_str();
+  o->watch.Add(*verb);
   verb->add_option("--ready-fd", o->ready_fd, "Write 'ready ADDRESS' to this descriptor once serving");
   o->member.Add(*verb);
   verb->callback([o, verb, &action] {

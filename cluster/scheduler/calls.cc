@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "proto/grpc_status.h"
+#include "proto/request_id.h"
 
 namespace perigee::cluster {
 namespace {
@@ -12,7 +13,7 @@ constexpr size_t kMaxEvents = 256;
 
 void Prepare(grpc::ClientContext& context, const std::string& request_id, absl::Time deadline) {
   context.set_deadline(absl::ToChronoTime(deadline));
-  if (!request_id.empty()) context.AddMetadata(kRequestIdKey, request_id);
+  SendRequestId(request_id, context);
 }
 
 }  // namespace

@@ -19,9 +19,6 @@
 
 namespace perigee::cluster {
 
-// The metadata under which a request's id travels.
-inline constexpr char kRequestIdKey[] = "perigee-request-id";
-
 // One prefill. Destruction cancels it and waits for its end, which is at once then.
 class PrefillCall {
  public:

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/status.h"
+#include "base/trace.h"
 #include "cluster/scheduler/request_run.h"
 
 namespace perigee::cluster {
@@ -69,6 +70,9 @@ ClusterBackendStats ClusterBackend::stats() const {
 absl::StatusOr<BackendUsage> ClusterBackend::Complete(const BackendRequest& request,
                                                       absl::FunctionRef<bool(const BackendEvent&)> emit,
                                                       absl::FunctionRef<bool()> cancelled) {
+  const RequestScope scope(request.request_id);
+  Span span("complete");
+  span.Set("prompt_tokens", request.token_ids.size());
   PERIGEE_ASSIGN_OR_RETURN(const std::shared_ptr<const ClusterModel> model, Model());
   const int64_t tokens = static_cast<int64_t>(request.token_ids.size()) + request.max_tokens;
   if (request.token_ids.empty()) return absl::InvalidArgumentError("the prompt is empty");
@@ -84,7 +88,10 @@ absl::StatusOr<BackendUsage> ClusterBackend::Complete(const BackendRequest& requ
   const absl::Time deadline = std::min(request.deadline, absl::Now() + options_.longest_request);
   // What a request costs: a token of an answer is a pass of its own, tokens of a prompt share one.
   const double cost = static_cast<double>(request.token_ids.size()) / 64 + request.max_tokens * request.samples;
-  absl::StatusOr<FairQueue::Turn> turn = queue_.Enter(request.tenant, cost, deadline, cancelled);
+  absl::StatusOr<FairQueue::Turn> turn = [&] {
+    const Span span("queue");
+    return queue_.Enter(request.tenant, cost, deadline, cancelled);
+  }();
   {
     absl::MutexLock lock(&mu_);
     ++(turn.ok() ? stats_.requests : stats_.refused);

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/status.h"
+#include "base/trace.h"
 #include "cluster/scheduler/calls.h"
 #include "node/stored_prompt.h"
 
@@ -85,7 +86,7 @@ absl::StatusOr<BackendUsage> RequestRun::Run() {
       absl::MutexLock lock(&backend_.mu_);
       ++backend_.stats_.retries;
     }
-    spdlog::info("request {}: attempt {}: {}", request_.request_id, tried, status.ToString());
+    spdlog::info("attempt {}: {}", tried, status.ToString());
     // Where all nodes have failed it, it may be the turn of the first again: after a while.
     if (Candidates(Role::kDecode).empty()) {
       avoided_.clear();
@@ -157,6 +158,8 @@ PromptFigures RequestRun::Figures(const Attempt& attempt) const {
 }
 
 absl::Status RequestRun::Try(const Attempt& attempt) {
+  const Span span("attempt");
+  Span choice("route");
   const std::vector<std::shared_ptr<NodeHandle>> decode = Candidates(Role::kDecode);
   const std::vector<std::shared_ptr<NodeHandle>> prefill = Candidates(Role::kPrefill);
   const PromptFigures prompt = Figures(attempt);
@@ -173,6 +176,10 @@ absl::Status RequestRun::Try(const Attempt& attempt) {
   if (prefill_first_) options.max_direct_tokens = -1;
   const std::optional<Route> route = ChooseRoute(prompt, prefill_figures, decode_figures, options);
   if (!route.has_value()) return absl::UnavailableError("no decode node answers; try again later");
+  choice.Set("stored_tokens", prompt.stored_tokens);
+  choice.Set("decode", decode[route->decode]->id());
+  if (route->prefill.has_value()) choice.Set("prefill", prefill[*route->prefill]->id());
+  choice.End();
   {
     absl::MutexLock lock(&backend_.mu_);
     ++(route->prefill.has_value() ? backend_.stats_.prefilled : backend_.stats_.direct);
@@ -216,6 +223,8 @@ absl::Status RequestRun::StillThere(const NodeHandle& node) const {
 }
 
 absl::Status RequestRun::Prefill(NodeHandle& node, const Attempt& attempt) {
+  Span span("prefill call");
+  span.Set("node", node.id());
   v1::PrefillRequest request;
   request.mutable_scope()->set_tenant(request_.tenant);
   request.mutable_scope()->set_salt(request_.salt);
@@ -255,6 +264,8 @@ absl::Status RequestRun::Prefill(NodeHandle& node, const Attempt& attempt) {
 }
 
 absl::Status RequestRun::Generate(NodeHandle& node, const Attempt& attempt, uint32_t max_compute_tokens) {
+  Span span("decode call");
+  span.Set("node", node.id());
   v1::GenerateRequest request;
   request.mutable_scope()->set_tenant(request_.tenant);
   request.mutable_scope()->set_salt(request_.salt);
@@ -315,6 +326,7 @@ absl::Status RequestRun::Take(const v1::GenerateEvent& event, NodeHandle& node, 
   const uint32_t i = attempt.samples[place];
   BackendEvent out{.sample = i, .text = {}, .tokens = 0, .finish_reason = {}};
   if (event.has_token()) {
+    if (samples_[i].ids.empty()) TraceInstant("first token");
     samples_[i].ids.push_back(event.token().id());
     out.text = event.token().text();
     out.tokens = 1;

@@ -32,6 +32,9 @@ class TenantQuotas {
   uint64_t UsedBytes(uint32_t tenant) const;
   uint64_t QuotaBytes(uint32_t tenant) const;  // Of tenant 0: all there is.
 
+  // Tenants that use more than their quota.
+  size_t over() const { return over_; }
+
   // Who must give when `tenant` is about to get `bytes` more; nobody: any victim will do. Constant time unless
   // somebody is over. To be asked again after every victim. Where all of that tenant's entries are pinned, its own
   // write is refused; for another's write the next best victim goes.

@@ -128,12 +128,12 @@ absl::Status Plan::CheckModel(const KvShape& shape, const Digest& model_fingerpr
     return absl::FailedPreconditionError(absl::StrCat("the plan is for ", shape_.layers, " layers x ", shape_.kv_heads,
                                                       " kv heads x ", shape_.head_dim, " dims, the model has ",
                                                       shape.layers, " x ", shape.kv_heads, " x ", shape.head_dim,
-                                                      ": make a plan for this model with 'perigee calibrate'"));
+                                                      ": make a plan for this model with 'perigee model calibrate'"));
   }
   if (model_fingerprint != model_fingerprint_) {
     return absl::FailedPreconditionError(absl::StrCat("the plan is for model ", ToHex(model_fingerprint_).substr(0, 16),
                                                       "..., this model is ", ToHex(model_fingerprint).substr(0, 16),
-                                                      "...: make a plan for this model with 'perigee calibrate'"));
+                                                      "...: make a plan for this model with 'perigee model calibrate'"));
   }
   return absl::OkStatus();
 }

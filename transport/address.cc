@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "base/file.h"
 #include "transport/context.h"
@@ -76,25 +77,31 @@ absl::StatusOr<std::string> DeviceAddress(const std::string& device) {
   return v4.empty() ? v6 : v4;
 }
 
-std::string DefaultDevice() {
+std::string DefaultDevices() {
   if (std::getenv("UCX_NET_DEVICES") != nullptr || access("/sys/class/infiniband", F_OK) == 0) return "";
   ifaddrs* list = nullptr;
   if (getifaddrs(&list) != 0) return "";
-  std::vector<std::string> devices;
+  std::vector<std::string> devices, loopback;
   for (const ifaddrs* it = list; it != nullptr; it = it->ifa_next) {
-    if (it->ifa_addr == nullptr || (it->ifa_flags & IFF_LOOPBACK) != 0 || (it->ifa_flags & IFF_UP) == 0) continue;
+    if (it->ifa_addr == nullptr || (it->ifa_flags & IFF_UP) == 0) continue;
     if (it->ifa_addr->sa_family != AF_INET && it->ifa_addr->sa_family != AF_INET6) continue;
-    if (std::find(devices.begin(), devices.end(), it->ifa_name) == devices.end()) devices.push_back(it->ifa_name);
+    std::vector<std::string>& names = (it->ifa_flags & IFF_LOOPBACK) != 0 ? loopback : devices;
+    if (std::find(names.begin(), names.end(), it->ifa_name) == names.end()) names.push_back(it->ifa_name);
   }
   freeifaddrs(list);
   if (devices.size() < 2) return "";
+  std::string chosen = devices[0];
   // Lines read "eth0  00000000  0102A8C0 ...": device, destination.
   const absl::StatusOr<std::string> routes = ReadFile("/proc/self/net/route", 1 << 20);
   for (absl::string_view line : absl::StrSplit(routes.value_or(""), '\n')) {
     const std::vector<std::string> words = absl::StrSplit(line, absl::ByAnyChar("\t "), absl::SkipEmpty());
-    if (words.size() > 1 && words[1] == "00000000") return words[0];
+    if (words.size() > 1 && words[1] == "00000000") {
+      chosen = words[0];
+      break;
+    }
   }
-  return devices[0];
+  loopback.insert(loopback.begin(), chosen);
+  return absl::StrJoin(loopback, ",");
 }
 
 std::string AddressHost(const sockaddr_storage& address) {

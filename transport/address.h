@@ -24,9 +24,10 @@ absl::StatusOr<SocketAddress> ParseAddress(const std::string& host, uint16_t por
 // The first address of a network device, IPv4 before IPv6. NOT_FOUND.
 absl::StatusOr<std::string> DeviceAddress(const std::string& device);
 
-// Of several network devices the one with the default route, or else the first. "" where there is no choice to make:
-// fewer than two, RDMA devices (UCX knows them better), or UCX_NET_DEVICES is set.
-std::string DefaultDevice();
+// Of several network devices the one with the default route, or else the first, and the loopback device, as a list for
+// UCX, which wants a device named to connect over it. "" where there is no choice to make: fewer than two besides
+// loopback, RDMA devices (UCX knows them better), or UCX_NET_DEVICES is set.
+std::string DefaultDevices();
 
 std::string AddressHost(const sockaddr_storage& address);
 uint16_t AddressPort(const sockaddr_storage& address);

@@ -197,7 +197,7 @@ absl::Status Core::Init(const std::string& device) {
   } else if (status == UCS_OK && !shared_->options.one_sided) {
     // Left alone, UCX connects every device of one side with every device of the other, numbered in an order that
     // differs between hosts, and often fails.
-    if (const std::string chosen = DefaultDevice(); !chosen.empty()) {
+    if (const std::string chosen = DefaultDevices(); !chosen.empty()) {
       status = ucp_config_modify(config, "NET_DEVICES", chosen.c_str());
     }
   }

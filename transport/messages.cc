@@ -141,8 +141,8 @@ void Core::ReceiveMessage(const MessageHeader& message, absl::string_view bytes)
       answer = handler->second(bytes.substr(0, message.header_bytes), bytes.substr(message.header_bytes));
     }
   }
-  // Its sender only asks whether it has come. (UCX's own flush would be a write whose acknowledgement is outstanding, see
-  // long_payloads.cc.)
+  // Its sender only asks whether it has come. (UCX's own flush would be a write whose acknowledgement is outstanding,
+  // see long_payloads.cc.)
   if (message.kind == MessageKind::kOneWay) answer = "";
   if (answer.ok() && answer->size() > kMaxMessageBytes) {
     answer = absl::ResourceExhaustedError(absl::StrCat("the handler's answer has ", answer->size(), " bytes; at most ",

@@ -126,9 +126,12 @@ void Core::CloseListener(ucp_listener_h listener) {
 
 void Core::OnPeerError(void* arg, ucp_ep_h, ucs_status_t status) {
   auto* peer = static_cast<Peer*>(arg);
-  // "Destination is unreachable" is what a refused connection is called.
+  const absl::string_view why = status == UCS_ERR_UNREACHABLE
+                                    ? "nobody listens there, or the way there is by a network device that is not in "
+                                      "use; connect again, or name it"
+                                    : "connect again";
   peer->core->FailPeer(peer, absl::UnavailableError(absl::StrCat("connection to ", peer->name, " was lost: ",
-                                                                 ucs_status_string(status), "; connect again")));
+                                                                 ucs_status_string(status), " (", why, ")")));
   peer->failed_at = absl::InfinitePast();  // nothing more will land, so nothing to linger for
 }
 

@@ -1,4 +1,4 @@
-// perigee calibrate: chooses a sharing plan for a model by what it costs on calibration texts.
+// perigee model calibrate: chooses a sharing plan for a model by what it costs on calibration texts.
 #include <unistd.h>
 
 #include <algorithm>
@@ -401,8 +401,8 @@ absl::Status Run(const Options& o) {
 
 }  // namespace
 
-void AddCalibrate(CLI::App& app, Action& action) {
-  CLI::App* verb = app.add_subcommand(
+void AddCalibrate(CLI::App& model, Action& action) {
+  CLI::App* verb = model.add_subcommand(
       "calibrate", "Choose which slots of a model share or drop distant keys, by what it costs on texts");
   auto o = std::make_shared<Options>();
   verb->add_option("--model", o->model_folder, "Model folder")->capture_default_str();

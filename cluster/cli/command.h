@@ -45,7 +45,7 @@ void AddConfig(CLI::App& app, Action& action);
 void AddBench(CLI::App& app, Action& action);
 void AddCompletion(CLI::App& app, Action& action);
 void AddModel(CLI::App& app, Action& action);
-void AddCalibrate(CLI::App& app, Action& action);
+void AddCalibrate(CLI::App& model, Action& action);  // Below `model`.
 void AddDemo(CLI::App& app, Action& action);
 void AddTrace(CLI::App& app, Action& action);
 

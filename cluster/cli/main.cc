@@ -42,7 +42,6 @@ int main(int argc, char** argv) {
   cli::AddWhy(app, action);
   cli::AddContext(app, action);
   cli::AddModel(app, action);
-  cli::AddCalibrate(app, action);
   cli::AddDemo(app, action);
   cli::AddServe(app, action);
   cli::AddConfig(app, action);

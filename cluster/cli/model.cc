@@ -87,7 +87,7 @@ absl::Status Fingerprint(const Options& o) {
 }  // namespace
 
 void AddModel(CLI::App& app, Action& action) {
-  CLI::App* model = app.add_subcommand("model", "Look at models");
+  CLI::App* model = app.add_subcommand("model", "Look at models, and choose their sharing plans");
   model->require_subcommand(1);
   CLI::App* inspect = model->add_subcommand("inspect", "Shapes, fingerprint, plan and what the plan saves");
   auto o = std::make_shared<Options>();
@@ -103,6 +103,7 @@ void AddModel(CLI::App& app, Action& action) {
   fingerprint->add_option("folder", o->model.folder, "Model folder (Hugging Face files)")->capture_default_str();
   fingerprint->add_flag("--json", o->json, "Print JSON");
   fingerprint->callback([o, &action] { action = [o] { return Fingerprint(*o); }; });
+  AddCalibrate(*model, action);
 }
 
 }  // namespace perigee::cli

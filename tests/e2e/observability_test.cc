@@ -38,8 +38,6 @@ double Value(const std::string& text, const std::string& sample) {
 class ObservabilityTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    // Whatever other networks this machine has, now or in a moment.
-    ::setenv("UCX_NET_DEVICES", "lo", 1);
     ASSERT_TRUE(WriteFileAtomically(Members(), "{\"epoch\": 1, \"nodes\": []}").ok());
     std::filesystem::create_directory(home_.path() + "/remote");
     store_ = Start("store", {"--data-dir", home_.path() + "/planes", "--dram-mib", "64", "--ssd-mib", "256", "--remote",

@@ -32,5 +32,17 @@ TEST_F(RailsTest, AHostWithTwoDevicesIsReachedAtTheFirst) {
   }
 }
 
+// UCX wants the device of a connection in use, the loopback's as well.
+TEST_F(RailsTest, AHostWithTwoDevicesReachesItself) {
+  UseTwoRails();
+  const auto other = MakeContext();
+  for (const std::string& address : {std::string("127.0.0.1"), Network::Address(Place::kHostA)}) {
+    const auto listener = other->Listen(address, 0, transport::TrustEveryone);
+    ASSERT_TRUE(listener.ok()) << listener.status();
+    const auto connection = context_->Connect(address, listener->port(), absl::Now() + absl::Seconds(5));
+    EXPECT_TRUE(connection.ok()) << "at " << address << ": " << connection.status();
+  }
+}
+
 }  // namespace
 }  // namespace perigee::fault

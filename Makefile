@@ -30,7 +30,7 @@ test: build
 	@ctest --test-dir $(BUILD) --output-on-failure -j2
 
 bench: configure
-	@cmake --build --preset $(PRESET) --target crc32c_bench transfer_bench store_bench collective_bench attention_bench streaming_bench decode_bench remote_bench ssd_bench index_bench merge_reports
+	@cmake --build --preset $(PRESET) --target crc32c_bench transfer_bench store_bench collective_bench attention_bench streaming_bench decode_bench gateway_replay remote_bench ssd_bench index_bench merge_reports
 	@scripts/bench.sh $(BUILD) '$(ROWS)'
 
 asan tsan:

@@ -1,10 +1,12 @@
 // How long this node needs to compute a stretch of a prompt, learned from the passes that it has run.
 //
-// A pass over tokens costs about a seconds a token (the matrix products) and b seconds a token and position before it
-// (attention): both are fitted by least squares, with old passes weighing less and less. Any thread may call.
+// A pass over tokens costs about a constant (the weights are read once), a seconds a token (the matrix products) and b
+// seconds a token and position before it (attention). They are fitted by least squares, with old passes weighing less
+// and less. Any thread may call.
 #ifndef PERIGEE_NODE_COMPUTE_RATE_H_
 #define PERIGEE_NODE_COMPUTE_RATE_H_
 
+#include <array>
 #include <cstdint>
 #include <optional>
 
@@ -14,7 +16,10 @@
 
 namespace perigee::node {
 
+inline constexpr int64_t kPassTokens = 512;  // Long stretches are computed in passes of about so many.
+
 struct ComputeCost {
+  double pass_s = 0;      // A pass.
   double token_s = 0;     // A token.
   double position_s = 0;  // A token and position before it.
 
@@ -32,8 +37,9 @@ class ComputeRate {
 
  private:
   mutable absl::Mutex mu_;
-  double tt_ ABSL_GUARDED_BY(mu_) = 0, tp_ ABSL_GUARDED_BY(mu_) = 0, pp_ ABSL_GUARDED_BY(mu_) = 0;
-  double ty_ ABSL_GUARDED_BY(mu_) = 0, py_ ABSL_GUARDED_BY(mu_) = 0;
+  // The sums of least squares over (1, tokens, positions).
+  std::array<std::array<double, 3>, 3> sums_ ABSL_GUARDED_BY(mu_) = {};
+  std::array<double, 3> seconds_ ABSL_GUARDED_BY(mu_) = {};
 };
 
 // The sum of the positions of the tokens at [begin, end).

@@ -135,6 +135,7 @@ v1::NodeLoad Node::Load() const {
   v1::NodeLoad load;
   load.set_pool_available_bytes(planes_->available_bytes());
   if (const std::optional<ComputeCost> cost = batches_->prefill_rate().Fit(); cost.has_value()) {
+    load.set_prefill_pass_s(cost->pass_s);
     load.set_prefill_token_s(cost->token_s);
     load.set_prefill_position_s(cost->position_s);
   }

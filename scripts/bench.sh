@@ -8,7 +8,7 @@ mkdir -p "$out"
 rm -f "$out"/*.json
 
 # program -> the room its rows begin with
-programs=(crc32c_bench:base transfer_bench:transfer store_bench:store collective_bench:collective attention_bench:kernels streaming_bench:streaming decode_bench:e2e remote_bench:kvstore ssd_bench:ssd index_bench:kvstore)
+programs=(crc32c_bench:base transfer_bench:transfer store_bench:store collective_bench:collective attention_bench:kernels streaming_bench:streaming decode_bench:e2e gateway_replay:e2e remote_bench:kvstore ssd_bench:ssd index_bench:kvstore)
 
 wanted() {
   [ -z "$prefixes" ] && return 0
@@ -27,8 +27,8 @@ for entry in "${programs[@]}"; do
   "$build/bench/$program" --json "$out/$program.json" "${folder[@]}"
   rm -rf "$out/ssd"
 done
-if ! ls "$out"/*_bench.json >/dev/null 2>&1; then
+if ! ls "$out"/*.json >/dev/null 2>&1; then
   echo "bench: no benchmark has rows beginning with '$prefixes'; there are rows in: ${programs[*]##*:}" >&2
   exit 2
 fi
-"$build/bench/merge_reports" "$out/report.json" "$prefixes" "$out"/*_bench.json
+"$build/bench/merge_reports" "$out/report.json" "$prefixes" "$out"/*.json

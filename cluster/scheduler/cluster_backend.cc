@@ -81,16 +81,22 @@ absl::StatusOr<BackendUsage> ClusterBackend::Complete(const BackendRequest& requ
                                                    " tokens and the answer may have ", request.max_tokens,
                                                    "; the model's context is ", model->max_positions, " tokens"));
   }
-  size_t places = 0;
-  for (const auto& node : Nodes(Role::kDecode, *model))
-    places += std::max<uint32_t>(node->info().load().max_running(), 1);
-  if (places > 0) queue_.SetPlaces(places);  // Without nodes just now: as before.
+  const auto look_for_places = [&] {
+    size_t places = 0;
+    for (const auto& node : Nodes(Role::kDecode, *model))
+      places += std::max<uint32_t>(node->info().load().max_running(), 1);
+    if (places > 0) queue_.SetPlaces(places);  // Without nodes just now: as before.
+  };
+  look_for_places();
   const absl::Time deadline = std::min(request.deadline, absl::Now() + options_.longest_request);
   // What a request costs: a token of an answer is a pass of its own, tokens of a prompt share one.
   const double cost = static_cast<double>(request.token_ids.size()) / 64 + request.max_tokens * request.samples;
   absl::StatusOr<FairQueue::Turn> turn = [&] {
     const Span span("queue");
-    return queue_.Enter(request.tenant, cost, deadline, cancelled);
+    return queue_.Enter(request.tenant, cost, deadline, [&] {
+      look_for_places();  // Of nodes that have come meanwhile.
+      return cancelled();
+    });
   }();
   {
     absl::MutexLock lock(&mu_);

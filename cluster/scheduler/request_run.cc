@@ -43,8 +43,9 @@ NodeFigures FiguresOf(const NodeHandle& node) {
           .queued = static_cast<int>(load.queued()),
           .max_running = static_cast<int>(load.max_running()),
           .tokens_ahead = node.prefill_tokens,
-          .token_s = load.prefill_token_s(),
-          .position_s = load.prefill_position_s(),
+          .compute = {.pass_s = load.prefill_pass_s(),
+                      .token_s = load.prefill_token_s(),
+                      .position_s = load.prefill_position_s()},
           .answer_token_s = load.answer_token_s()};
 }
 

@@ -6,9 +6,7 @@ namespace perigee::cluster {
 namespace {
 
 double ComputeSeconds(const NodeFigures& node, int64_t begin, int64_t end) {
-  if (end <= begin) return 0;
-  const double count = static_cast<double>(end - begin);
-  return node.token_s * count + node.position_s * count * static_cast<double>(begin + end - 1) / 2;
+  return absl::ToDoubleSeconds(node.compute.Of(begin, end));
 }
 
 // Until a decode node begins with the request, and what the answers that it generates meanwhile take from it.

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "node/compute_rate.h"
 
 namespace perigee::cluster {
 
@@ -16,7 +17,7 @@ namespace perigee::cluster {
 struct NodeFigures {
   int running = 0, queued = 0, max_running = 0;  // Requests; max_running 0: no limit.
   int64_t tokens_ahead = 0;                      // Prefill nodes: of the prompts before this one.
-  double token_s = 0, position_s = 0;            // See NodeLoad.
+  node::ComputeCost compute;                     // Of prompts; all 0: nothing was measured.
   double answer_token_s = 0;
   int64_t local_tokens = 0;  // Of the prompt: leading ones whose planes the node has, as far as is known.
 };

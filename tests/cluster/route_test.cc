@@ -9,7 +9,7 @@ namespace perigee::cluster {
 namespace {
 
 // Computes a token in a millisecond, answers one in ten.
-NodeFigures Node() { return {.max_running = 8, .token_s = 1e-3, .answer_token_s = 1e-2}; }
+NodeFigures Node() { return {.max_running = 8, .compute = {.token_s = 1e-3}, .answer_token_s = 1e-2}; }
 NodeFigures With(void (*change)(NodeFigures&)) {
   NodeFigures node = Node();
   change(node);
@@ -32,6 +32,12 @@ const Case kCases[] = {
     {"a long new prompt goes through a prefill node", Prompt(4000, 0), {Node()}, {Node()}, 0, 0},
     {"a stored prompt needs none", Prompt(4000, 4000), {Node()}, {Node()}, 0, std::nullopt},
     {"nor does a short tail", Prompt(4000, 3900), {Node()}, {Node()}, 0, std::nullopt},
+    {"unless what a pass costs anyhow is more than the tail",
+     Prompt(4000, 3900),
+     {With([](NodeFigures& n) { n.compute = {.pass_s = 5e-3, .token_s = 1e-4}; })},
+     {With([](NodeFigures& n) { n.compute = {.token_s = 2e-4}; })},
+     0,
+     std::nullopt},
     {"a long tail does", Prompt(4000, 3000), {Node()}, {Node()}, 0, 0},
     {"a short new prompt does not", Prompt(100, 0), {Node()}, {Node()}, 0, std::nullopt},
     {"a prompt of one token", Prompt(0, 0), {Node()}, {Node()}, 0, std::nullopt},
@@ -82,14 +88,14 @@ const Case kCases[] = {
     {"the faster one, although more waits there",
      Prompt(4000, 0),
      {With([](NodeFigures& n) { n.tokens_ahead = 1000; }),
-      With([](NodeFigures& n) { n.tokens_ahead = 2000, n.token_s = 1e-4; })},
+      With([](NodeFigures& n) { n.tokens_ahead = 2000, n.compute.token_s = 1e-4; })},
      {Node()},
      0,
      1},
     {"a short tail goes to a prefill node if the decode node computes slowly",
      Prompt(4000, 3800),
-     {With([](NodeFigures& n) { n.token_s = 1e-5; })},
-     {With([](NodeFigures& n) { n.token_s = 1e-2; })},
+     {With([](NodeFigures& n) { n.compute.token_s = 1e-5; })},
+     {With([](NodeFigures& n) { n.compute.token_s = 1e-2; })},
      0,
      0},
     {"and stays where the prefill node has much to do",
@@ -125,7 +131,7 @@ TEST(RouteTest, WhatMustBePrefilledIs) {
 
 TEST(RouteTest, FartherIntoAPromptComputingTakesLonger) {
   NodeFigures node = Node();
-  node.position_s = 1e-6;
+  node.compute.position_s = 1e-6;
   const auto time = [&](int64_t tokens, int64_t stored) {
     return absl::ToDoubleSeconds(ChooseRoute(Prompt(tokens, stored), {}, {node}, {})->time_to_first_token);
   };

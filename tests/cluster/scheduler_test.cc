@@ -390,6 +390,34 @@ TEST_F(SchedulerTest, WithoutADecodeNodeNothingIsReady) {
   backend_ = nullptr;
 }
 
+TEST_F(SchedulerTest, ARequestThatWaitsTakesAPlaceOfANodeThatComes) {
+  Start(1, 0);
+  SetFates([](int, int) { return Fate{.tokens = 0, .status = absl::OkStatus(), .hangs = true}; });
+  std::atomic<bool> gone{false};
+  std::vector<std::thread> hanging;
+  const auto complete = [&](const std::function<bool()>& cancelled) {
+    return backend_
+        ->Complete(
+            Request(), [](const BackendEvent&) { return true; }, cancelled)
+        .status();
+  };
+  for (int i = 0; i < 8; ++i) {  // The node's places.
+    hanging.emplace_back([&] { EXPECT_TRUE(absl::IsCancelled(complete([&] { return gone.load(); }))); });
+  }
+  EXPECT_TRUE(Becomes([&] { return backend_->stats().serving == 8; }));
+  absl::Status status = absl::UnknownError("waiting");
+  std::thread waiting([&] { status = complete([] { return false; }); });
+  EXPECT_TRUE(Becomes([&] { return backend_->stats().waiting == 1; }));
+  FakeMember<FakeDecode> late;
+  late.Start(*membership_, "late", Role::kDecode);
+  waiting.join();
+  EXPECT_TRUE(status.ok()) << status;
+  gone = true;
+  for (std::thread& thread : hanging) thread.join();
+  nodes_ = nullptr;  // Before the node goes.
+  backend_ = nullptr;
+}
+
 TEST_F(SchedulerTest, ManyRequestsWhileNodesBreakOffAreAllWhole) {
   options_.max_attempts = 100;
   Start(3, 1);

@@ -103,7 +103,7 @@ class OperatorTest : public ::testing::Test {
   static std::set<std::string> Stored() {
     std::set<std::string> names;
     for (const Json& plane : JsonOf({"store", "ls"})) {
-      names.insert(absl::StrCat(plane["key"].get<std::string>(), "/", plane["plane"].get<std::string>()));
+      names.insert(absl::StrCat(plane.at("key").get<std::string>(), "/", plane.at("plane").get<std::string>()));
     }
     return names;
   }
@@ -129,26 +129,26 @@ std::map<std::string, cluster::ChildProcess> OperatorTest::processes_;
 TEST_F(OperatorTest, NodesAndStatusShowEveryProcess) {
   std::vector<std::string> seen;
   for (const Json& node : JsonOf({"cluster", "nodes"})) {
-    seen.push_back(absl::StrCat(node["id"].get<std::string>(), " ", node["role"].get<std::string>()));
-    EXPECT_EQ(node["answers"], true) << node;
-    EXPECT_EQ(node["state"], "serving");
-    if (node["id"] == "g1") {
-      EXPECT_EQ(node["http_address"], address_["g1"]);
+    seen.push_back(absl::StrCat(node.at("id").get<std::string>(), " ", node.at("role").get<std::string>()));
+    EXPECT_EQ(node.at("answers"), true) << node;
+    EXPECT_EQ(node.at("state"), "serving");
+    if (node.at("id") == "g1") {
+      EXPECT_EQ(node.at("http_address"), address_["g1"]);
     }
-    if (node["id"] == "s1") {
-      EXPECT_GT(node["load"]["dram_used_bytes"].get<uint64_t>(), 0u);
+    if (node.at("id") == "s1") {
+      EXPECT_GT(node.at("load").at("dram_used_bytes").get<uint64_t>(), 0u);
     }
   }
   EXPECT_THAT(seen, UnorderedElementsAre("s1 store", "s2 store", "p1 prefill", "d1 decode", "g1 gateway"));
   const Json status = JsonOf({"cluster", "status"});
-  EXPECT_EQ(status["roles"]["store"]["answering"], 2);
-  EXPECT_EQ(status["silent_nodes"], 0);
-  EXPECT_EQ(status["member"], true);
+  EXPECT_EQ(status.at("roles").at("store").at("answering"), 2);
+  EXPECT_EQ(status.at("silent_nodes"), 0);
+  EXPECT_EQ(status.at("member"), true);
   EXPECT_THAT(Perigee({"cluster", "nodes"}).out, HasSubstr("NODE "));
   // Any process knows all others, the gateway's too.
   std::string gateway;
   for (const Json& node : JsonOf({"cluster", "nodes"})) {
-    if (node["id"] == "g1") gateway = node["address"];
+    if (node.at("id") == "g1") gateway = node.at("address");
   }
   EXPECT_EQ(JsonOf({"cluster", "nodes", "--admin", gateway, "--store-secret-file", Path("secret")}).size(), 5u);
 }
@@ -157,7 +157,7 @@ TEST_F(OperatorTest, WithoutTheSecretNobodyIsObeyed) {
   for (const char* id : {"s1", "p1"}) {
     ExpectExit(1, {"cluster", "drain", "s2", "--admin", address_[id]}, "secret");
   }
-  EXPECT_EQ(JsonOf({"cluster", "status"})["roles"]["store"]["draining"], 0);
+  EXPECT_EQ(JsonOf({"cluster", "status"}).at("roles").at("store").at("draining"), 0);
 }
 
 TEST_F(OperatorTest, ExitCodesSayWhatHappened) {
@@ -178,18 +178,18 @@ TEST_F(OperatorTest, ExitCodesSayWhatHappened) {
 
 TEST_F(OperatorTest, ConfigPlacementFingerprintAndCompletion) {
   const Json config = JsonOf({"config", "show", "s1"});
-  EXPECT_EQ(config["s1"]["dram-mib"]["value"], "32");
-  EXPECT_EQ(config["s1"]["dram-mib"]["given"], true);
-  EXPECT_EQ(config["s1"]["policy"]["value"], "default");
-  EXPECT_EQ(config["s1"]["policy"]["given"], false);
+  EXPECT_EQ(config.at("s1")["dram-mib"].at("value"), "32");
+  EXPECT_EQ(config.at("s1")["dram-mib"].at("given"), true);
+  EXPECT_EQ(config.at("s1").at("policy").at("value"), "default");
+  EXPECT_EQ(config.at("s1").at("policy").at("given"), false);
   const Json plane = JsonOf({"store", "ls", "--limit", "1"})[0];
-  const Json placement = JsonOf({"cluster", "placement", plane["key"]});
-  EXPECT_EQ(placement["stored"], true);
-  EXPECT_EQ(placement["owners"], Json::array({plane["store"]}));
-  EXPECT_EQ(placement["readers"].size(), 2u);
-  EXPECT_EQ(placement["group"], plane["group"]);
-  EXPECT_EQ(JsonOf({"model", "fingerprint", kModel})["fingerprint"],
-            JsonOf({"cluster", "nodes"})[2]["model_fingerprint"]);
+  const Json placement = JsonOf({"cluster", "placement", plane.at("key")});
+  EXPECT_EQ(placement.at("stored"), true);
+  EXPECT_EQ(placement.at("owners"), Json::array({plane.at("store")}));
+  EXPECT_EQ(placement.at("readers").size(), 2u);
+  EXPECT_EQ(placement.at("group"), plane.at("group"));
+  EXPECT_EQ(JsonOf({"model", "fingerprint", kModel}).at("fingerprint"),
+            JsonOf({"cluster", "nodes"})[2].at("model_fingerprint"));
   for (const char* shell : {"bash", "zsh", "fish"}) {
     const Ran ran = Perigee({"completion", shell});
     EXPECT_EQ(ran.exit_code, 0);
@@ -206,30 +206,30 @@ TEST_F(OperatorTest, ConfigPlacementFingerprintAndCompletion) {
 
 TEST_F(OperatorTest, WhyFollowsAPromptAndSaysWhereItsPrefixEnds) {
   const Json known = JsonOf({"why", "--prompt", Prose("ada"), "--tenant", "ada"});
-  EXPECT_EQ(known["stored_blocks"], known["blocks"]);
-  EXPECT_EQ(known["stored_tokens"].get<int>() + 1, known["tokens"].get<int>());
+  EXPECT_EQ(known.at("stored_blocks"), known.at("blocks"));
+  EXPECT_EQ(known.at("stored_tokens").get<int>() + 1, known.at("tokens").get<int>());
   const Json longer = JsonOf({"why", "--prompt", Prose("ada") + Prose("eve"), "--tenant", "ada"}, kNotFound);
-  EXPECT_GT(longer["stored_blocks"], 0);
-  EXPECT_LT(longer["stored_blocks"], longer["blocks"]);
-  EXPECT_EQ(longer["ends"]["reason"], "never stored");
-  EXPECT_EQ(longer["ends"]["misses"].size(), 2u);
-  EXPECT_EQ(JsonOf({"why", "--prompt", Prose("ada"), "--tenant", "bob"}, kNotFound)["stored_blocks"], 0);
-  const Json rows = JsonOf({"why", known["root"]});
-  EXPECT_EQ(rows[0]["stored"], true);
-  EXPECT_EQ(rows[0]["copies"].size(), 1u);
+  EXPECT_GT(longer.at("stored_blocks"), 0);
+  EXPECT_LT(longer.at("stored_blocks"), longer.at("blocks"));
+  EXPECT_EQ(longer.at("ends").at("reason"), "never stored");
+  EXPECT_EQ(longer.at("ends").at("misses").size(), 2u);
+  EXPECT_EQ(JsonOf({"why", "--prompt", Prose("ada"), "--tenant", "bob"}, kNotFound).at("stored_blocks"), 0);
+  const Json rows = JsonOf({"why", known.at("root")});
+  EXPECT_EQ(rows[0].at("stored"), true);
+  EXPECT_EQ(rows[0].at("copies").size(), 1u);
 }
 
 TEST_F(OperatorTest, APlaneGoesThroughAFileAndComesBackAsItWas) {
   Generate("file");
   const Json plane = JsonOf({"store", "ls", "--tenant", "file"})[0];
-  const std::string key = plane["key"], file = Path("one.plane"), again = Path("again.plane");
-  const std::string kind = plane["plane"];
+  const std::string key = plane.at("key"), file = Path("one.plane"), again = Path("again.plane");
+  const std::string kind = plane.at("plane");
   const Json got = JsonOf({"store", "get", key, "--plane", kind, "-o", file});
-  EXPECT_EQ(got["payload_bytes"], plane["payload_bytes"]);
+  EXPECT_EQ(got.at("payload_bytes"), plane.at("payload_bytes"));
   JsonOf({"store", "rm", key, "--yes"});
   ExpectExit(kNotFound, {"store", "get", key, "--plane", kind, "-o", again});
-  EXPECT_EQ(JsonOf({"store", "put", file})["stored"], true);
-  EXPECT_EQ(JsonOf({"store", "put", file})["stored"], false);
+  EXPECT_EQ(JsonOf({"store", "put", file}).at("stored"), true);
+  EXPECT_EQ(JsonOf({"store", "put", file}).at("stored"), false);
   JsonOf({"store", "get", key, "--plane", kind, "-o", again});
   EXPECT_EQ(ReadFile(file).value_or("").substr(4096), ReadFile(again).value_or("other").substr(4096));
   std::string bytes = ReadFile(file).value_or("");
@@ -242,27 +242,27 @@ TEST_F(OperatorTest, APlaneGoesThroughAFileAndComesBackAsItWas) {
 TEST_F(OperatorTest, PinsEvictionAndGarbage) {
   Generate("pins");
   const Json planes = JsonOf({"store", "ls", "--tenant", "pins"});
-  const std::string root = JsonOf({"why", "--prompt", Prose("pins"), "--tenant", "pins"})["root"];
-  EXPECT_GT(JsonOf({"store", "pin", root, "--hard"})["planes"], 0);
+  const std::string root = JsonOf({"why", "--prompt", Prose("pins"), "--tenant", "pins"}).at("root");
+  EXPECT_GT(JsonOf({"store", "pin", root, "--hard"}).at("planes"), 0);
   const Json dry = JsonOf({"store", "evict", "--tenant", "pins", "--dry-run"});
-  EXPECT_GT(dry["planes"], 0);
-  EXPECT_LT(dry["planes"].get<size_t>(), planes.size());
-  EXPECT_EQ(JsonOf({"store", "evict", "--tenant", "pins", "--idle-s", "3000"})["planes"], 0);
-  EXPECT_EQ(JsonOf({"store", "evict", "--tenant", "pins"})["planes"], dry["planes"]);
+  EXPECT_GT(dry.at("planes"), 0);
+  EXPECT_LT(dry.at("planes").get<size_t>(), planes.size());
+  EXPECT_EQ(JsonOf({"store", "evict", "--tenant", "pins", "--idle-s", "3000"}).at("planes"), 0);
+  EXPECT_EQ(JsonOf({"store", "evict", "--tenant", "pins"}).at("planes"), dry.at("planes"));
   for (const Json& plane : JsonOf({"store", "ls", "--tenant", "pins"})) {
-    EXPECT_EQ(plane["tier"], plane["key"] == root ? "dram" : "ssd");
-    EXPECT_EQ(plane["pin"], plane["key"] == root ? "hard" : "none");
+    EXPECT_EQ(plane.at("tier"), plane.at("key") == root ? "dram" : "ssd");
+    EXPECT_EQ(plane.at("pin"), plane.at("key") == root ? "hard" : "none");
   }
   JsonOf({"store", "unpin", root});
 
-  EXPECT_EQ(JsonOf({"store", "gc", "--dry-run"})["unreachable_blocks"], 0);
+  EXPECT_EQ(JsonOf({"store", "gc", "--dry-run"}).at("unreachable_blocks"), 0);
   JsonOf({"store", "rm", root, "--yes"});
   const Json garbage = JsonOf({"store", "gc", "--dry-run"});
-  EXPECT_EQ(garbage["unknown_blocks"], 0);
-  EXPECT_GT(garbage["unreachable_planes"], 0);
+  EXPECT_EQ(garbage.at("unknown_blocks"), 0);
+  EXPECT_GT(garbage.at("unreachable_planes"), 0);
   EXPECT_FALSE(JsonOf({"store", "ls", "--tenant", "pins"}).empty());
   ExpectExit(kRefused, {"store", "gc"}, "--yes");
-  EXPECT_EQ(JsonOf({"store", "gc", "--yes"})["removed_planes"], garbage["unreachable_planes"]);
+  EXPECT_EQ(JsonOf({"store", "gc", "--yes"}).at("removed_planes"), garbage.at("unreachable_planes"));
   EXPECT_TRUE(JsonOf({"store", "ls", "--tenant", "pins"}).empty());
 }
 
@@ -270,17 +270,17 @@ TEST_F(OperatorTest, ExportedPlanesComeBackBitForBit) {
   const std::set<std::string> before = Stored();
   const std::string first = Path("export1"), second = Path("export2");
   const Json exported = JsonOf({"store", "export", first});
-  EXPECT_EQ(exported["planes"], before.size());
-  EXPECT_EQ(JsonOf({"store", "export", first})["written"], 0) << "what is there is not written again";
+  EXPECT_EQ(exported.at("planes"), before.size());
+  EXPECT_EQ(JsonOf({"store", "export", first}).at("written"), 0) << "what is there is not written again";
   JsonOf({"store", "rm", "--all", "--yes"});
   EXPECT_TRUE(Stored().empty());
-  EXPECT_EQ(JsonOf({"store", "import", first})["stored"], before.size());
-  EXPECT_EQ(JsonOf({"store", "import", first})["stored"], 0);
+  EXPECT_EQ(JsonOf({"store", "import", first}).at("stored"), before.size());
+  EXPECT_EQ(JsonOf({"store", "import", first}).at("stored"), 0);
   EXPECT_EQ(Stored(), before);
   JsonOf({"store", "export", second});
   EXPECT_EQ(Payloads(first), Payloads(second));
-  EXPECT_EQ(JsonOf({"generate", "--prompt", Prose("ada"), "--tenant", "ada", "--max-tokens", "2"})["prefilled_tokens"],
-            0);
+  EXPECT_EQ(
+      JsonOf({"generate", "--prompt", Prose("ada"), "--tenant", "ada", "--max-tokens", "2"}).at("prefilled_tokens"), 0);
 
   // A wrong file is found, and named; the others come in.
   const std::string victim = fs::recursive_directory_iterator(first)->path();
@@ -290,17 +290,17 @@ TEST_F(OperatorTest, ExportedPlanesComeBackBitForBit) {
 
 TEST_F(OperatorTest, VerifyAndScrubFindAFlippedByte) {
   Generate("flip");
-  EXPECT_EQ(JsonOf({"store", "verify"})["wrong"], 0);
+  EXPECT_EQ(JsonOf({"store", "verify"}).at("wrong"), 0);
   const Json planes = JsonOf({"store", "ls", "--tenant", "flip"});
   std::vector<std::string> flipped;
   for (const Json& plane : {planes.front(), planes.back()}) {
     const std::string file = Path("flip.plane");
-    JsonOf({"store", "get", plane["key"], "--plane", plane["plane"], "-o", file});
+    JsonOf({"store", "get", plane.at("key"), "--plane", plane.at("plane"), "-o", file});
     // All of it: early layers' keys of other prompts, and of removed records, begin alike.
-    const std::string payload = ReadFile(file).value_or("").substr(4096, plane["payload_bytes"].get<size_t>());
+    const std::string payload = ReadFile(file).value_or("").substr(4096, plane.at("payload_bytes").get<size_t>());
     JsonOf({"store", "evict"});  // What is read from now on comes from the disks.
     size_t found = 0;
-    for (const auto& entry : fs::directory_iterator(Path(plane["store"]) + "/segments")) {
+    for (const auto& entry : fs::directory_iterator(Path(plane.at("store")) + "/segments")) {
       const std::string bytes = ReadFile(entry.path().string()).value_or("");
       const size_t at = bytes.find(payload);
       if (at == std::string::npos) continue;
@@ -310,16 +310,16 @@ TEST_F(OperatorTest, VerifyAndScrubFindAFlippedByte) {
       ++found;
     }
     EXPECT_EQ(found, 1u);
-    flipped.push_back(absl::StrCat(plane["key"].get<std::string>(), "/", plane["plane"].get<std::string>()));
+    flipped.push_back(absl::StrCat(plane.at("key").get<std::string>(), "/", plane.at("plane").get<std::string>()));
     if (flipped.size() == 2) break;
     const Json wrong = JsonOf({"store", "verify"}, kWrongBytes);
-    ASSERT_EQ(wrong["wrong"], 1) << wrong;
-    EXPECT_THAT(wrong["wrong_planes"][0].get<std::string>(), HasSubstr(flipped[0]));
-    EXPECT_EQ(JsonOf({"store", "verify"})["wrong"], 0) << "it is dropped";
+    ASSERT_EQ(wrong.at("wrong"), 1) << wrong;
+    EXPECT_THAT(wrong.at("wrong_planes")[0].get<std::string>(), HasSubstr(flipped[0]));
+    EXPECT_EQ(JsonOf({"store", "verify"}).at("wrong"), 0) << "it is dropped";
   }
   const Json scrubbed = JsonOf({"store", "scrub", "--start"}, kWrongBytes);
   uint64_t wrong_records = 0;
-  for (const Json& store : scrubbed) wrong_records += store["wrong_records"].get<uint64_t>();
+  for (const Json& store : scrubbed) wrong_records += store.at("wrong_records").get<uint64_t>();
   EXPECT_EQ(wrong_records, 1u) << scrubbed;
   EXPECT_EQ(JsonOf({"store", "scrub", "--start"}).size(), 2u);
 }
@@ -328,15 +328,15 @@ TEST_F(OperatorTest, AContextIsComputedPinnedAndForgotten) {
   Write("context.txt", Prose("context"));
   const Json added =
       JsonOf({"context", "add", "river", "--file", Path("context.txt"), "--tenant", "lib", "--replicas", "2"});
-  EXPECT_GT(added["prefilled_tokens"], 0);
-  EXPECT_GE(added["pinned_planes"], added["blocks"]);
-  EXPECT_EQ(JsonOf({"context", "add", "river", "--file", Path("context.txt"), "--tenant", "lib"})["prefilled_tokens"],
-            0);
+  EXPECT_GT(added.at("prefilled_tokens"), 0);
+  EXPECT_GE(added.at("pinned_planes"), added.at("blocks"));
+  EXPECT_EQ(
+      JsonOf({"context", "add", "river", "--file", Path("context.txt"), "--tenant", "lib"}).at("prefilled_tokens"), 0);
   const Json listed = JsonOf({"context", "ls"});
   ASSERT_EQ(listed.size(), 1u);
-  EXPECT_EQ(listed[0]["stored_blocks"], listed[0]["blocks"]);
-  EXPECT_EQ(JsonOf({"context", "show", "river"})["keys"].size(), added["blocks"]);
-  for (const Json& plane : JsonOf({"store", "ls", "--tenant", "lib"})) EXPECT_EQ(plane["pin"], "soft");
+  EXPECT_EQ(listed[0].at("stored_blocks"), listed[0].at("blocks"));
+  EXPECT_EQ(JsonOf({"context", "show", "river"}).at("keys").size(), added.at("blocks"));
+  for (const Json& plane : JsonOf({"store", "ls", "--tenant", "lib"})) EXPECT_EQ(plane.at("pin"), "soft");
   ExpectExit(kRefused, {"context", "rm", "river"}, "--yes");
   JsonOf({"context", "rm", "river", "--yes"});
   EXPECT_TRUE(JsonOf({"context", "ls"}).empty());
@@ -344,12 +344,13 @@ TEST_F(OperatorTest, AContextIsComputedPinnedAndForgotten) {
 
 TEST_F(OperatorTest, TopAndStatCountAllStores) {
   const Json stat = JsonOf({"store", "stat"});
-  ASSERT_EQ(stat["stores"].size(), 2u);
-  EXPECT_EQ(stat["dram"]["capacity_bytes"], 2 * stat["stores"][0]["dram"]["capacity_bytes"].get<uint64_t>());
-  EXPECT_EQ(JsonOf({"store", "stat", "--store", "s2"})["stores"].size(), 1u);
+  ASSERT_EQ(stat.at("stores").size(), 2u);
+  EXPECT_EQ(stat.at("dram").at("capacity_bytes"),
+            2 * stat.at("stores")[0].at("dram").at("capacity_bytes").get<uint64_t>());
+  EXPECT_EQ(JsonOf({"store", "stat", "--store", "s2"}).at("stores").size(), 1u);
   const Json top = JsonOf({"store", "top", "--once", "--interval-s", "0.2"});
   ASSERT_EQ(top.size(), 2u);
-  EXPECT_EQ(top[0]["answers"], true);
+  EXPECT_EQ(top[0].at("answers"), true);
 }
 
 // The last one: a store goes.
@@ -357,25 +358,25 @@ TEST_F(OperatorTest, ZDrainingAStoreLosesNothing) {
   const std::set<std::string> before = Stored();
   ASSERT_FALSE(before.empty());
   uint64_t there = 0;
-  for (const Json& plane : JsonOf({"store", "ls", "--store", "s2"})) there += plane["payload_bytes"].get<uint64_t>();
+  for (const Json& plane : JsonOf({"store", "ls", "--store", "s2"})) there += plane.at("payload_bytes").get<uint64_t>();
   const Json dry = JsonOf({"cluster", "drain", "s2", "--dry-run"});
-  EXPECT_EQ(dry[0]["payload_bytes"], there);
-  EXPECT_EQ(JsonOf({"cluster", "status"})["roles"]["store"]["draining"], 0);
+  EXPECT_EQ(dry[0].at("payload_bytes"), there);
+  EXPECT_EQ(JsonOf({"cluster", "status"}).at("roles").at("store").at("draining"), 0);
   ExpectExit(kTimeout, {"cluster", "drain", "s2", "--timeout-s", "0.01"}, "s2");
-  EXPECT_EQ(JsonOf({"cluster", "undrain", "s2"})["serving"][0], "s2");
+  EXPECT_EQ(JsonOf({"cluster", "undrain", "s2"}).at("serving")[0], "s2");
 
-  EXPECT_EQ(JsonOf({"cluster", "drain", "s2"})["drained"], true);
+  EXPECT_EQ(JsonOf({"cluster", "drain", "s2"}).at("drained"), true);
   EXPECT_TRUE(JsonOf({"store", "ls", "--store", "s2"}).empty());
   EXPECT_EQ(Stored(), before);
-  EXPECT_EQ(JsonOf({"store", "verify"})["wrong"], 0);
-  EXPECT_EQ(JsonOf({"cluster", "drain", "p1"})["drained"], true);
+  EXPECT_EQ(JsonOf({"store", "verify"}).at("wrong"), 0);
+  EXPECT_EQ(JsonOf({"cluster", "drain", "p1"}).at("drained"), true);
   JsonOf({"cluster", "undrain", "p1"});
   ExpectExit(kRefused, {"cluster", "remove", "s2"}, "--yes");
-  EXPECT_EQ(JsonOf({"cluster", "remove", "s2", "--yes"})["removed"][0], "s2");
+  EXPECT_EQ(JsonOf({"cluster", "remove", "s2", "--yes"}).at("removed")[0], "s2");
   EXPECT_EQ(JsonOf({"cluster", "nodes"}).size(), 4u);
   JsonOf({"cluster", "join", "s9", "--address", "127.0.0.1:1"});
   const Json status = JsonOf({"cluster", "status"}, 1);
-  EXPECT_EQ(status["silent_nodes"], 1);
+  EXPECT_EQ(status.at("silent_nodes"), 1);
   ExpectExit(kRefused, {"cluster", "remove", "s9", "--yes"}, "--force");
   JsonOf({"cluster", "remove", "s9", "--yes", "--force"});
 }

@@ -39,6 +39,20 @@ TEST(ComputeRateTest, SeparatesWhatTokensAndWhatPositionsCost) {
   EXPECT_NEAR(Seconds(rate.Estimate(8192, 8704)), a * 512 + b * SumOfPositions(8192, 8704), 1e-6);
 }
 
+TEST(ComputeRateTest, LearnsWhatAPassCostsHoweverShort) {
+  ComputeRate rate;
+  const double c = 5e-3, a = 6e-5;
+  for (int i = 0; i < 12; ++i) {
+    const int64_t begin = 64 * (i % 5), tokens = i % 3 == 0 ? 40 : 512;
+    rate.Record(static_cast<double>(tokens), SumOfPositions(begin, begin + tokens),
+                absl::Seconds(c + a * static_cast<double>(tokens)));
+  }
+  EXPECT_NEAR(rate.Fit()->pass_s, c, c * 1e-3);
+  EXPECT_NEAR(rate.Fit()->token_s, a, a * 1e-3);
+  EXPECT_NEAR(Seconds(rate.Estimate(0, 32)), c + 32 * a, 1e-5);
+  EXPECT_NEAR(Seconds(rate.Estimate(0, 1024)), 2 * c + 1024 * a, 1e-4) << "two passes";
+}
+
 TEST(ComputeRateTest, ForgetsAMachineThatWasBusy) {
   ComputeRate rate;
   for (int i = 0; i < 20; ++i) Pass(rate, 0, 256, 1e-2, 0);

@@ -32,6 +32,9 @@ class Member {
   // Enters, and from then on says every two seconds what `load` says, until Leave.
   absl::Status Join(const NodeRecord& node, std::function<NodeLoad()> load);
   void Leave();
+  // OK for one that has entered and is to be given work. Whether the cluster's source answers just now does not matter:
+  // losing it stops changes, not traffic.
+  absl::Status Ready() const;
 
  private:
   Member() = default;
@@ -40,9 +43,10 @@ class Member {
   std::unique_ptr<Membership> membership_;
   std::shared_ptr<kvstore::StoreDirectory> stores_ = std::make_shared<kvstore::StoreDirectory>();
   std::unique_ptr<DirectoryFeeder> feeder_;
-  std::unique_ptr<Registration> registration_;
   std::function<NodeLoad()> load_;
-  absl::Mutex mu_;
+  mutable absl::Mutex mu_;
+  std::string id_ ABSL_GUARDED_BY(mu_);
+  std::unique_ptr<Registration> registration_ ABSL_GUARDED_BY(mu_);
   bool leaving_ ABSL_GUARDED_BY(mu_) = false;
   std::thread reporter_;
 };

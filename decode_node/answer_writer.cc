@@ -14,6 +14,7 @@ namespace {
 
 // Each holds the planes of its answer in this node's memory.
 constexpr size_t kMaxWaiting = 64;
+constexpr uint64_t kLeastFree = 4;  // So large a part of the memory is not for them.
 // Reserved and committed together.
 constexpr size_t kChunkBlocks = 8;
 
@@ -35,6 +36,11 @@ void AnswerWriter::Add(Job job) {
   if (stopping_ || jobs_.size() >= kMaxWaiting) {
     ++stats_.failed;
     return;
+  }
+  // Answers under way need the memory more than those that wait to be stored.
+  while (!jobs_.empty() && node_->planes().available_bytes() < node_->options().pool_bytes / kLeastFree) {
+    jobs_.pop_front();
+    ++stats_.failed;
   }
   jobs_.push_back(std::move(job));
 }

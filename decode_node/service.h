@@ -25,6 +25,8 @@ class DecodeService final : public v1::DecodeNode::Service {
   v1::NodeLoad Load() const;
   bool draining() const { return draining_; }
   const DecodeNode& decode() const { return decode_; }
+  // Waits until what answers left to be stored is, at most until `deadline`.
+  void Finish(absl::Time deadline) { decode_.writer().Flush(deadline); }
 
  private:
   const node::Node* const node_;

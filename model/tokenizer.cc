@@ -185,6 +185,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& fold
   absl::Status json_status = absl::OkStatus();
   if (absl::StatusOr<std::string> text = ReadFile(json_path, kMaxTokenizerBytes); text.ok()) {
     auto tokenizer = ParseTokenizerJson(*text, config_text);
+    if (tokenizer.ok()) (*tokenizer)->digest_ = Sha256(*text);
     if (tokenizer.ok()) return tokenizer;
     json_status = Annotate(tokenizer.status(), json_path);
     // Sentencepiece models carry a tokenizer.json that imitates them; the original is beside it.
@@ -196,6 +197,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& fold
   if (text.ok()) {
     auto tokenizer = ParseSentencePiece(*text, config_text);
     if (!tokenizer.ok()) return Annotate(tokenizer.status(), model_path);
+    (*tokenizer)->digest_ = Sha256(*text);
     return tokenizer;
   }
   if (!absl::IsNotFound(text.status())) return text.status();

@@ -20,6 +20,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "base/bytes.h"
 
 namespace perigee::model {
 
@@ -69,6 +70,8 @@ class Tokenizer {
   bool adds_bos_by_default() const { return adds_bos_by_default_; }
   // Sentencepiece's dummy prefix: a text's first token starts with a space that is not in the text.
   bool has_dummy_prefix() const { return has_dummy_prefix_; }
+  // SHA-256 of the file that LoadTokenizer read; zeros for others. Equal digests: equal ids for equal texts.
+  const Digest& digest() const { return digest_; }
 
  protected:
   Tokenizer() = default;
@@ -99,6 +102,8 @@ class Tokenizer {
   bool has_dummy_prefix_ = false;
 
  private:
+  friend absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& folder);
+  Digest digest_{};
   // `special_bytes`: how far into the text a special token may reach.
   const AddedToken* AddedTokenAt(absl::string_view text, size_t special_bytes) const;
   std::vector<AddedToken> added_;

@@ -127,6 +127,9 @@ v1::NodeInfo Node::Info() const {
   info.set_control_bytes(store_->stats().clients.grpc_bytes);
   const transport::ContextStats stats = engine_->Stats();
   info.set_payload_bytes(stats.put_bytes + stats.get_bytes);
+  if (const Digest& digest = model_->tokenizer().digest(); digest != Digest{}) {
+    info.set_tokenizer_digest(std::string(AsView(digest)));
+  }
   *info.mutable_load() = Load();
   return info;
 }

@@ -23,6 +23,7 @@ class PrefillService final : public v1::PrefillNode::Service {
   // For the cluster's members to see.
   v1::NodeLoad Load() const;
   bool draining() const { return draining_; }
+  void Finish(absl::Time) {}  // It has stored all when it answers.
   const PrefillNode& prefill() const { return prefill_; }
 
  private:

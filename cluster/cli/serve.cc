@@ -128,7 +128,7 @@ absl::Status ServeStore(const Options& o) {
                                [&server](cluster::MetricFamilies& out) {
                                  cluster::CollectStore(server->store().Stats(), server->rebalance(), out);
                                },
-                               [] { return absl::OkStatus(); }));
+                               [&member] { return member == nullptr ? absl::OkStatus() : member->Ready(); }));
   self.metrics_address = MetricsAddress(metrics.get(), self.address);
   self.capacity.dram_bytes = options.slab_bytes;
   self.capacity.ssd_bytes = options.store.ssd.has_value() ? options.store.ssd->capacity_bytes : 0;
@@ -200,8 +200,9 @@ absl::Status ServeNode(cluster::Role role, const Options& o, Arguments... argume
       const std::unique_ptr<cluster::MetricsServer> metrics,
       o.watch.Serve(
           cluster::RoleName(role), [&node, &service](cluster::MetricFamilies& out) { Collect(*node, service, out); },
-          [&service] {
-            return service.draining() ? absl::UnavailableError("it is going to stop") : absl::OkStatus();
+          [&service, &member] {
+            if (service.draining()) return absl::UnavailableError("it is going to stop");
+            return member == nullptr ? absl::OkStatus() : member->Ready();
           }));
   PERIGEE_ASSIGN_OR_RETURN(cluster::NodeRecord self, o.member.Record(role, server->address()));
   self.metrics_address = MetricsAddress(metrics.get(), self.address);
@@ -218,10 +219,12 @@ absl::Status ServeNode(cluster::Role role, const Options& o, Arguments... argume
     }));
   }
   PERIGEE_RETURN_IF_ERROR(WaitAndReport(cluster::RoleName(role), server->address(), o.ready_fd));
-  // What is under way is finished; who looks sees that nothing new should come.
+  // What is under way is finished, as a member: who looks sees that nothing new should come, and that it lives.
   service.SetDraining();
+  const absl::Time end = absl::Now() + absl::Seconds(o.drain_s);
+  server->Stop(end - absl::Now());
+  service.Finish(end);
   if (member != nullptr) member->Leave();
-  server->Stop(absl::Seconds(o.drain_s));
   return absl::OkStatus();
 }
 

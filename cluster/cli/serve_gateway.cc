@@ -78,6 +78,7 @@ absl::Status ServeGateway(const Options& o) {
   const cluster::NodeSet nodes(&member->membership(), {});
   cluster::ClusterBackendOptions backend_options = o.backend;
   backend_options.store_answers = !o.no_store_answers;
+  backend_options.tokenizer_digest = std::string(AsView(tokenizer->digest()));
   cluster::ClusterBackend backend(&nodes, &store, backend_options);
 
   cluster::HttpServerOptions http = o.http;

@@ -12,6 +12,7 @@
 namespace perigee::cluster {
 namespace {
 
+constexpr char kNoDecodeNode[] = "no decode node answers; start one, or look at 'perigee cluster nodes'";
 constexpr size_t kRememberedBlocks = 1 << 18;  // Of each decode node.
 
 bool Serves(const v1::NodeInfo& info, const ClusterModel& model) {
@@ -24,15 +25,26 @@ bool Serves(const v1::NodeInfo& info, const ClusterModel& model) {
 ClusterBackend::ClusterBackend(const NodeSet* nodes, kvstore::ShardedStore* store, const ClusterBackendOptions& options)
     : nodes_(nodes), store_(store), options_(options), queue_(options.queue), chains_(kRememberedBlocks) {}
 
+bool ClusterBackend::Fits(const v1::NodeInfo& info) const {
+  return options_.tokenizer_digest.empty() || info.tokenizer_digest().empty() ||
+         info.tokenizer_digest() == options_.tokenizer_digest;
+}
+
 absl::StatusOr<std::shared_ptr<const ClusterModel>> ClusterBackend::Model() {
-  const std::vector<std::shared_ptr<NodeHandle>> decode = nodes_->Usable(Role::kDecode);
+  std::vector<std::shared_ptr<NodeHandle>> decode = nodes_->Usable(Role::kDecode);
+  const auto other = std::find_if(decode.begin(), decode.end(), [&](const auto& n) { return !Fits(n->info()); });
+  const std::string other_id = other == decode.end() ? "" : (*other)->id();
+  std::erase_if(decode, [this](const auto& node) { return !Fits(node->info()); });
   absl::MutexLock lock(&mu_);
   // It stays what it is as long as anybody serves it: nodes of a new model wait until the old ones are gone.
   const bool served = model_ != nullptr && std::any_of(decode.begin(), decode.end(),
                                                        [&](const auto& node) { return Serves(node->info(), *model_); });
   if (served || (model_ != nullptr && decode.empty())) return model_;
-  if (decode.empty())
-    return absl::UnavailableError("no decode node answers; start one, or look at 'perigee cluster nodes'");
+  if (!other_id.empty() && decode.empty()) {
+    return absl::UnavailableError(
+        absl::StrCat("decode node ", other_id, " has another tokenizer than this gateway: give both the same model"));
+  }
+  if (decode.empty()) return absl::UnavailableError(kNoDecodeNode);
   const v1::NodeInfo info = decode.front()->info();
   PERIGEE_ASSIGN_OR_RETURN(const pod::Plan plan, pod::Plan::Parse(info.plan_json()));
   PERIGEE_ASSIGN_OR_RETURN(pod::Layout layout, pod::Layout::Create(plan, static_cast<int>(info.block_tokens())));
@@ -48,7 +60,7 @@ absl::StatusOr<std::shared_ptr<const ClusterModel>> ClusterBackend::Model() {
 
 std::vector<std::shared_ptr<NodeHandle>> ClusterBackend::Nodes(Role role, const ClusterModel& model) const {
   std::vector<std::shared_ptr<NodeHandle>> nodes = nodes_->Usable(role);
-  std::erase_if(nodes, [&](const auto& node) { return !Serves(node->info(), model); });
+  std::erase_if(nodes, [&](const auto& node) { return !Serves(node->info(), model) || !Fits(node->info()); });
   return nodes;
 }
 
@@ -57,7 +69,10 @@ void ClusterBackend::RecordFetch(uint32_t tokens, uint64_t us) {
   fetch_token_s_ = 0.9 * fetch_token_s_ + 0.1 * 1e-6 * static_cast<double>(us) / tokens;
 }
 
-absl::Status ClusterBackend::Ready() { return Model().status(); }
+absl::Status ClusterBackend::Ready() {
+  PERIGEE_ASSIGN_OR_RETURN(const std::shared_ptr<const ClusterModel> model, Model());
+  return Nodes(Role::kDecode, *model).empty() ? absl::UnavailableError(kNoDecodeNode) : absl::OkStatus();
+}
 
 ClusterBackendStats ClusterBackend::stats() const {
   absl::MutexLock lock(&mu_);

@@ -31,6 +31,7 @@ struct ClusterBackendOptions {
   int max_attempts = 10;      // Of one request, over all nodes.
   bool store_answers = true;  // For the next turns of conversations.
   absl::Duration longest_request = absl::Minutes(60);
+  std::string tokenizer_digest;  // Of those who encode prompts; nodes that decode with another get none. "": not known.
 };
 
 // The one model that the cluster serves, as its nodes tell it.
@@ -66,6 +67,7 @@ class ClusterBackend : public Backend {
  private:
   friend class RequestRun;
   std::vector<std::shared_ptr<NodeHandle>> Nodes(Role role, const ClusterModel& model) const;
+  bool Fits(const v1::NodeInfo& info) const;
   // Seconds to fetch a token's planes, lately.
   void RecordFetch(uint32_t tokens, uint64_t us);
 
@@ -75,6 +77,7 @@ class ClusterBackend : public Backend {
   FairQueue queue_;
   LocalChains chains_;
   std::atomic<double> fetch_token_s_{2e-6};
+  absl::Mutex route_mu_;  // From looking at how busy nodes are to adding to it.
   mutable absl::Mutex mu_;
   std::shared_ptr<const ClusterModel> model_ ABSL_GUARDED_BY(mu_);
   ClusterBackendStats stats_ ABSL_GUARDED_BY(mu_);

@@ -35,4 +35,16 @@ void LocalChains::Forget(const std::string& node) {
   nodes_.erase(node);
 }
 
+void LocalChains::Forget(const std::string& node, std::span<const pod::BlockKey> chain) {
+  absl::MutexLock lock(&mu_);
+  const auto blocks = nodes_.find(node);
+  if (blocks == nodes_.end()) return;
+  for (const pod::BlockKey& key : chain) {
+    const auto found = blocks->second.known.find(key);
+    if (found == blocks->second.known.end()) continue;
+    blocks->second.order.erase(found->second);
+    blocks->second.known.erase(found);
+  }
+}
+
 }  // namespace perigee::cluster

@@ -27,6 +27,8 @@ class LocalChains {
   size_t Leading(const std::string& node, std::span<const pod::BlockKey> chain) const;
   // The node was restarted, or has left.
   void Forget(const std::string& node);
+  // The node has let the chain go.
+  void Forget(const std::string& node, std::span<const pod::BlockKey> chain);
 
  private:
   struct Blocks {

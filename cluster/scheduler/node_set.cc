@@ -97,7 +97,7 @@ NodeSet::~NodeSet() {
 
 void NodeSet::Synchronise() {
   const std::shared_ptr<const ClusterView> view = membership_->View();
-  std::vector<std::shared_ptr<NodeHandle>> left;  // Destroyed without the lock: they wait for their question's end.
+  std::vector<std::shared_ptr<NodeHandle>> before;  // Destroyed without the lock: they wait for their question's end.
   std::vector<std::shared_ptr<NodeHandle>> asked;
   {
     absl::MutexLock lock(&mu_);
@@ -115,7 +115,15 @@ void NodeSet::Synchronise() {
       asked.push_back(node);
       now[record.id] = {std::move(node), record.state == NodeState::kServing};
     }
-    for (auto& [id, member] : members_) left.push_back(std::move(member.node));
+    for (auto& [id, member] : members_) before.push_back(std::move(member.node));
+    before.insert(before.end(), left_.begin(), left_.end());
+    left_.clear();
+    for (const std::shared_ptr<NodeHandle>& node : before) {
+      const auto found = now.find(node->id());
+      if ((found != now.end() && found->second.node == node) || node->requests == 0) continue;
+      left_.push_back(node);
+      asked.push_back(node);
+    }
     members_ = std::move(now);
   }
   for (const std::shared_ptr<NodeHandle>& node : asked) node->Ask();

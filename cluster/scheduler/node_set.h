@@ -1,5 +1,6 @@
 // The prefill and decode nodes of the cluster as a scheduler sees them: how to reach each, how busy it is, whether it
-// answers. Each is asked several times a second, so that one that hangs is noticed, and not only one that is gone.
+// answers. Each is asked several times a second, so that one that hangs is noticed, and not only one that is gone. One
+// that leaves the cluster while it works for this process is asked until it has finished.
 #ifndef PERIGEE_CLUSTER_SCHEDULER_NODE_SET_H_
 #define PERIGEE_CLUSTER_SCHEDULER_NODE_SET_H_
 
@@ -93,7 +94,8 @@ class NodeSet {
     std::shared_ptr<NodeHandle> node;
     bool serving = true;
   };
-  std::map<std::string, Member> members_ ABSL_GUARDED_BY(mu_);  // By id.
+  std::map<std::string, Member> members_ ABSL_GUARDED_BY(mu_);          // By id.
+  std::vector<std::shared_ptr<NodeHandle>> left_ ABSL_GUARDED_BY(mu_);  // With requests of this process.
   std::thread thread_;
 };
 

@@ -6,7 +6,6 @@
 #include <optional>
 #include <utility>
 
-#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/status.h"
@@ -71,7 +70,7 @@ RequestRun::RequestRun(ClusterBackend* backend, const ClusterModel& model, const
 
 absl::StatusOr<BackendUsage> RequestRun::Run() {
   PERIGEE_RETURN_IF_ERROR(pod::ValidateIdentity(identity_));
-  absl::Duration pause = absl::Milliseconds(10);
+  const absl::Time busy_until = std::min(deadline_, absl::Now() + backend_.options_.queue.max_wait);
   const auto complete = [this] {
     return std::all_of(samples_.begin(), samples_.end(), [](const Sample& s) { return s.finished; });
   };
@@ -80,7 +79,10 @@ absl::StatusOr<BackendUsage> RequestRun::Run() {
     if (status.ok()) continue;
     if (complete() && !caller_gone_) break;
     PERIGEE_RETURN_IF_ERROR(GivesUp(status));
-    if (++tried >= backend_.options_.max_attempts) {
+    // Nodes without room are well: their room comes back as other requests end.
+    if (absl::IsResourceExhausted(status)) {
+      if (absl::Now() >= busy_until) return Annotate(status, "the cluster is busy; try again later");
+    } else if (++tried >= backend_.options_.max_attempts) {
       return absl::UnavailableError(absl::StrCat("after ", tried, " attempts: ", status.message()));
     }
     {
@@ -88,18 +90,24 @@ absl::StatusOr<BackendUsage> RequestRun::Run() {
       ++backend_.stats_.retries;
     }
     spdlog::info("attempt {}: {}", tried, status.ToString());
-    // Where all nodes have failed it, it may be the turn of the first again: after a while.
-    if (Candidates(Role::kDecode).empty()) {
-      avoided_.clear();
-      for (const absl::Time until = std::min(deadline_, absl::Now() + pause); absl::Now() < until;) {
-        absl::SleepFor(std::min(kLookEvery, until - absl::Now()));
-        if (cancelled_()) return absl::CancelledError("the caller is gone");
-      }
-      pause = std::min(pause * 2, absl::Seconds(1));
-    }
+    // Where all nodes have failed it, it may be the turn of the first again: after a while. So it may where no prefill
+    // node has room: a decode node that has will need it for answers.
+    const bool crowded = absl::IsResourceExhausted(status) && Candidates(Role::kPrefill).empty() &&
+                         !backend_.Nodes(Role::kPrefill, model_).empty();
+    if (crowded || Candidates(Role::kDecode).empty()) PERIGEE_RETURN_IF_ERROR(Pause());
   }
   for (const Sample& sample : samples_) usage_.completion_tokens += static_cast<uint32_t>(sample.ids.size());
   return usage_;
+}
+
+absl::Status RequestRun::Pause() {
+  avoided_.clear();
+  for (const absl::Time until = std::min(deadline_, absl::Now() + pause_); absl::Now() < until;) {
+    absl::SleepFor(std::min(kLookEvery, until - absl::Now()));
+    if (cancelled_()) return absl::CancelledError("the caller is gone");
+  }
+  pause_ = std::min(pause_ * 2, absl::Seconds(1));
+  return absl::OkStatus();
 }
 
 // The error with which the request ends, where there is no sense in another attempt.
@@ -158,12 +166,37 @@ PromptFigures RequestRun::Figures(const Attempt& attempt) const {
   return figures;
 }
 
-absl::Status RequestRun::Try(const Attempt& attempt) {
-  const Span span("attempt");
-  Span choice("route");
+struct RequestRun::Choice {
+  Choice(std::shared_ptr<NodeHandle> decode_node, std::shared_ptr<NodeHandle> prefill_node, int64_t prompt_tokens)
+      : decode(std::move(decode_node)), prefill(std::move(prefill_node)), tokens(prompt_tokens) {
+    ++decode->requests;
+    if (prefill == nullptr) return;
+    ++prefill->requests;
+    prefill->prefill_tokens += tokens;
+  }
+  Choice(Choice&&) = default;
+  ~Choice() {
+    if (decode == nullptr) return;  // Moved from.
+    --decode->requests;
+    PrefillDone();
+  }
+  void PrefillDone() {
+    if (prefill == nullptr) return;
+    --prefill->requests;
+    prefill->prefill_tokens -= tokens;
+    prefill = nullptr;
+  }
+
+  std::shared_ptr<NodeHandle> decode;
+  std::shared_ptr<NodeHandle> prefill;  // Null: none is needed.
+  int64_t tokens;
+  bool alone = false;  // There are no prefill nodes: the decode nodes are on their own.
+};
+
+absl::StatusOr<RequestRun::Choice> RequestRun::Choose(const Attempt& attempt, const PromptFigures& prompt) {
+  const absl::MutexLock lock(&backend_.route_mu_);  // Many at once do not choose the same one.
   const std::vector<std::shared_ptr<NodeHandle>> decode = Candidates(Role::kDecode);
   const std::vector<std::shared_ptr<NodeHandle>> prefill = Candidates(Role::kPrefill);
-  const PromptFigures prompt = Figures(attempt);
   std::vector<NodeFigures> decode_figures, prefill_figures;
   for (const auto& node : decode) {
     NodeFigures& figures = decode_figures.emplace_back(FiguresOf(*node));
@@ -177,36 +210,49 @@ absl::Status RequestRun::Try(const Attempt& attempt) {
   if (prefill_first_) options.max_direct_tokens = -1;
   const std::optional<Route> route = ChooseRoute(prompt, prefill_figures, decode_figures, options);
   if (!route.has_value()) return absl::UnavailableError("no decode node answers; try again later");
-  choice.Set("stored_tokens", prompt.stored_tokens);
-  choice.Set("decode", decode[route->decode]->id());
-  if (route->prefill.has_value()) choice.Set("prefill", prefill[*route->prefill]->id());
-  choice.End();
+  Choice choice(decode[route->decode], route->prefill.has_value() ? prefill[*route->prefill] : nullptr,
+                static_cast<int64_t>(attempt.ids.size()));
+  choice.alone = prefill.empty();
+  return choice;
+}
+
+absl::Status RequestRun::Try(const Attempt& attempt) {
+  const Span span("attempt");
+  Span routing("route");
+  const PromptFigures prompt = Figures(attempt);
+  PERIGEE_ASSIGN_OR_RETURN(Choice choice, Choose(attempt, prompt));
+  routing.Set("stored_tokens", prompt.stored_tokens);
+  routing.Set("decode", choice.decode->id());
+  if (choice.prefill != nullptr) routing.Set("prefill", choice.prefill->id());
+  routing.End();
   {
     absl::MutexLock lock(&backend_.mu_);
-    ++(route->prefill.has_value() ? backend_.stats_.prefilled : backend_.stats_.direct);
+    ++(choice.prefill != nullptr ? backend_.stats_.prefilled : backend_.stats_.direct);
     if (!samples_[attempt.samples[0]].ids.empty()) ++backend_.stats_.resumed;
   }
 
-  if (route->prefill.has_value()) {
-    NodeHandle& node = *prefill[*route->prefill];
-    const absl::Status status = Prefill(node, attempt);
+  if (choice.prefill != nullptr) {
+    const absl::Status status = Prefill(*choice.prefill, attempt);
     if (!status.ok()) {
-      Failed(node, status);
-      return Annotate(status, absl::StrCat("prefill node ", node.id()));
+      Failed(*choice.prefill, status);
+      return Annotate(status, absl::StrCat("prefill node ", choice.prefill->id()));
     }
+    choice.PrefillDone();
   }
-  NodeHandle& node = *decode[route->decode];
-  // Without prefill nodes the decode nodes are on their own.
-  const bool alone = prefill.empty();
-  const uint32_t spare = kSpareComputeTokens + static_cast<uint32_t>(std::max<int64_t>(options.max_direct_tokens, 0));
-  const absl::Status status = Generate(node, attempt, alone ? INT32_MAX : spare);
+  NodeHandle& node = *choice.decode;
+  const int64_t spare = kSpareComputeTokens + std::max<int64_t>(backend_.options_.route.max_direct_tokens, 0);
+  const absl::Status status = Generate(node, attempt, choice.alone ? INT32_MAX : static_cast<uint32_t>(spare));
   if (status.ok()) {
     prefill_first_ = false;
     return status;
   }
   // It is well, and lacks what has to be prefilled first.
-  prefill_first_ = absl::IsNotFound(status) && !alone;
-  if (!absl::IsNotFound(status)) Failed(node, status);
+  prefill_first_ = absl::IsNotFound(status) && !choice.alone;
+  if (absl::IsNotFound(status)) {
+    backend_.chains_.Forget(node.id(), attempt.keys);
+  } else {
+    Failed(node, status);
+  }
   return Annotate(status, absl::StrCat("decode node ", node.id()));
 }
 
@@ -241,13 +287,6 @@ absl::Status RequestRun::Prefill(NodeHandle& node, const Attempt& attempt) {
   }
   add(static_cast<int64_t>(attempt.ids.size()));
 
-  const int64_t tokens = static_cast<int64_t>(attempt.ids.size());
-  ++node.requests;
-  node.prefill_tokens += tokens;
-  const absl::Cleanup done = [&] {
-    --node.requests;
-    node.prefill_tokens -= tokens;
-  };
   PrefillCall call(node.prefill(), request, request_.request_id, deadline_);
   for (;;) {
     if (const std::optional<absl::Status> status = call.Wait(kLookEvery); status.has_value()) {
@@ -285,8 +324,6 @@ absl::Status RequestRun::Generate(NodeHandle& node, const Attempt& attempt, uint
   request.set_max_compute_tokens(max_compute_tokens);
   request.set_store_answer(backend_.options_.store_answers);
 
-  ++node.requests;
-  const absl::Cleanup done = [&] { --node.requests; };
   GenerateCall call(node.decode(), request, request_.request_id, deadline_);
   std::optional<absl::Status> ended;
   while (!ended.has_value()) {

@@ -42,6 +42,11 @@ class RequestRun {
   // Route, prefill where needed, generate. Anything but OK and what GivesUp says is worth another attempt.
   absl::Status Try(const Attempt& attempt);
   PromptFigures Figures(const Attempt& attempt) const;
+  // Where an attempt goes. As long as it lives the nodes count as busy with it.
+  struct Choice;
+  absl::StatusOr<Choice> Choose(const Attempt& attempt, const PromptFigures& prompt);
+  // Sleeps, and says whether there is time left.
+  absl::Status Pause();
   std::vector<std::shared_ptr<NodeHandle>> Candidates(Role role) const;
   absl::Status Prefill(NodeHandle& node, const Attempt& attempt);
   absl::Status Generate(NodeHandle& node, const Attempt& attempt, uint32_t max_compute_tokens);
@@ -60,7 +65,8 @@ class RequestRun {
   pod::Identity identity_;
   std::vector<Sample> samples_;
   std::set<std::string> avoided_;  // Nodes that failed this request.
-  bool prefill_first_ = false;     // A decode node lacked planes that were thought to be there.
+  absl::Duration pause_ = absl::Milliseconds(10);
+  bool prefill_first_ = false;  // A decode node lacked planes that were thought to be there.
   bool caller_gone_ = false;
   bool started_ = false;
   std::optional<uint32_t> found_;  // Prompt tokens that the first prefill did not compute.

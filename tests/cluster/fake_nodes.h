@@ -59,6 +59,7 @@ class FakeInfo {
       return new pod::Plan(*pod::Plan::Parse(*text));
     }();
     info->set_model_name("fake");
+    info->set_tokenizer_digest("fake tokenizer");
     info->set_model_fingerprint(std::string(AsView(plan->model_fingerprint())));
     info->set_plan_id(std::string(AsView(plan->id())));
     info->set_plan_json(plan->ToJson());

@@ -386,8 +386,75 @@ TEST_F(SchedulerTest, WithoutADecodeNodeNothingIsReady) {
   EXPECT_TRUE(Becomes([&] { return backend_->Ready().ok(); }));
   const BackendRequest request = Request();
   ExpectWhole(Run(request), request);
+  late.Die();
+  EXPECT_TRUE(Becomes([&] { return absl::IsUnavailable(backend_->Ready()); }));
   nodes_ = nullptr;  // Before the node goes.
   backend_ = nullptr;
+}
+
+TEST_F(SchedulerTest, ANodeWithAnotherTokenizerGetsNothing) {
+  options_.tokenizer_digest = "another tokenizer";
+  Start(1, 0);
+  EXPECT_THAT(backend_->Ready().message(), HasSubstr("decode node d0 has another tokenizer"));
+  EXPECT_TRUE(absl::IsUnavailable(Run(Request()).usage.status()));
+  EXPECT_EQ(DecodeCalls(), 0u);
+}
+
+TEST_F(SchedulerTest, ANodeThatHasLeftFinishesItsAnswer) {
+  Start(1, 0);
+  SetFates([&](int, int) {
+    EXPECT_TRUE(membership_->Remove("d0").ok());
+    EXPECT_TRUE(Becomes([&] { return nodes_->All(Role::kDecode).empty(); }));
+    const absl::Time left = absl::Now();
+    EXPECT_TRUE(Becomes([&] { return absl::Now() - left > 2 * kGoneAfter; }));
+    return Fate();
+  });
+  const BackendRequest request = Request();
+  ExpectWhole(Run(request), request);
+  EXPECT_EQ(DecodeCalls(), 1u);
+}
+
+TEST_F(SchedulerTest, ABurstIsSpreadOverTheDecodeNodes) {
+  Start(2, 1);
+  constexpr size_t kBurst = 8;
+  // All are with the prefill node before the first comes to a decode node.
+  prefill_[0].service.fate = [&](int, const auto&) {
+    EXPECT_TRUE(Becomes([&] { return prefill_[0].service.calls().size() == kBurst; }));
+    return absl::OkStatus();
+  };
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < kBurst; ++i) {
+    threads.emplace_back([&] {
+      const auto usage = backend_->Complete(
+          Request(2000), [](const BackendEvent&) { return true; }, [] { return false; });
+      EXPECT_TRUE(usage.ok()) << usage.status();
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(decode_[0].service.calls().size(), kBurst / 2);
+  EXPECT_EQ(decode_[1].service.calls().size(), kBurst / 2);
+}
+
+TEST_F(SchedulerTest, RoomAtAPrefillNodeIsWaitedFor) {
+  options_.max_attempts = 2;
+  Start(2, 1);
+  prefill_[0].service.fate = [&](int call, const auto&) {
+    return call < 5 ? absl::ResourceExhaustedError("full") : absl::OkStatus();
+  };
+  const BackendRequest request = Request(2000);
+  ExpectWhole(Run(request), request);
+  EXPECT_EQ(prefill_[0].service.calls().size(), 6u);
+  EXPECT_EQ(DecodeCalls(), 1u) << "its room is for answers";
+}
+
+TEST_F(SchedulerTest, WhenNoRoomComesTheClusterIsBusy) {
+  options_.queue.max_wait = absl::Milliseconds(200);
+  Start(2, 0);
+  SetFates([](int, int) { return Fate{.tokens = -1, .status = absl::ResourceExhaustedError("the pool is full")}; });
+  const Got got = Run(Request());
+  EXPECT_TRUE(absl::IsResourceExhausted(got.usage.status())) << got.usage.status();
+  EXPECT_THAT(got.usage.status().message(), HasSubstr("busy"));
+  EXPECT_GT(DecodeCalls(), 2u);
 }
 
 TEST_F(SchedulerTest, ARequestThatWaitsTakesAPlaceOfANodeThatComes) {

@@ -72,6 +72,8 @@ absl::Status PrefillNode::Prefill(const v1::PrefillRequest& request, absl::Time 
 absl::Status PrefillNode::Store(const v1::PrefillRequest& request, absl::Time deadline, v1::PrefillResponse* response,
                                 const std::function<bool()>& cancelled) const {
   PERIGEE_ASSIGN_OR_RETURN(const Prompt prompt, Read(request));
+  tokens_ahead_ += prompt.cached;
+  const absl::Cleanup ended = [&] { tokens_ahead_ -= prompt.cached; };
   if (prompt.cached > 0) {
     const node::LoadRequest load{.identity = &prompt.identity,
                                  .ids = prompt.ids,

@@ -43,6 +43,7 @@ class PrefillNode {
   const node::RequestMetrics& metrics() const { return metrics_; }
   // Prompts under way.
   int running() const { return running_; }
+  int64_t tokens_ahead() const { return tokens_ahead_; }  // Theirs.
 
  private:
   struct Prompt {
@@ -69,6 +70,7 @@ class PrefillNode {
   mutable node::RequestMetrics metrics_;
   mutable Computing computing_;
   mutable std::atomic<int> running_{0};
+  mutable std::atomic<int64_t> tokens_ahead_{0};
 };
 
 }  // namespace perigee::prefill_node

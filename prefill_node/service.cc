@@ -19,6 +19,7 @@ grpc::Status PrefillService::Info(grpc::ServerContext* context, const v1::NodeIn
 v1::NodeLoad PrefillService::Load() const {
   v1::NodeLoad load = node_->Load();
   load.set_running(static_cast<uint32_t>(prefill_.running()));
+  load.set_prefill_tokens_ahead(prefill_.tokens_ahead());
   load.set_draining(draining_);
   return load;
 }

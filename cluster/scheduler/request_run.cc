@@ -37,11 +37,12 @@ std::vector<node::StoredBlock> StoredBlocks(const pod::Layout& layout, size_t bl
 
 NodeFigures FiguresOf(const NodeHandle& node) {
   const v1::NodeLoad load = node.info().load();
-  // Its own figure is a quarter of a second old at worst; what this process gave it since is in neither.
+  // Its own figures are a quarter of a second old at worst, and know of what others gave it; this process's know of what
+  // it gave it since.
   return {.running = std::max<int>(static_cast<int>(load.running()), node.requests),
           .queued = static_cast<int>(load.queued()),
           .max_running = static_cast<int>(load.max_running()),
-          .tokens_ahead = node.prefill_tokens,
+          .tokens_ahead = std::max<int64_t>(load.prefill_tokens_ahead(), node.prefill_tokens),
           .compute = {.pass_s = load.prefill_pass_s(),
                       .token_s = load.prefill_token_s(),
                       .position_s = load.prefill_position_s()},

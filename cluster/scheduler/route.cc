@@ -55,7 +55,9 @@ std::optional<Route> ChooseRoute(const PromptFigures& prompt, const std::vector<
     if (known >= prompt.tokens) continue;
     for (size_t p = 0; p < prefill_nodes.size(); ++p) {
       const NodeFigures& prefill = prefill_nodes[p];
-      const double ahead = ComputeSeconds(prefill, 0, prefill.tokens_ahead) + 1e-7 * prefill.running;
+      const int prompts = std::max(prefill.running, 1);
+      const double ahead =
+          prompts * ComputeSeconds(prefill, 0, prefill.tokens_ahead / prompts) + 1e-7 * prefill.running;
       const double compute = FetchSeconds(prompt, prefill, prompt.stored_tokens) +
                              ComputeSeconds(prefill, prompt.stored_tokens, prompt.tokens);
       consider({.decode = d,

@@ -44,7 +44,7 @@ TEST_F(PrefillNodeTest, IdenticalPromptsAtOnceAreComputedOnce) {
   constexpr int kRequests = 6;
   // The first commit waits until all requests are there.
   control_.on_commit = [&](int n, v1::CommitRequest*) {
-    if (n == 0) Becomes([&] { return prefill_.running() == kRequests; });
+    EXPECT_TRUE(n != 0 || Becomes([&] { return prefill_.tokens_ahead() == kRequests * 1000; }));
     return grpc::Status::OK;
   };
   std::vector<Result> results(kRequests);

@@ -42,6 +42,11 @@ absl::StatusOr<PrefillNode::Prompt> PrefillNode::Read(const v1::PrefillRequest& 
   PERIGEE_RETURN_IF_ERROR(node_->CheckPrompt(prompt.ids, 0));
   prompt.cached = static_cast<int64_t>(prompt.ids.size()) - 1;
   prompt.replicas = static_cast<int>(std::min(request.replicas(), kvstore::kMaxReplicas));
+  const int64_t block_tokens = node_->model().layout().block_tokens();
+  for (int64_t back = prompt.cached / block_tokens * block_tokens;
+       back > 0 && back >= prompt.cached - options_.branch_tokens; back -= block_tokens) {
+    prompt.branch_points.push_back(back);
+  }
   prompt.branch_points.push_back(prompt.cached);
   prompt.keys = pod::DeriveChain(prompt.identity, std::span(prompt.ids).first(static_cast<size_t>(prompt.cached)));
   return prompt;
@@ -71,7 +76,7 @@ absl::Status PrefillNode::Prefill(const v1::PrefillRequest& request, absl::Time 
 
 absl::Status PrefillNode::Store(const v1::PrefillRequest& request, absl::Time deadline, v1::PrefillResponse* response,
                                 const std::function<bool()>& cancelled) const {
-  PERIGEE_ASSIGN_OR_RETURN(const Prompt prompt, Read(request));
+  PERIGEE_ASSIGN_OR_RETURN(Prompt prompt, Read(request));
   tokens_ahead_ += prompt.cached;
   const absl::Cleanup ended = [&] { tokens_ahead_ -= prompt.cached; };
   if (prompt.cached > 0) {
@@ -91,7 +96,12 @@ absl::Status PrefillNode::Store(const v1::PrefillRequest& request, absl::Time de
           node::LookUpPrompt(*node_, prompt.keys, prompt.cached, node::Presence::kStored, &reached);
       PERIGEE_RETURN_IF_ERROR(reached);
       response->set_lookup_us(node::MicrosecondsSince(start));
-      const node::Reuse reuse = node::LongestUsablePrefix(node_->model().layout(), prompt.cached, stored.blocks);
+      const pod::Layout& layout = node_->model().layout();
+      const node::Reuse reuse = node::LongestUsablePrefix(layout, prompt.cached, stored.blocks);
+      // Where this prompt leaves what an earlier one had in common with it, others will too.
+      const auto common = std::find_if_not(stored.blocks.begin(), stored.blocks.end(),
+                                           [](const node::StoredBlock& block) { return block.distant; });
+      prompt.branch_points.push_back((common - stored.blocks.begin()) * layout.block_tokens());
       {
         // What somebody else is computing already will be stored soon; then this looks again.
         const Span span("claim");

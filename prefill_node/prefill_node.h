@@ -22,7 +22,10 @@
 namespace perigee::prefill_node {
 
 struct PrefillOptions {
-  int chunk_tokens = 512;    // Computed and committed together; rounded up to whole blocks.
+  int chunk_tokens = 512;  // Computed and committed together; rounded up to whole blocks.
+  // Other prompts may go on from any block border in so many last tokens of a prompt: with another question about the
+  // same text. From earlier ones they can once one has tried to.
+  int branch_tokens = 256;
   int chunks_under_way = 2;  // Reserved and not yet committed: one is computed while the one before it is committed.
   node::WriteOptions write = {};
 };

@@ -306,6 +306,11 @@ void AddServe(CLI::App& app, Action& action) {
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
   prefill
+      ->add_option("--branch-tokens", o->prefill.branch_tokens,
+                   "Other prompts may go on from anywhere in so many last tokens of a prompt")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1 << 20));
+  prefill
       ->add_option("--durability", o->durability,
                    "Of what is stored: synced (on the store's disk), dram, replicated (in its remote tier), or best "
                    "(synced where the store has a disk that takes writes, else dram)")

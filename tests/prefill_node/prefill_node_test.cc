@@ -93,6 +93,37 @@ TEST_F(PrefillNodeTest, QuestionsAboutOneContextComputeItOnce) {
   EXPECT_TRUE(NothingIsHeld());
 }
 
+// With a plan that shares: near planes are stored only where somebody may go on.
+class BranchTest : public ::testing::Test {
+ protected:
+  // What is reused of a text of so many tokens and, without a border that anybody names, others behind it.
+  uint32_t Reused(int64_t text_tokens, uint32_t other) {
+    std::vector<int32_t> prompt = Ids(1280, 1);
+    prompt.resize(static_cast<size_t>(text_tokens));
+    const std::vector<int32_t> rest = Ids(1311 - prompt.size(), other);
+    prompt.insert(prompt.end(), rest.begin(), rest.end());
+    v1::PrefillResponse response;
+    const absl::Status status = prefill_.Prefill(SegmentsOf({prompt}), absl::Now() + absl::Seconds(60), &response);
+    EXPECT_TRUE(status.ok()) << status;
+    return response.reused_tokens();
+  }
+  const std::unique_ptr<kvstore::StoreServer> store_ = StartStore(uint64_t{128} << 20);
+  const std::unique_ptr<node::Node> node_ = StartNode("", store_->address());
+  const prefill_node::PrefillNode prefill_{node_.get(), {.branch_tokens = 128}};
+};
+
+TEST_F(BranchTest, AnotherQuestionGoesOnWhereTheTextEnds) {
+  EXPECT_EQ(Reused(1280, 10), 0u);
+  EXPECT_EQ(Reused(1280, 11), 1280u);
+  EXPECT_EQ(Reused(1216, 12), 1216u);
+}
+
+TEST_F(BranchTest, WhereOnePromptLeftTheTextTheNextGoesOn) {
+  EXPECT_EQ(Reused(1280, 10), 0u);
+  EXPECT_LT(Reused(640, 11), 640u) << "nobody has gone on from there";
+  EXPECT_EQ(Reused(640, 12), 640u);
+}
+
 TEST_F(PrefillNodeTest, WhenTheOneWhoComputesFailsAnotherTakesOver) {
   const auto prompt = Ids(1001, 1);
   control_.on_commit = [&](int n, v1::CommitRequest*) {

@@ -17,6 +17,7 @@ namespace perigee::cli {
 namespace {
 
 constexpr absl::Duration kAskAgainAfter = absl::Milliseconds(500);
+constexpr absl::Duration kLeaseEnds = absl::Seconds(15);
 
 // Until the membership has said something. A machine that starts while etcd is away joins when etcd is back, instead of
 // depending on somebody who starts its processes again.
@@ -55,7 +56,12 @@ absl::StatusOr<std::unique_ptr<cluster::Member>> MemberFlags::Open() const {
 
 absl::Status MemberFlags::Join(cluster::Member& member, const cluster::NodeRecord& node,
                                const std::function<cluster::NodeLoad()>& load) const {
-  return Await([&] { return member.Join(node, load); });
+  // Its former life, killed, keeps the id until its lease ends: seconds.
+  const absl::Time until = absl::Now() + kLeaseEnds;
+  return Await([&] {
+    const absl::Status status = member.Join(node, load);
+    return absl::IsAlreadyExists(status) && absl::Now() < until ? absl::UnavailableError(status.message()) : status;
+  });
 }
 
 absl::StatusOr<cluster::NodeRecord> MemberFlags::Record(cluster::Role role, const std::string& listening) const {

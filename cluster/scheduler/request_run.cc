@@ -121,9 +121,11 @@ absl::Status RequestRun::GivesUp(const absl::Status& status) const {
     case absl::StatusCode::kInvalidArgument:
     case absl::StatusCode::kOutOfRange:
     case absl::StatusCode::kUnimplemented:
+      return status;
+    // Not the caller's fault: what is meant is this cluster's own processes.
     case absl::StatusCode::kUnauthenticated:
     case absl::StatusCode::kPermissionDenied:
-      return status;
+      return absl::InternalError(absl::StrCat("the cluster is not set up well: ", status.message()));
     default:
       return absl::OkStatus();
   }

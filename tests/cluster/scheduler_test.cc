@@ -350,11 +350,16 @@ TEST_F(SchedulerTest, WhatIsWrongWithTheRequestIsNotTriedAgain) {
   EXPECT_EQ(DecodeCalls(), 1u);
   EXPECT_EQ(Usable(), 2u);  // And is not the node's fault.
 
+  // Nodes that a store lets not in are not the caller's fault.
+  SetFates([](int, int) { return Fate{.tokens = -1, .status = absl::UnauthenticatedError("the store asks")}; });
+  EXPECT_TRUE(absl::IsInternal(Run(Request()).usage.status()));
+  EXPECT_EQ(DecodeCalls(), 2u);
+
   BackendRequest empty = Request(0);
   EXPECT_TRUE(absl::IsInvalidArgument(Run(empty).usage.status()));
   BackendRequest longer = Request(4000, 97);
   EXPECT_TRUE(absl::IsInvalidArgument(Run(longer).usage.status()));
-  EXPECT_EQ(DecodeCalls(), 1u);
+  EXPECT_EQ(DecodeCalls(), 2u);
 }
 
 TEST_F(SchedulerTest, DrainingNodesGetNothingNew) {

@@ -8,6 +8,7 @@
 #include "base/status.h"
 #include "base/trace.h"
 #include "cluster/cli/command.h"
+#include "cluster/cli/exit_code.h"
 #include "cluster/cli/member_flags.h"
 #include "cluster/cli/watch_flags.h"
 #include "cluster/gateway/http_server.h"
@@ -108,7 +109,7 @@ absl::Status ServeGateway(const Options& o) {
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<model::ChatTemplate> chat_template,
                            model::ChatTemplate::Load(o.model_folder));
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<cluster::Member> member, o.member.Open());
-  if (member == nullptr) return absl::InvalidArgumentError("which cluster? give --join");
+  if (member == nullptr) return UsageError("which cluster? give --join");
 
   // Only to ask the stores where planes are: no payload comes here.
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<transport::Context> engine,

@@ -41,7 +41,7 @@ struct HttpServerOptions {
   size_t max_body_bytes = size_t{8} << 20;
   CallLimits call_limits;
   // Answers to one prompt that the cluster can give at once, now; 0: not known. Any thread calls it; empty: none.
-  std::function<uint32_t()> most_samples;
+  std::function<uint32_t()> most_samples = nullptr;
   size_t parallel_prompts = 8;  // Of one request with several.
 
   absl::Duration request_timeout = absl::Minutes(10);  // From the request's arrival to its answer's end.

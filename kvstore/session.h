@@ -199,7 +199,7 @@ struct ClientCore {
     explicit CallSpan(const ClientCore& core) : Span("store ", CallName<Request>()) { Set("store", core.address); }
   };
   absl::StatusOr<std::shared_ptr<Session>> Connect();
-  absl::Status ConnectData(const v1::HelloResponse& hello, absl::Time deadline, Session& s) const;
+  absl::Status ConnectData(const v1::HelloResponse& response, absl::Time deadline, Session& s) const;
   // UNIMPLEMENTED: gRPC has to be asked.
   absl::StatusOr<std::string> Quick(Session& s, QuickCall call, const std::string& request, absl::Duration deadline);
 };

@@ -81,7 +81,7 @@ absl::StatusOr<std::string> AdminListen(const Options& o) {
 absl::StatusOr<std::string> HttpAddress(const Options& o, const std::string& listening, const std::string& self) {
   if (!o.advertise_http.empty()) return o.advertise_http;
   if (!IsWildcard(listening)) return listening;
-  if (IsWildcard(self) || (IsLoopback(self) && o.member.advertise.empty())) {
+  if (IsLoopback(self) && o.member.advertise.empty()) {
     return absl::FailedPreconditionError(absl::StrCat("the HTTP API listens on ", listening,
                                                       ", which others cannot connect to: say with --advertise-http "
                                                       "where, or with --advertise under which name all of it is"));

@@ -73,13 +73,14 @@ TEST_F(OpenAiClientTest, TheFrontDoorServesTheOfficialClient) {
 
 TEST_F(OpenAiClientTest, AWholeClusterServesTheOfficialClient) {
   const TempFolder home;
-  auto started = cluster::LocalCluster::Start({.executable = PERIGEE_PROGRAM,
-                                               .model_folder = PERIGEE_SOURCE_DIR "/models/podling",
-                                               .state_folder = home.path(),
-                                               .gateway = true,
-                                               .dram_mib = 64,
-                                               .ssd_mib = 256,
-                                               .pool_mib = 64});
+  cluster::LocalClusterOptions options;
+  options.executable = PERIGEE_PROGRAM;
+  options.model_folder = PERIGEE_SOURCE_DIR "/models/podling";
+  options.state_folder = home.path();
+  options.gateway = true;
+  options.dram_mib = options.pool_mib = 64;
+  options.ssd_mib = 256;
+  auto started = cluster::LocalCluster::Start(options);
   ASSERT_TRUE(started.ok()) << started.status();
   const std::unique_ptr<cluster::LocalCluster> running = *std::move(started);
   ExpectServed(absl::StrCat("http://", running->addresses().gateway, "/v1"), /*counts=*/false);

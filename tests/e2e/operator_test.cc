@@ -1,6 +1,7 @@
 // The operator's verbs against a small cluster of real processes: two stores, a prefill node, a decode node, a gateway.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <httplib.h>
 #include <sys/stat.h>
 
 #include <fstream>
@@ -36,7 +37,7 @@ class OperatorTest : public ::testing::Test {
                  "--credentials", Path("credentials")});
     }
     Start("p1", {"prefill", "--model", kModel, "--pool-mib", "32"});
-    Start("d1", {"decode", "--model", kModel, "--pool-mib", "32"});
+    Start("d1", {"decode", "--model", kModel, "--pool-mib", "32", "--max-sequences", "4"});
     Start("g1", {"gateway", "--model", kModel});
     Write("cluster.json", Json({{"admin", {"127.0.0.1:1", address_["s1"], address_["s2"]}},
                                 {"store", address_["s1"]},
@@ -151,6 +152,21 @@ TEST_F(OperatorTest, NodesAndStatusShowEveryProcess) {
     if (node.at("id") == "g1") gateway = node.at("address");
   }
   EXPECT_EQ(JsonOf({"cluster", "nodes", "--admin", gateway, "--store-secret-file", Path("secret")}).size(), 5u);
+}
+
+TEST_F(OperatorTest, MoreAnswersThanANodeGivesAtOnceAreRefusedByTheGateway) {
+  httplib::Client client("http://" + address_["g1"]);
+  const auto ask = [&](int n) {
+    const Json body = {{"model", "podling"}, {"prompt", "x"}, {"max_tokens", 1}, {"n", n}};
+    return client.Post("/v1/completions", body.dump(), "application/json");
+  };
+  const auto few = ask(4), many = ask(5);
+  ASSERT_TRUE(few && many);
+  EXPECT_EQ(few->status, 200) << few->body;
+  EXPECT_EQ(many->status, 400) << many->body;
+  const Json error = Json::parse(many->body, nullptr, false).at("error");
+  EXPECT_EQ(error.at("param"), "n");
+  EXPECT_EQ(error.at("message"), "\"n\" is 5; a whole number from 1 to 4 is needed");
 }
 
 TEST_F(OperatorTest, WithoutTheSecretNobodyIsObeyed) {

@@ -58,6 +58,10 @@ absl::StatusOr<std::string> SelfExecutable();
 // Server side: writes the "ready" line and closes the descriptor. Negative: does nothing.
 void AnnounceReady(int ready_fd, const std::string& address);
 
+// Lets this process open as many files as it may, where it was started with fewer (1024 for select()'s sake, which
+// nothing here uses): for servers with many connections.
+void RaiseDescriptorLimit();
+
 // Blocks SIGINT and SIGTERM in this thread and those it starts later; call before any other thread exists.
 void BlockTerminationSignals();
 // Waits until one of the two arrives, or until `until` (true: a signal came).

@@ -78,6 +78,7 @@ absl::StatusOr<std::unique_ptr<StoreClient>> StoreClient::Create(const std::stri
 }
 
 absl::StatusOr<WriteBatch> StoreClient::Reserve(std::span<const PlaneRequest> planes) {
+  PERIGEE_RETURN_IF_ERROR(core_->CheckMovesPayload());
   auto state = std::make_unique<internal::WriteState>();
   state->core = core_;
   state->planes.assign(planes.begin(), planes.end());

@@ -209,7 +209,8 @@ struct LookupResult {
 // Any thread may call. Batches and leases may outlive the client object; all of them must go before the engine.
 class StoreClient {
  public:
-  // address: "host:port" of the store's control plane. engine: outlives everything made here.
+  // address: "host:port" of the store's control plane. engine: outlives everything made here. Null, for tools that only
+  // ask and tell: nothing but gRPC is used; Reserve, Join and fetches are FAILED_PRECONDITION (Acquire shows headers).
   static absl::StatusOr<std::unique_ptr<StoreClient>> Connect(const std::string& address, transport::Context* engine,
                                                               const ClientOptions& options);
   // The same, but the first call connects; no store needs to answer now. INVALID_ARGUMENT for what is no address.

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_cat.h"
 #include "base/status.h"
 
 namespace perigee::kvstore {
@@ -92,9 +93,13 @@ bool PeerStores::Went(const StoreEntry& entry, const absl::Status& status, const
   } else {
     peer.down = true;
   }
-  spdlog::warn("rebalancing: store {} at {}: {}: {}; tried again in the next round", entry.id, entry.address, what,
-               std::string(status.message()));
+  Note(absl::StrCat("store ", entry.id, " at ", entry.address, ": ", what, ": ", status.message()));
   return false;
+}
+
+void PeerStores::Note(const std::string& failure) {
+  spdlog::warn("rebalancing: {}; tried again in the next round", failure);
+  last_failure_ = failure;
 }
 
 std::vector<PeerStores::Answer> PeerStores::Ask(const StoreEntry& entry, std::span<const ListedPlane* const> planes,
@@ -110,6 +115,7 @@ std::vector<PeerStores::Answer> PeerStores::Ask(const StoreEntry& entry, std::sp
     const absl::StatusOr<LookupResult> looked = client->Lookup(some, LookupMode::kAll, map_epoch);
     if (map_epoch != 0 && absl::IsFailedPrecondition(looked.status())) {  // Not yet, or not any more.
       ++failures_;
+      last_failure_ = absl::StrCat("store ", entry.id, ": ", looked.status().message());
       return std::vector<Answer>(planes.size());
     }
     if (!Went(entry, looked.status(), "asking what it has")) return std::vector<Answer>(planes.size());
@@ -167,7 +173,7 @@ absl::Status PeerStores::SendBatch(StoreClient& client, std::span<const ListedPl
   const absl::StatusOr<Lease> lease = own_->Acquire(ids, kLeaseTtl, {.background = true, .cancelled = stopping_});
   if (!lease.ok()) {  // This store's trouble, not the other's.
     sent->failed += planes.size();
-    spdlog::warn("rebalancing: {}", std::string(lease.status().message()));
+    Note(std::string(lease.status().message()));
     return absl::OkStatus();
   }
   const LocalLease held(own_, lease->id);
@@ -197,7 +203,7 @@ absl::Status PeerStores::SendBatch(StoreClient& client, std::span<const ListedPl
   for (size_t i = 0; i < statuses.size(); ++i) {
     if (!statuses[i].ok()) {
       ++sent->failed;
-      spdlog::warn("rebalancing: {} was refused: {}", requests[i].id.ToString(), std::string(statuses[i].message()));
+      Note(absl::StrCat(requests[i].id.ToString(), " was refused: ", statuses[i].message()));
       if (absl::IsDataLoss(statuses[i])) own_->ReportCorrupt(requests[i].id);
     } else if (is_new[i]) {
       ++sent->planes;

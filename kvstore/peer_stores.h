@@ -49,12 +49,15 @@ class PeerStores {
 
   // Calls that were not answered, or refused, since the start.
   uint64_t failures() const { return failures_; }
+  // The latest of these, or of planes that could not be sent; "" for none.
+  const std::string& last_failure() const { return last_failure_; }
 
  private:
   struct Peer {
     std::unique_ptr<StoreClient> client;
     bool down = false, full = false;  // In this round.
   };
+  void Note(const std::string& failure);
   // Null: it does not answer.
   StoreClient* Connected(const StoreEntry& peer);
   // Notes an error of a whole call; true: it was none.
@@ -70,6 +73,7 @@ class PeerStores {
   const std::function<bool()> stopping_;
   absl::flat_hash_map<std::string, Peer> peers_;  // By address.
   uint64_t failures_ = 0;
+  std::string last_failure_;
 };
 
 }  // namespace perigee::kvstore

@@ -53,12 +53,13 @@ absl::Status LeaseState::Locate(const FetchRequest& r, std::vector<transport::Ge
 
 absl::StatusOr<transport::TransferBatch> LeaseState::StartGet(std::vector<transport::GetTransfer> pieces,
                                                               absl::Time deadline) {
+  PERIGEE_RETURN_IF_ERROR(core->CheckMovesPayload());
   if (absl::Now() >= expiry()) return absl::UnavailableError("the lease has expired; acquire again");
   return session->connection.StartGet(pieces, {.deadline = std::min(deadline, expiry())});
 }
 
 absl::Status LeaseState::WireError(const absl::Status& status) {
-  if (!session->connection.connected()) session->lost = true;
+  if (core->Severed(*session)) session->lost = true;
   return Annotate(status, absl::StrCat("reading from the store at ", core->address));
 }
 

@@ -3,6 +3,7 @@
 #define PERIGEE_KVSTORE_REBALANCE_STATS_H_
 
 #include <cstdint>
+#include <string>
 
 namespace perigee::kvstore {
 
@@ -18,7 +19,8 @@ struct RebalanceStats {
   uint64_t moved_planes = 0, moved_bytes = 0;        // Sent to where they belong, from here, where they do not.
   uint64_t repaired_planes = 0, repaired_bytes = 0;  // Sent to others that were to have them too.
   uint64_t given_up_planes = 0;                      // Removed here, once others had them.
-  uint64_t failures = 0;  // Planes that could not be sent, and calls that others did not answer.
+  uint64_t failures = 0;          // Planes that could not be sent, and calls that others did not answer.
+  std::string last_failure = {};  // The latest of them, for people.
 
   bool drained() const { return draining && complete && planes_to_move == 0; }
 };

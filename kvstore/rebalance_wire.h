@@ -21,6 +21,7 @@ inline void RebalanceToWire(const RebalanceStats& stats, v1::StatResponse::Rebal
   wire->set_repaired_bytes(stats.repaired_bytes);
   wire->set_given_up_planes(stats.given_up_planes);
   wire->set_failures(stats.failures);
+  wire->set_last_failure(stats.last_failure);
 }
 
 inline RebalanceStats RebalanceFromWire(const v1::StatResponse::Rebalance& wire) {
@@ -36,7 +37,8 @@ inline RebalanceStats RebalanceFromWire(const v1::StatResponse::Rebalance& wire)
           .repaired_planes = wire.repaired_planes(),
           .repaired_bytes = wire.repaired_bytes(),
           .given_up_planes = wire.given_up_planes(),
-          .failures = wire.failures()};
+          .failures = wire.failures(),
+          .last_failure = wire.last_failure()};
 }
 
 }  // namespace perigee::kvstore

@@ -190,6 +190,7 @@ bool Rebalancer::Mover::RunRound() {
   absl::MutexLock lock(&mu_);
   ++stats_.rounds;
   stats_.failures += peers_.failures() - failures;
+  stats_.last_failure = peers_.last_failure();
   stats_.complete = !found_work_ && peers_.failures() == failures && stats_.planes_to_move == 0;
   return stats_.complete;
 }
@@ -310,6 +311,7 @@ void Rebalancer::Mover::SendAll(std::vector<Task>& tasks) {
       (repair ? stats_.repaired_planes : stats_.moved_planes) += sent.planes;
       (repair ? stats_.repaired_bytes : stats_.moved_bytes) += sent.bytes;
       stats_.failures += sent.failed;
+      stats_.last_failure = peers_.last_failure();
     }
   }
 }

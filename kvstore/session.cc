@@ -8,7 +8,7 @@ absl::StatusOr<std::shared_ptr<Session>> ClientCore::GetSession(bool* fresh) {
   const uint64_t failed_before = failed_connects;
   absl::MutexLock lock(&mu);
   *fresh = false;
-  if (session != nullptr && !session->lost && session->connection.connected()) return session;
+  if (session != nullptr && !session->lost && !Severed(*session)) return session;
   session = nullptr;
   // Another tried while this one waited here: trying once more would make those behind wait for one deadline each.
   if (failed_connects != failed_before) return connect_error;
@@ -41,8 +41,10 @@ absl::StatusOr<std::shared_ptr<Session>> ClientCore::Connect() {
   request.set_protocol_version_min(kProtocolVersionMin);
   request.set_secret(options.secret);
   request.set_tenant(options.tenant);
-  for (const std::string& host : transport::LocalAddresses()) request.add_data_hosts(host);
-  request.set_context_id(std::string(engine->id()));
+  if (engine != nullptr) {
+    for (const std::string& host : transport::LocalAddresses()) request.add_data_hosts(host);
+    request.set_context_id(std::string(engine->id()));
+  }
   v1::HelloResponse response;
   const absl::Status hello = CallWithin(*s, &v1::KvStore::Stub::Hello, request, &response, options.connect_deadline);
   if (absl::IsUnavailable(hello) || absl::IsDeadlineExceeded(hello)) {
@@ -51,6 +53,19 @@ absl::StatusOr<std::shared_ptr<Session>> ClientCore::Connect() {
                                                "); start it or check the address"));
   }
   PERIGEE_RETURN_IF_ERROR(hello);
+  if (engine != nullptr) {
+    PERIGEE_RETURN_IF_ERROR(ConnectData(response, deadline, *s));
+  }
+  s->quick = engine != nullptr;
+  s->token = response.session_token();
+  s->epoch = response.epoch();
+  s->trusted = response.trusted();
+  s->has_ssd = response.has_ssd();
+  s->max_ttl = absl::Milliseconds(static_cast<int64_t>(response.max_ttl_ms()));
+  return s;
+}
+
+absl::Status ClientCore::ConnectData(const v1::HelloResponse& response, absl::Time deadline, Session& s) const {
   if (response.data_port() == 0 || response.data_port() > 65535) {
     return absl::InternalError(
         absl::StrCat("store at ", address, " names the impossible data port ", response.data_port()));
@@ -67,14 +82,9 @@ absl::StatusOr<std::shared_ptr<Session>> ClientCore::Connect() {
     return absl::UnavailableError(absl::StrCat("the store at ", address, " answers, but its data plane at ", host, ":",
                                                response.data_port(), " does not: ", connection.status().ToString()));
   }
-  s->connection = *std::move(connection);
-  PERIGEE_ASSIGN_OR_RETURN(s->slab, s->connection.UnpackRemoteKey(response.remote_key()));
-  s->token = response.session_token();
-  s->epoch = response.epoch();
-  s->trusted = response.trusted();
-  s->has_ssd = response.has_ssd();
-  s->max_ttl = absl::Milliseconds(static_cast<int64_t>(response.max_ttl_ms()));
-  return s;
+  s.connection = *std::move(connection);
+  PERIGEE_ASSIGN_OR_RETURN(s.slab, s.connection.UnpackRemoteKey(response.remote_key()));
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::string> ClientCore::Quick(Session& s, QuickCall call, const std::string& request,

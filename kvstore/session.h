@@ -94,7 +94,7 @@ struct Session {
 
 struct ClientCore {
   std::string address;
-  transport::Context* engine = nullptr;
+  transport::Context* engine = nullptr;  // Null: control calls only, without any payload.
   ClientOptions options;
 
   std::atomic<uint64_t> put_bytes{0}, fetched_bytes{0}, grpc_bytes{0}, quick_calls{0}, connects{0},
@@ -108,6 +108,14 @@ struct ClientCore {
   std::atomic<uint64_t> failed_connects{0};
 
   absl::StatusOr<std::shared_ptr<Session>> GetSession(bool* fresh);
+  // Whether payload can no longer move.
+  bool Severed(const Session& s) const { return engine != nullptr && !s.connection.connected(); }
+  // FAILED_PRECONDITION for clients that move no payload.
+  absl::Status CheckMovesPayload() const {
+    if (engine != nullptr) return absl::OkStatus();
+    return absl::FailedPreconditionError(
+        absl::StrCat("this client of the store at ", address, " has no data plane: it asks, and moves no payload"));
+  }
 
   template <typename Method, typename Request, typename Response>
   absl::Status Call(Session& s, Method method, const Request& request, Response* response) {
@@ -191,6 +199,7 @@ struct ClientCore {
     explicit CallSpan(const ClientCore& core) : Span("store ", CallName<Request>()) { Set("store", core.address); }
   };
   absl::StatusOr<std::shared_ptr<Session>> Connect();
+  absl::Status ConnectData(const v1::HelloResponse& response, absl::Time deadline, Session& s) const;
   // UNIMPLEMENTED: gRPC has to be asked.
   absl::StatusOr<std::string> Quick(Session& s, QuickCall call, const std::string& request, absl::Duration deadline);
 };

@@ -139,7 +139,7 @@ class ShardedLease {
 // Any thread may call. Batches, leases and fetches may outlive it; all of them must go before the engine.
 class ShardedStore {
  public:
-  // No store needs to answer yet. engine: outlives everything made here.
+  // No store needs to answer yet. engine: outlives everything made here; null as StoreClient's.
   ShardedStore(std::shared_ptr<StoreDirectory> directory, transport::Context* engine, ShardedStoreOptions options);
   ~ShardedStore();
 

@@ -126,6 +126,7 @@ absl::Status JoinedBatch::Finish() {
 }
 
 absl::StatusOr<JoinedBatch> StoreClient::Join(absl::string_view description, absl::Time described_after) {
+  PERIGEE_RETURN_IF_ERROR(core_->CheckMovesPayload());
   PERIGEE_ASSIGN_OR_RETURN(SharedReservation shared, DecodeSharedReservation(description));
   auto state = std::make_unique<internal::JoinedState>();
   state->core = core_;

@@ -13,6 +13,7 @@
 #include "base/file.h"
 #include "base/status.h"
 #include "cluster/cli/command.h"
+#include "cluster/cli/exit_code.h"
 #include "model/calibration_samples.h"
 #include "model/calibration_search.h"
 #include "model/calibration_similarity.h"
@@ -91,7 +92,7 @@ absl::Status ParseWindow(const Options& o, pod::Window* window) {
     const absl::string_view text(o.window);
     if (plus == std::string::npos || !absl::SimpleAtoi(text.substr(0, plus), &window->sink_tokens) ||
         !absl::SimpleAtoi(text.substr(plus + 1), &window->recent_tokens)) {
-      return absl::InvalidArgumentError(absl::StrCat("--window '", o.window, "' is not SINK+RECENT, as in 16+4096"));
+      return UsageError(absl::StrCat("--window '", o.window, "' is not SINK+RECENT, as in 16+4096"));
     }
   }
   if (o.sink_tokens >= 0) window->sink_tokens = o.sink_tokens;
@@ -115,7 +116,7 @@ absl::StatusOr<Setting> Prepare(const Options& o, ProgressLine& progress) {
   progress.Show("reading the model");
   const bool given = o.method == "given";
   if (given == o.plan_file.empty()) {
-    return absl::InvalidArgumentError(given ? "--method given needs --plan FILE" : "--plan is for --method given");
+    return UsageError(given ? "--method given needs --plan FILE" : "--plan is for --method given");
   }
   PERIGEE_ASSIGN_OR_RETURN(s.served, model::ServedModel::Load({.folder = o.model_folder,
                                                                .plan_file = given ? o.plan_file : "identity",

@@ -87,7 +87,8 @@ Json NodeJson(const Asked& asked) {
                            {"bytes_to_move", r.bytes_to_move()},
                            {"moved_planes", r.moved_planes()},
                            {"repaired_planes", r.repaired_planes()},
-                           {"failures", r.failures()}};
+                           {"failures", r.failures()},
+                           {"last_failure", r.last_failure()}};
     }
   } else if (!asked.version.ok()) {
     json["error"] = std::string(asked.version.status().message());
@@ -234,6 +235,11 @@ absl::Status Join(const Options& o) {
 }
 
 absl::Status Placement(const Options& o) {
+  if (o.key.empty() && o.group < 0) return UsageError("name a block key, or give --group");
+  pod::BlockKey key;
+  if (o.group < 0) {
+    PERIGEE_ASSIGN_OR_RETURN(key, ParseKey(o.key));
+  }
   PERIGEE_ASSIGN_OR_RETURN(const ClusterAccess cluster, ClusterAccess::Open(o.cluster));
   v1::PlacementRequest request;
   request.set_replicas(o.replicas);
@@ -241,7 +247,6 @@ absl::Status Placement(const Options& o) {
   if (o.group >= 0) {
     request.set_group(static_cast<uint32_t>(o.group));
   } else {
-    PERIGEE_ASSIGN_OR_RETURN(pod::BlockKey key, ParseKey(o.key));
     PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<StoreFleet> fleet, StoreFleet::Of(cluster, ""));
     if (const std::optional<pod::BlockKey> root = RootOf(*fleet, key)) {
       key = *root;

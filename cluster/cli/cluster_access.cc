@@ -114,20 +114,25 @@ void StoreVerbFlags::Add(CLI::App& verb) {
   verb.add_option("--store", store, "One store: its id, or its host:port (default: all of the cluster's)");
 }
 
-absl::StatusOr<std::unique_ptr<StoreFleet>> StoreFleet::Open(const StoreVerbFlags& flags) {
+absl::StatusOr<std::unique_ptr<StoreFleet>> StoreFleet::Open(const StoreVerbFlags& flags, Use use) {
   if (flags.store.find(':') != std::string::npos) {
     kvstore::StoreMap map{.epoch = 1, .stores = {{.id = flags.store, .address = flags.store}}};
     std::string secret;
     if (!flags.cluster.secret_file.empty()) {
       PERIGEE_ASSIGN_OR_RETURN(secret, kvstore::ReadSecret(flags.cluster.secret_file));
     }
-    return Make(std::move(map), secret);
+    return Make(std::move(map), secret, use);
   }
   PERIGEE_ASSIGN_OR_RETURN(const ClusterAccess cluster, ClusterAccess::Open(flags.cluster));
-  return Of(cluster, flags.store);
+  return Find(cluster, flags.store, use);
 }
 
 absl::StatusOr<std::unique_ptr<StoreFleet>> StoreFleet::Of(const ClusterAccess& cluster, const std::string& store) {
+  return Find(cluster, store, Use::kAsk);
+}
+
+absl::StatusOr<std::unique_ptr<StoreFleet>> StoreFleet::Find(const ClusterAccess& cluster, const std::string& store,
+                                                             Use use) {
   kvstore::StoreMap map = cluster::StoresOf(cluster.view.cluster);
   if (!store.empty()) {
     PERIGEE_RETURN_IF_ERROR(cluster.Node(store).status());
@@ -136,13 +141,16 @@ absl::StatusOr<std::unique_ptr<StoreFleet>> StoreFleet::Of(const ClusterAccess& 
   if (map.stores.empty()) {
     return WithExitCode(absl::NotFoundError("the cluster has no such store"), ExitCode::kNotFound);
   }
-  return Make(std::move(map), cluster.secret);
+  return Make(std::move(map), cluster.secret, use);
 }
 
-absl::StatusOr<std::unique_ptr<StoreFleet>> StoreFleet::Make(kvstore::StoreMap map, const std::string& secret) {
+absl::StatusOr<std::unique_ptr<StoreFleet>> StoreFleet::Make(kvstore::StoreMap map, const std::string& secret,
+                                                             Use use) {
   std::unique_ptr<StoreFleet> fleet(new StoreFleet);
   fleet->map_ = map;
-  PERIGEE_ASSIGN_OR_RETURN(fleet->engine_, transport::Context::Create({}));
+  if (use == Use::kMovePayload) {
+    PERIGEE_ASSIGN_OR_RETURN(fleet->engine_, transport::Context::Create({}));
+  }
   kvstore::ShardedStoreOptions options;
   options.client.secret = secret;
   options.read_stores = map.stores.size();

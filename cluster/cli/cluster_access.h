@@ -60,8 +60,11 @@ struct StoreVerbFlags {
 // The stores that a verb is about.
 class StoreFleet {
  public:
-  static absl::StatusOr<std::unique_ptr<StoreFleet>> Open(const StoreVerbFlags& flags);
-  // All stores of a cluster, or the one named so.
+  // What a verb does with them. Those that only ask and tell need no data plane: an operator's machine often reaches
+  // none, and a store whose own is broken is one that has to be looked at.
+  enum class Use { kAsk, kMovePayload };
+  static absl::StatusOr<std::unique_ptr<StoreFleet>> Open(const StoreVerbFlags& flags, Use use = Use::kAsk);
+  // All stores of a cluster, or the one named so. To ask.
   static absl::StatusOr<std::unique_ptr<StoreFleet>> Of(const ClusterAccess& cluster, const std::string& store);
 
   // At all stores at once, on threads of its own; `visit` must bear that. The first error, with its store's address.
@@ -73,9 +76,11 @@ class StoreFleet {
   const std::vector<kvstore::StoreEntry>& stores() const { return map_.stores; }
 
  private:
-  static absl::StatusOr<std::unique_ptr<StoreFleet>> Make(kvstore::StoreMap map, const std::string& secret);
+  static absl::StatusOr<std::unique_ptr<StoreFleet>> Make(kvstore::StoreMap map, const std::string& secret, Use use);
+  static absl::StatusOr<std::unique_ptr<StoreFleet>> Find(const ClusterAccess& cluster, const std::string& store,
+                                                          Use use);
   kvstore::StoreMap map_;
-  std::unique_ptr<transport::Context> engine_;
+  std::unique_ptr<transport::Context> engine_;  // Null: to ask.
   std::unique_ptr<kvstore::ShardedStore> sharded_;
 };
 

@@ -1,6 +1,7 @@
 // perigee cluster drain|undrain|remove: taking nodes out of service without losing what they hold.
 #include <algorithm>
 #include <cstdio>
+#include <optional>
 #include <thread>
 
 #include "absl/container/flat_hash_map.h"
@@ -33,6 +34,7 @@ struct Options {
   bool yes = false;
   bool force = false;
   double timeout_s = 3600;
+  double give_up_s = 60;
 };
 
 // What a store holds that others would have to take, and what cannot move.
@@ -132,10 +134,37 @@ struct Drained {
   uint64_t first_planes = 0;  // To move, when that was first known.
   absl::Time idle_since = absl::InfiniteFuture();
 
+  // Of a store's moves, since we look.
+  struct Moves {
+    std::optional<uint64_t> failures_before;
+    uint64_t failures = 0, done = 0, left = 0;
+    std::string last_failure;
+    // Failures since one went well. A batch of planes takes its time: only what fails again and again is stuck.
+    absl::Time first_failed = absl::InfiniteFuture(), last_failed = absl::InfinitePast();
+
+    void Look(const v1::StatResponse::Rebalance& r) {
+      if (!failures_before) failures_before = r.failures();
+      const uint64_t failures_now = r.failures() - std::min(r.failures(), *failures_before);
+      const uint64_t done_now = r.moved_planes() + r.given_up_planes();
+      if (done_now != done) first_failed = absl::InfiniteFuture();
+      if (failures_now > failures) {
+        last_failed = absl::Now();
+        first_failed = std::min(first_failed, last_failed);
+      }
+      if (failures_now > 0) last_failure = r.last_failure();
+      failures = failures_now;
+      done = done_now;
+      left = r.planes_to_move();
+    }
+    bool OnlyFailedFor(absl::Duration time) const { return last_failed - first_failed >= time; }
+  };
+  Moves moves = {};
+
   // How much there was and is left to do.
   void Look(const v1::ProgressResponse& progress, uint64_t* whole, uint64_t* left) {
     if (node.role == Role::kStore) {
       const auto& r = progress.rebalance();
+      moves.Look(r);
       first_planes = std::max(first_planes, r.planes_to_move());
       done = r.draining() && r.complete() && r.planes_to_move() == 0;
       *whole += first_planes + 1;
@@ -151,9 +180,8 @@ struct Drained {
   }
 };
 
-absl::Status AwaitDrained(const ClusterAccess& cluster, const std::vector<NodeRecord>& nodes, absl::Time deadline) {
-  std::vector<Drained> all;
-  for (const NodeRecord& node : nodes) all.push_back({.node = node});
+absl::Status AwaitDrained(const ClusterAccess& cluster, const Options& o, std::vector<Drained>& all) {
+  const absl::Time deadline = absl::Now() + absl::Seconds(o.timeout_s);
   ProgressBar bar("draining");
   for (;;) {
     uint64_t whole = 0, left = 0;
@@ -162,7 +190,18 @@ absl::Status AwaitDrained(const ClusterAccess& cluster, const std::vector<NodeRe
       const absl::StatusOr<v1::ProgressResponse> progress = cluster.AdminOf(drained.node)->GetProgress();
       if (!progress.ok()) return progress.status();
       drained.Look(*progress, &whole, &left);
-      if (!drained.done) waiting.push_back(drained.node.id);
+      if (drained.done) continue;
+      const Drained::Moves& moves = drained.moves;
+      if (moves.OnlyFailedFor(absl::Seconds(o.give_up_s))) {
+        return absl::UnavailableError(
+            absl::StrCat(drained.node.id, " cannot give up its planes: ", moves.left, " are left, and moves have only ",
+                         "failed for ", absl::FormatDuration(absl::Seconds(o.give_up_s)),
+                         "; last: ", moves.last_failure, ". It goes on trying; 'cluster undrain' lets it serve again"));
+      }
+      // As much as fits beside a progress bar; --json has all.
+      waiting.push_back(moves.failures == 0 ? drained.node.id
+                                            : absl::StrCat(drained.node.id, " (", moves.failures,
+                                                           " failures, last: ", moves.last_failure.substr(0, 60), ")"));
     }
     bar.Set(whole - left, whole, absl::StrJoin(waiting, ", "));
     if (waiting.empty()) return absl::OkStatus();
@@ -180,15 +219,23 @@ absl::Status Drain(const Options& o) {
   PERIGEE_RETURN_IF_ERROR(CheckDrain(cluster, nodes));
   if (o.dry_run) return DryRun(cluster, nodes, o.cluster.json);
   for (const NodeRecord& node : nodes) PERIGEE_RETURN_IF_ERROR(cluster.admin->SetState(node.id, NodeState::kDraining));
-  if (!o.no_wait) {
-    PERIGEE_RETURN_IF_ERROR(AwaitDrained(cluster, nodes, absl::Now() + absl::Seconds(o.timeout_s)));
-  }
+  std::vector<Drained> all;
+  for (const NodeRecord& node : nodes) all.push_back({.node = node});
+  const absl::Status status = o.no_wait ? absl::OkStatus() : AwaitDrained(cluster, o, all);
   if (o.cluster.json) {
-    PrintJson({{"draining", o.ids}, {"drained", !o.no_wait}});
-  } else {
+    Json json = {{"draining", o.ids}, {"drained", !o.no_wait && status.ok()}};
+    for (const Drained& drained : all) {
+      if (drained.node.role != Role::kStore || o.no_wait) continue;
+      json["stores"].push_back({{"id", drained.node.id},
+                                {"planes_to_move", drained.moves.left},
+                                {"failures", drained.moves.failures},
+                                {"last_failure", drained.moves.last_failure}});
+    }
+    PrintJson(json);
+  } else if (status.ok()) {
     std::printf("%s: %s\n", absl::StrJoin(o.ids, ", ").c_str(), o.no_wait ? "draining" : "drained");
   }
-  return absl::OkStatus();
+  return status;
 }
 
 absl::Status Undrain(const Options& o) {
@@ -289,6 +336,11 @@ void AddClusterChange(CLI::App& group, Action& action) {
   drain->add_flag("--no-wait", o->no_wait, "Only begin");
   drain->add_flag("--dry-run", o->dry_run, "Only say how much would move");
   drain->add_option("--timeout-s", o->timeout_s, "How long to wait")->capture_default_str()->check(kTimeoutSeconds);
+  drain
+      ->add_option("--give-up-s", o->give_up_s,
+                   "Wait no longer once a store's moves have only failed for so long; the store goes on trying")
+      ->capture_default_str()
+      ->check(kTimeoutSeconds);
   add("undrain", "Let draining nodes serve again", Undrain);
   CLI::App* remove = add("remove", "Take nodes out of the cluster, for good", Remove);
   remove->add_flag("--yes", o->yes, "Do not ask");

@@ -1,7 +1,8 @@
 // perigee context add|ls|show|rm: texts that are computed once, kept pinned, and remembered by name.
 //
 // Names stand in a small file beside the cluster's (contexts.json): name, tokens, keys. The stores know only blocks.
-// Pins end with a store's process: 'context add' with the same text pins them again.
+// Pins end with a store's process, so what is shown of them is what the stores say: 'context add' with the same text
+// pins them again.
 #include <atomic>
 #include <cstdio>
 #include <filesystem>
@@ -67,8 +68,9 @@ absl::StatusOr<std::vector<pod::BlockKey>> KeysOf(const Json& context) {
   std::vector<pod::BlockKey> keys;
   for (const Json& hex : context["keys"]) {
     if (!hex.is_string()) return absl::InvalidArgumentError("a context's key is not a string");
-    PERIGEE_ASSIGN_OR_RETURN(const pod::BlockKey key, ParseKey(hex.get<std::string>()));
-    keys.push_back(key);
+    const absl::StatusOr<pod::BlockKey> key = ParseKey(hex.get<std::string>());
+    if (!key.ok()) return Annotate(key.status(), "the file of contexts");  // No fault of the command line.
+    keys.push_back(*key);
   }
   return keys;
 }
@@ -161,6 +163,35 @@ absl::StatusOr<size_t> CountStored(StoreFleet& fleet, const std::vector<pod::Blo
   return stored.size();
 }
 
+// Planes of a context in all stores, copies counted.
+struct Kept {
+  uint64_t planes = 0, soft = 0, hard = 0;
+
+  uint64_t pinned() const { return soft + hard; }
+  const char* pin() const { return pinned() == 0 ? "none" : hard == 0 ? "soft" : soft == 0 ? "hard" : "mixed"; }
+  std::string ToString() const { return absl::StrCat(pin(), ", ", pinned(), " of ", planes, " planes"); }
+};
+
+absl::StatusOr<Kept> CountPinned(StoreFleet& fleet, const std::vector<pod::BlockKey>& keys, const std::string& tenant) {
+  Kept kept;
+  if (keys.empty()) return kept;
+  const absl::flat_hash_set<pod::BlockKey> wanted(keys.begin(), keys.end());
+  // A chain's planes are one placement group's: the store looks through all of its planes, and sends few.
+  const kvstore::ListFilter filter{.group = kvstore::GroupOf(keys.front())};
+  absl::Mutex mu;
+  PERIGEE_RETURN_IF_ERROR(fleet.ForEach([&](const std::string&, kvstore::StoreClient& client) {
+    return ForEachPlane(client, tenant, filter, [&](const kvstore::ListedPlane& plane) {
+      if (!wanted.contains(plane.id.key)) return true;
+      absl::MutexLock lock(&mu);
+      ++kept.planes;
+      kept.soft += plane.pin == kvstore::PinMode::kSoft;
+      kept.hard += plane.pin == kvstore::PinMode::kHard;
+      return true;
+    });
+  }));
+  return kept;
+}
+
 absl::Status List(const Options& o) {
   PERIGEE_ASSIGN_OR_RETURN(const Json contexts, ReadContexts(o));
   Json rows = Json::array();
@@ -171,15 +202,19 @@ absl::Status List(const Options& o) {
     for (const auto& [name, context] : contexts.items()) {
       PERIGEE_ASSIGN_OR_RETURN(const std::vector<pod::BlockKey> keys, KeysOf(context));
       PERIGEE_ASSIGN_OR_RETURN(const size_t stored, CountStored(*fleet, keys));
+      PERIGEE_ASSIGN_OR_RETURN(const Kept kept, CountPinned(*fleet, keys, context.value("tenant", "")));
       rows.push_back({{"name", name},
                       {"tokens", context.value("tokens", uint64_t{0})},
                       {"blocks", keys.size()},
                       {"stored_blocks", stored},
-                      {"pin", context.value("pin", "")},
+                      {"planes", kept.planes},
+                      {"pinned_planes", kept.pinned()},
+                      {"pin", kept.pin()},
+                      {"asked_pin", context.value("pin", "")},
                       {"replicas", context.value("replicas", 1u)},
                       {"tenant", context.value("tenant", "")}});
       table.Add({name, absl::StrCat(context.value("tokens", uint64_t{0})), absl::StrCat(keys.size()),
-                 absl::StrCat(stored), context.value("pin", ""), absl::StrCat(context.value("replicas", 1u)),
+                 absl::StrCat(stored), kept.ToString(), absl::StrCat(context.value("replicas", 1u)),
                  context.value("tenant", "")});
     }
   }
@@ -197,14 +232,20 @@ absl::Status Show(const Options& o) {
   PERIGEE_ASSIGN_OR_RETURN(const ClusterAccess cluster, ClusterAccess::Open(o.cluster));
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<StoreFleet> fleet, StoreFleet::Of(cluster, ""));
   PERIGEE_ASSIGN_OR_RETURN(const size_t stored, CountStored(*fleet, keys));
+  PERIGEE_ASSIGN_OR_RETURN(const Kept kept, CountPinned(*fleet, keys, context.value("tenant", "")));
   context["name"] = o.name;
   context["stored_blocks"] = stored;
+  context["asked_pin"] = context.value("pin", "");
+  context["pin"] = kept.pin();
+  context["planes"] = kept.planes;
+  context["pinned_planes"] = kept.pinned();
   if (o.cluster.json) {
     PrintJson(context);
     return absl::OkStatus();
   }
-  std::printf("%s: %llu tokens, %zu blocks, %zu of them stored\n", o.name.c_str(),
-              static_cast<unsigned long long>(context.value("tokens", uint64_t{0})), keys.size(), stored);
+  std::printf("%s: %llu tokens, %zu blocks, %zu of them stored; pin: %s\n", o.name.c_str(),
+              static_cast<unsigned long long>(context.value("tokens", uint64_t{0})), keys.size(), stored,
+              kept.ToString().c_str());
   for (const pod::BlockKey& key : keys) std::printf("  %s\n", key.ToString().c_str());
   return absl::OkStatus();
 }

@@ -21,6 +21,10 @@ absl::Status Outcome(ExitCode code) {
   return code == ExitCode::kDone ? absl::OkStatus() : WithExitCode(absl::UnknownError(""), code);
 }
 
+absl::Status UsageError(absl::string_view message) {
+  return WithExitCode(absl::InvalidArgumentError(message), ExitCode::kUsage);
+}
+
 ExitCode ExitCodeOf(const absl::Status& status) {
   if (status.ok()) return ExitCode::kDone;
   if (const absl::optional<absl::Cord> code = status.GetPayload(kPayload); code && code->size() == 1) {

@@ -3,6 +3,7 @@
 #define PERIGEE_CLUSTER_CLI_EXIT_CODE_H_
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 
 namespace perigee::cli {
 
@@ -20,6 +21,9 @@ enum class ExitCode : int {
 absl::Status WithExitCode(absl::Status status, ExitCode code);
 // To end the program with that code and no complaint: what was printed says all.
 absl::Status Outcome(ExitCode code);
+
+// INVALID_ARGUMENT, kUsage: what the command line says cannot be meant.
+absl::Status UsageError(absl::string_view message);
 
 // Of an action's status: the code that it was given, kTimeout for DEADLINE_EXCEEDED, kFailed for other errors.
 ExitCode ExitCodeOf(const absl::Status& status);

@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "base/status.h"
 #include "cluster/cli/command.h"
+#include "cluster/cli/exit_code.h"
 #include "cluster/client.h"
 
 namespace perigee::cli {
@@ -32,7 +33,7 @@ absl::Status Run(Options options) {
   }
   if (!options.prompt.empty()) options.request.segments.push_back(options.prompt);
   if (options.request.segments.empty())
-    return absl::InvalidArgumentError("nothing to run: give --prompt, --prompt-file or --context-file");
+    return UsageError("nothing to run: give --prompt, --prompt-file or --context-file");
   options.request.timeout = absl::Seconds(options.timeout_s);
 
   PERIGEE_ASSIGN_OR_RETURN(const cluster::ClusterAddresses addresses,

@@ -34,6 +34,18 @@ absl::Status Await(absl::FunctionRef<absl::Status()> call) {
 
 }  // namespace
 
+std::string HostOf(const std::string& address) { return address.substr(0, address.rfind(':')); }
+
+bool IsWildcard(const std::string& address) {
+  const std::string host = HostOf(address);
+  return host.empty() || host == "0.0.0.0" || host == "[::]" || host == "::";
+}
+
+bool IsLoopback(const std::string& address) {
+  const std::string host = HostOf(address);
+  return absl::StartsWith(host, "127.") || host == "localhost" || host == "[::1]" || host == "::1";
+}
+
 void MemberFlags::Add(CLI::App& verb) {
   verb.add_option("--join", spec,
                   "The cluster to be a member of: static:FILE, or etcd:HOST:PORT[,HOST:PORT...][/NAME]");
@@ -68,8 +80,7 @@ absl::StatusOr<cluster::NodeRecord> MemberFlags::Record(cluster::Role role, cons
   cluster::NodeRecord node;
   node.role = role;
   node.address = advertise.empty() ? listening : advertise;
-  const bool wildcard = absl::StartsWith(node.address, "0.0.0.0:") || absl::StartsWith(node.address, "[::]:");
-  if (wildcard && !spec.empty()) {
+  if (IsWildcard(node.address) && !spec.empty()) {
     return absl::FailedPreconditionError(
         absl::StrCat("it listens on ", listening, ", which others cannot connect to: say with --advertise where"));
   }

@@ -13,6 +13,11 @@
 
 namespace perigee::cli {
 
+// Of host:port. "" is every address of the machine, as "0.0.0.0" and "[::]" are.
+std::string HostOf(const std::string& address);
+bool IsWildcard(const std::string& address);  // Nobody can connect to it under that name.
+bool IsLoopback(const std::string& address);  // Only this machine can.
+
 struct MemberFlags {
   std::string spec;       // "": no cluster.
   std::string id;         // "": role and address.

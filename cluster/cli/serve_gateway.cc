@@ -1,10 +1,14 @@
 // perigee serve gateway: the cluster's front door.
+#include <algorithm>
 #include <atomic>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/status.h"
 #include "base/trace.h"
 #include "cluster/cli/command.h"
+#include "cluster/cli/exit_code.h"
 #include "cluster/cli/member_flags.h"
 #include "cluster/cli/watch_flags.h"
 #include "cluster/gateway/http_server.h"
@@ -29,12 +33,14 @@ struct Options {
   std::string model_name;
   std::string transports;
   std::string secret_file;
-  std::string admin_listen = "127.0.0.1:0";
+  std::string admin_listen;  // "": see AdminListen.
   std::string advertise_http;
   WatchFlags watch;
   int ready_fd = -1;
   double timeout_s = 600;
   double drain_s = 30;
+  double read_timeout_s = 30, write_timeout_s = 30, idle_timeout_s = 75;
+  uint64_t max_body_mib = 8, max_head_kib = 16;
   int replicas = 1;
   MemberFlags member;
   cluster::HttpServerOptions http;
@@ -54,15 +60,56 @@ void Log(const cluster::HttpRequestRecord& r) {
                r.result.ok() ? "" : r.result.ToString());
 }
 
+// Beside the HTTP API, so that whoever reaches one reaches the other; on the port that the others are told.
+absl::StatusOr<std::string> AdminListen(const Options& o) {
+  if (o.admin_listen.empty()) {
+    const std::string& told = o.member.advertise;
+    const std::string host = HostOf(o.http.address);
+    return absl::StrCat(host.empty() ? "0.0.0.0" : host, told.empty() ? ":0" : told.substr(told.rfind(':')));
+  }
+  // Members of etcd's clusters are on other machines, and would be told this one's loopback.
+  if (absl::StartsWith(o.member.spec, "etcd:") && o.member.advertise.empty() && IsLoopback(o.admin_listen) &&
+      !IsLoopback(o.http.address)) {
+    return absl::FailedPreconditionError(absl::StrCat("--admin-listen ", o.admin_listen,
+                                                      " is this machine's loopback, which others cannot connect to: ",
+                                                      "leave it out, or say with --advertise where they can"));
+  }
+  return o.admin_listen;
+}
+
+// As the others are told it. `self`: where they reach the admin service.
+absl::StatusOr<std::string> HttpAddress(const Options& o, const std::string& listening, const std::string& self) {
+  if (!o.advertise_http.empty()) return o.advertise_http;
+  if (!IsWildcard(listening)) return listening;
+  if (IsLoopback(self) && o.member.advertise.empty()) {
+    return absl::FailedPreconditionError(absl::StrCat("the HTTP API listens on ", listening,
+                                                      ", which others cannot connect to: say with --advertise-http "
+                                                      "where, or with --advertise under which name all of it is"));
+  }
+  return absl::StrCat(HostOf(self), listening.substr(listening.rfind(':')));
+}
+
+// Answers to one prompt that every decode node of now can give at once: whichever gets the request takes all of them.
+uint32_t MostSamples(const cluster::NodeSet& nodes) {
+  uint32_t most = 0;
+  for (const auto& node : nodes.Usable(cluster::Role::kDecode)) {
+    const uint32_t here = node->info().load().max_running();
+    if (here > 0) most = most == 0 ? here : std::min(most, here);
+  }
+  return most;
+}
+
 absl::Status ServeGateway(const Options& o) {
   cluster::BlockTerminationSignals();
   PERIGEE_RETURN_IF_ERROR(o.watch.StartLogging("gateway"));
+  PERIGEE_ASSIGN_OR_RETURN(const std::string admin_listen, AdminListen(o));
+  cluster::RaiseDescriptorLimit();
   PERIGEE_ASSIGN_OR_RETURN(const model::ModelConfig config, model::ModelConfig::Load(o.model_folder));
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<model::Tokenizer> tokenizer, model::LoadTokenizer(o.model_folder));
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<model::ChatTemplate> chat_template,
                            model::ChatTemplate::Load(o.model_folder));
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<cluster::Member> member, o.member.Open());
-  if (member == nullptr) return absl::InvalidArgumentError("which cluster? give --join");
+  if (member == nullptr) return UsageError("which cluster? give --join");
 
   // Only to ask the stores where planes are: no payload comes here.
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<transport::Context> engine,
@@ -83,6 +130,12 @@ absl::Status ServeGateway(const Options& o) {
 
   cluster::HttpServerOptions http = o.http;
   http.request_timeout = absl::Seconds(o.timeout_s);
+  http.read_timeout = absl::Seconds(o.read_timeout_s);
+  http.write_timeout = absl::Seconds(o.write_timeout_s);
+  http.idle_timeout = absl::Seconds(o.idle_timeout_s);
+  http.max_body_bytes = o.max_body_mib << 20;
+  http.max_head_bytes = o.max_head_kib << 10;
+  http.most_samples = [&nodes] { return MostSamples(nodes); };
   std::string name = o.model_name;
   if (name.empty()) {
     const size_t end = o.model_folder.find_last_not_of('/');
@@ -105,7 +158,7 @@ absl::Status ServeGateway(const Options& o) {
     admin_options.admits = [own = store_options.client.secret](absl::string_view secret) { return secret == own; };
   }
   cluster::AdminService admin(std::move(admin_options));
-  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> admin_server, GrpcServer::Start(o.admin_listen, {&admin}));
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> admin_server, GrpcServer::Start(admin_listen, {&admin}));
   std::atomic<bool> draining{false};
   PERIGEE_ASSIGN_OR_RETURN(
       const std::unique_ptr<cluster::MetricsServer> metrics_server,
@@ -113,7 +166,7 @@ absl::Status ServeGateway(const Options& o) {
           "gateway", [&](cluster::MetricFamilies& out) { metrics.Collect(backend.stats(), out); },
           [&] { return draining ? absl::UnavailableError("it is going to stop") : backend.Ready(); }));
   PERIGEE_ASSIGN_OR_RETURN(cluster::NodeRecord self, o.member.Record(cluster::Role::kGateway, admin_server->address()));
-  self.http_address = o.advertise_http.empty() ? server->address() : o.advertise_http;
+  PERIGEE_ASSIGN_OR_RETURN(self.http_address, HttpAddress(o, server->address(), self.address));
   self.metrics_address = MetricsAddress(metrics_server.get(), self.address);
   const auto load = [&backend] {
     const cluster::ClusterBackendStats stats = backend.stats();
@@ -147,10 +200,10 @@ void AddServeGateway(CLI::App& serve, Action& action) {
   verb->add_option("--listen", o->http.address, "host:port of the HTTP API; port 0 takes a free one")
       ->capture_default_str();
   verb->add_option("--admin-listen", o->admin_listen,
-                   "host:port of gRPC, for operators; --advertise names it to the others")
-      ->capture_default_str();
+                   "host:port of gRPC, for operators (default: --listen's host, and --advertise's port or a free one)");
   verb->add_option("--advertise-http", o->advertise_http,
-                   "host:port of the HTTP API as the others are told it (default: where it listens)");
+                   "host:port of the HTTP API as the others are told it (default: where it listens; where that is a "
+                   "wildcard, under --advertise's host)");
   verb->add_option("--model", o->model_folder, "Model folder; only its config and tokenizer are read")
       ->capture_default_str();
   verb->add_option("--model-name", o->model_name, "The model's name in requests (default: its folder's)");
@@ -167,10 +220,31 @@ void AddServeGateway(CLI::App& serve, Action& action) {
   verb->add_option("--drain-s", o->drain_s, "When it is told to stop: how long requests under way may go on")
       ->capture_default_str()
       ->check(kTimeoutSeconds);
-  verb->add_option("--max-requests", o->http.max_requests, "Under way, queued ones included; more are told 429")
+  verb->add_option("--max-connections", o->http.max_connections, "A thread each; more are told 503")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  verb->add_option("--max-requests", o->http.max_requests,
+                   "Under way, waiting ones included, a connection and a thread each; more are told 429")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  verb->add_option("--max-waiting", o->backend.queue.max_waiting,
+                   "Of them, those that wait for a place in the cluster; more are told 429")
       ->capture_default_str();
-  verb->add_option("--max-waiting", o->backend.queue.max_waiting, "Requests that wait for a place; more are told 429")
-      ->capture_default_str();
+  verb->add_option("--max-body-mib", o->max_body_mib, "Of a request; larger ones are told 413")
+      ->capture_default_str()
+      ->check(CLI::Range(uint64_t{1}, uint64_t{1024}));
+  verb->add_option("--max-head-kib", o->max_head_kib, "Of a request; larger ones are told 431")
+      ->capture_default_str()
+      ->check(CLI::Range(uint64_t{1}, uint64_t{1024}));
+  verb->add_option("--read-timeout-s", o->read_timeout_s, "For a request to arrive")
+      ->capture_default_str()
+      ->check(kTimeoutSeconds);
+  verb->add_option("--write-timeout-s", o->write_timeout_s, "How long a client may take nothing of its answer")
+      ->capture_default_str()
+      ->check(kTimeoutSeconds);
+  verb->add_option("--idle-timeout-s", o->idle_timeout_s, "How long a connection is kept between requests")
+      ->capture_default_str()
+      ->check(kTimeoutSeconds);
   verb->add_option("--max-direct-tokens", o->backend.route.max_direct_tokens,
                    "Missing prompt tokens that a decode node computes itself, where there are prefill nodes")
       ->capture_default_str();

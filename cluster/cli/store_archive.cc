@@ -181,7 +181,8 @@ class Export {
 };
 
 absl::Status ExportAll(const Options& o) {
-  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<StoreFleet> fleet, StoreFleet::Open(o.flags));
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<StoreFleet> fleet,
+                           StoreFleet::Open(o.flags, StoreFleet::Use::kMovePayload));
   std::error_code error;
   fs::create_directories(o.folder, error);
   if (error) return absl::InvalidArgumentError(absl::StrCat("cannot make ", o.folder, ": ", error.message()));
@@ -214,7 +215,8 @@ absl::Status ExportAll(const Options& o) {
 
 absl::Status ImportAll(const Options& o) {
   PERIGEE_ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(o.folder));
-  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<StoreFleet> fleet, StoreFleet::Open(o.flags));
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<StoreFleet> fleet,
+                           StoreFleet::Open(o.flags, StoreFleet::Use::kMovePayload));
   // Chain by chain, and parents before children: what is broken off has no holes.
   std::vector<std::pair<PlaneId, Entry>> order(manifest.begin(), manifest.end());
   std::sort(order.begin(), order.end(), [](const auto& a, const auto& b) {

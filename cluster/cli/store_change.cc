@@ -32,11 +32,13 @@ struct Options {
 
 using Keys = std::vector<pod::BlockKey>;
 
+absl::Status CheckChoice(const Options& o) {
+  if (o.all != !o.keys.empty()) return absl::OkStatus();
+  return UsageError("name the block keys (or unambiguous beginnings), or give --all");
+}
+
 // Named ones, or with --all those of every plane.
 absl::StatusOr<Keys> Chosen(StoreFleet& fleet, const Options& o) {
-  if (o.all == !o.keys.empty()) {
-    return absl::InvalidArgumentError("name the block keys (or unambiguous beginnings), or give --all");
-  }
   if (!o.all) return ResolveKeys(fleet, o.keys, o.tenant);
   PERIGEE_ASSIGN_OR_RETURN(const ListedByStore listed, ListAll(fleet, o.tenant));
   std::set<pod::BlockKey> keys;
@@ -83,6 +85,7 @@ absl::Status NotStored(const Keys& keys) {
 }
 
 absl::Status Remove(const Options& o) {
+  PERIGEE_RETURN_IF_ERROR(CheckChoice(o));
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<StoreFleet> fleet, StoreFleet::Open(o.flags));
   PERIGEE_ASSIGN_OR_RETURN(const Keys keys, Chosen(*fleet, o));
   if (keys.empty()) return Report(o, "removed", 0, 0);
@@ -93,6 +96,7 @@ absl::Status Remove(const Options& o) {
 }
 
 absl::Status SetPin(const Options& o, kvstore::PinMode mode, uint32_t replicas, const char* done) {
+  PERIGEE_RETURN_IF_ERROR(CheckChoice(o));
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<StoreFleet> fleet, StoreFleet::Open(o.flags));
   PERIGEE_ASSIGN_OR_RETURN(const Keys keys, Chosen(*fleet, o));
   PERIGEE_ASSIGN_OR_RETURN(const uint64_t planes,
@@ -112,7 +116,7 @@ absl::Status Unpin(const Options& o) { return SetPin(o, kvstore::PinMode::kNone,
 absl::Status Evict(const Options& o) {
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<StoreFleet> fleet, StoreFleet::Open(o.flags));
   PERIGEE_ASSIGN_OR_RETURN(const Keys keys, ResolveKeys(*fleet, o.keys, o.tenant));
-  if (keys.size() > 4096) return absl::InvalidArgumentError("at most 4096 keys at a time");
+  if (keys.size() > 4096) return UsageError("at most 4096 keys at a time");
   std::atomic<uint64_t> planes = 0, bytes = 0;
   PERIGEE_RETURN_IF_ERROR(fleet->ForEach([&](const std::string&, StoreClient& client) -> absl::Status {
     PERIGEE_ASSIGN_OR_RETURN(
@@ -183,7 +187,7 @@ absl::StatusOr<Unreachable> FindUnreachable(StoreFleet& fleet, const std::string
 
 absl::Status CollectGarbage(const Options& o) {
   if (!o.flags.store.empty()) {
-    return absl::InvalidArgumentError("one store cannot say what is unreachable: leave out --store");
+    return UsageError("one store cannot say what is unreachable: leave out --store");
   }
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<StoreFleet> fleet, StoreFleet::Open(o.flags));
   PERIGEE_ASSIGN_OR_RETURN(const Unreachable first, FindUnreachable(*fleet, o.tenant));

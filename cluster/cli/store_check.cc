@@ -108,7 +108,8 @@ absl::StatusOr<uint64_t> CountPlanes(StoreFleet& fleet) {
 }
 
 absl::Status Verify(const Options& o) {
-  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<StoreFleet> fleet, StoreFleet::Open(o.flags));
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<StoreFleet> fleet,
+                           StoreFleet::Open(o.flags, StoreFleet::Use::kMovePayload));
   PERIGEE_ASSIGN_OR_RETURN(const uint64_t whole, CountPlanes(*fleet));
   absl::Status status;
   Checked checked;

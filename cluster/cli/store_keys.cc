@@ -25,8 +25,7 @@ const char* PinName(kvstore::PinMode pin) {
 absl::StatusOr<pod::BlockKey> ParseKey(const std::string& hex) {
   const absl::StatusOr<Digest> digest = DigestFromHex(absl::AsciiStrToLower(hex));
   if (!digest.ok()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("'", hex, "' is no block key: it has ", 2 * Digest{}.size(), " hexadecimal digits"));
+    return UsageError(absl::StrCat("'", hex, "' is no block key: it has ", 2 * Digest{}.size(), " hexadecimal digits"));
   }
   return pod::BlockKey{*digest};
 }
@@ -62,8 +61,10 @@ absl::StatusOr<std::vector<pod::BlockKey>> ResolveKeys(StoreFleet& fleet, const 
   std::vector<pod::BlockKey> chosen;
   std::optional<std::set<pod::BlockKey>> stored;
   for (const std::string& name : names) {
-    if (name.empty()) return absl::InvalidArgumentError("a block key is empty");  // It would begin every key.
-    if (name.size() == 2 * Digest{}.size()) {
+    if (name.empty()) return UsageError("a block key is empty");  // It would begin every key.
+    // Longer ones, and what is no beginning of any: ParseKey says so.
+    const bool beginning_of_key = std::all_of(name.begin(), name.end(), absl::ascii_isxdigit);
+    if (name.size() >= 2 * Digest{}.size() || !beginning_of_key) {
       PERIGEE_ASSIGN_OR_RETURN(const pod::BlockKey key, ParseKey(name));
       chosen.push_back(key);
       continue;

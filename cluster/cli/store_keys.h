@@ -18,7 +18,7 @@ namespace perigee::cli {
 const char* TierName(kvstore::Tier tier);
 const char* PinName(kvstore::PinMode pin);
 
-// 64 hexadecimal digits.
+// 64 hexadecimal digits; kUsage for others.
 absl::StatusOr<pod::BlockKey> ParseKey(const std::string& hex);
 
 // Every plane of one store; stops early when `visit` returns false.
@@ -30,8 +30,8 @@ using ListedByStore = std::map<std::string, std::vector<kvstore::ListedPlane>>;
 absl::StatusOr<ListedByStore> ListAll(StoreFleet& fleet, const std::string& tenant,
                                       const kvstore::ListFilter& filter = {});
 
-// Whole keys, and beginnings of keys that are stored. kNotFound for a beginning that none has; INVALID_ARGUMENT for one
-// that several have.
+// Whole keys, and beginnings of keys that are stored. kUsage for what can be neither, kNotFound for a beginning that
+// none has; INVALID_ARGUMENT for one that several have.
 absl::StatusOr<std::vector<pod::BlockKey>> ResolveKeys(StoreFleet& fleet, const std::vector<std::string>& names,
                                                        const std::string& tenant);
 // The header of one of the block's planes, from a store that has it.

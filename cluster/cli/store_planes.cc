@@ -35,7 +35,8 @@ Json FileJson(const PlaneFile& plane, const std::string& path) {
 }
 
 absl::Status Get(const Options& o) {
-  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<StoreFleet> fleet, StoreFleet::Open(o.flags));
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<StoreFleet> fleet,
+                           StoreFleet::Open(o.flags, StoreFleet::Use::kMovePayload));
   PERIGEE_ASSIGN_OR_RETURN(const std::vector<pod::BlockKey> keys, ResolveKeys(*fleet, {o.key}, ""));
   kvstore::PlaneId id{keys[0], pod::PlaneKind::kDistant};
   for (const pod::PlaneKind kind : pod::kPlaneKinds) {
@@ -77,7 +78,8 @@ absl::Status Put(const Options& o) {
   absl::StatusOr<PlaneFile> plane = ReadPlaneFile(o.file);
   if (absl::IsDataLoss(plane.status())) return WithExitCode(plane.status(), ExitCode::kWrongBytes);
   PERIGEE_RETURN_IF_ERROR(plane.status());
-  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<StoreFleet> fleet, StoreFleet::Open(o.flags));
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<StoreFleet> fleet,
+                           StoreFleet::Open(o.flags, StoreFleet::Use::kMovePayload));
   PERIGEE_ASSIGN_OR_RETURN(const size_t stored, StorePlanes(fleet->sharded(), plane->root(), {&*plane, 1}, o.replicas));
   if (o.flags.cluster.json) {
     Json json = FileJson(*plane, o.file);

@@ -23,8 +23,7 @@ struct Options {
 
 absl::Status Trace(const Options& o) {
   if (!IsRequestId(o.request_id)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("'", o.request_id, "' is no request id: those are 1 to 128 of A-Z a-z 0-9 . _ : -"));
+    return UsageError(absl::StrCat("'", o.request_id, "' is no request id: those are 1 to 128 of A-Z a-z 0-9 . _ : -"));
   }
   PERIGEE_ASSIGN_OR_RETURN(const ClusterAccess access, ClusterAccess::Open(o.cluster));
   const std::vector<cluster::NodeRecord>& nodes = access.view.cluster.nodes;

@@ -2,10 +2,10 @@
 
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "cluster/cli/member_flags.h"
 #include "spdlog/spdlog.h"
 
 namespace perigee::cli {
@@ -40,8 +40,8 @@ absl::StatusOr<std::unique_ptr<cluster::MetricsServer>> WatchFlags::Serve(
 std::string MetricsAddress(const cluster::MetricsServer* server, const std::string& node_address) {
   if (server == nullptr) return "";
   const std::string& bound = server->address();
-  if (!absl::StartsWith(bound, "0.0.0.0:") && !absl::StartsWith(bound, "[::]:")) return bound;
-  return absl::StrCat(node_address.substr(0, node_address.rfind(':')), bound.substr(bound.rfind(':')));
+  if (!IsWildcard(bound)) return bound;
+  return absl::StrCat(HostOf(node_address), bound.substr(bound.rfind(':')));
 }
 
 }  // namespace perigee::cli

@@ -146,10 +146,11 @@ absl::Status WhyKeys(const Options& o) {
 
 absl::Status WhyPrompt(const Options& o) {
   std::string text = o.prompt;
+  if (text.empty() && o.prompt_file.empty()) return UsageError("name block keys, or give --prompt or --prompt-file");
   if (!o.prompt_file.empty()) {
     PERIGEE_ASSIGN_OR_RETURN(text, ReadFile(o.prompt_file, 64 << 20));
   }
-  if (text.empty()) return absl::InvalidArgumentError("name block keys, or give --prompt or --prompt-file");
+  if (text.empty()) return absl::InvalidArgumentError(absl::StrCat(o.prompt_file, " is empty"));
   PERIGEE_ASSIGN_OR_RETURN(const ClusterAccess cluster, ClusterAccess::Open(o.flags.cluster));
   PERIGEE_ASSIGN_OR_RETURN(const pod::Identity identity, IdentityOf(cluster, o.tenant, o.salt));
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<model::Tokenizer> tokenizer, model::LoadTokenizer(o.model_folder));

@@ -2,6 +2,7 @@
 
 #include <poll.h>
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <utility>
@@ -231,7 +232,11 @@ absl::StatusOr<std::unique_ptr<CompletionHandler::Answer>> CompletionHandler::Be
                                                             exchange.arrived + options_.read_timeout));
   exchange.close = false;  // The next request begins where it should.
   PERIGEE_ASSIGN_OR_RETURN(std::unique_ptr<Admission> admission, Admission::Enter(*this));
-  PERIGEE_ASSIGN_OR_RETURN(CompletionCall call, ParseCompletionCall(body, endpoint, options_.call_limits));
+  CallLimits limits = options_.call_limits;
+  if (const uint32_t most = options_.most_samples ? options_.most_samples() : 0; most > 0) {
+    limits.max_samples = std::min(limits.max_samples, most);
+  }
+  PERIGEE_ASSIGN_OR_RETURN(CompletionCall call, ParseCompletionCall(body, endpoint, limits));
   exchange.record.stream = call.stream;
   PERIGEE_ASSIGN_OR_RETURN(const absl::Duration time, TimeFor(request, call, options_.request_timeout));
   thread_local absl::BitGen random;

@@ -32,11 +32,16 @@ struct HttpServerOptions {
   std::string tls_key_file;
   std::string keys_file;  // api_keys.h. "": everybody is the tenant "".
 
-  size_t max_connections = 1024;  // More are told 503.
-  size_t max_requests = 256;      // Completions under way, queued ones included; more are told 429.
+  // A request under way has its connection's thread and one for each of its prompts, up to parallel_prompts; a waiting
+  // one costs as much. So there are more connections than requests, for idle ones, and more requests than a cluster
+  // lets wait (FairQueueOptions::max_waiting): who comes too late is told by the cluster's queue, which is fair.
+  size_t max_connections = 4096;  // More are told 503.
+  size_t max_requests = 2048;     // Completions under way, waiting ones included; more are told 429.
   size_t max_head_bytes = size_t{16} << 10;
   size_t max_body_bytes = size_t{8} << 20;
   CallLimits call_limits;
+  // Answers to one prompt that the cluster can give at once, now; 0: not known. Any thread calls it; empty: none.
+  std::function<uint32_t()> most_samples = nullptr;
   size_t parallel_prompts = 8;  // Of one request with several.
 
   absl::Duration request_timeout = absl::Minutes(10);  // From the request's arrival to its answer's end.

@@ -61,6 +61,7 @@ struct CompletionCall {
 
   uint32_t samples = 1;
   std::optional<uint32_t> max_tokens;
+  const char* max_tokens_name = "max_tokens";  // The field that it came from.
   double temperature = 1;
   double top_p = 1;
   uint32_t top_k = 0;

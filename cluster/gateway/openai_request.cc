@@ -109,7 +109,11 @@ absl::Status RefuseUnsupported(const Fields& fields, Endpoint endpoint) {
   const auto empty = [](const Json& value) {
     return value == false || value == 0 || value == "" || ((value.is_array() || value.is_object()) && value.empty());
   };
-  std::vector<const char*> names = {"logprobs", "logit_bias", "presence_penalty", "frequency_penalty"};
+  // For completions 0 asks for a token's own.
+  if (const Json* logprobs = fields.Find("logprobs"); logprobs != nullptr && *logprobs != Json(false)) {
+    return Unsupported("logprobs");
+  }
+  std::vector<const char*> names = {"logit_bias", "presence_penalty", "frequency_penalty"};
   if (endpoint == Endpoint::kCompletions) {
     names.insert(names.end(), {"suffix", "echo"});
   } else {
@@ -163,9 +167,11 @@ absl::Status ReadSampling(const Fields& fields, const CallLimits& limits, Comple
   PERIGEE_ASSIGN_OR_RETURN(const auto samples, fields.Whole("n", 1, limits.max_samples));
   call.samples = static_cast<uint32_t>(samples.value_or(1));
   PERIGEE_ASSIGN_OR_RETURN(auto max_tokens, fields.Whole("max_tokens", 1, kInt32));
-  if (call.endpoint == Endpoint::kChatCompletions) {
-    PERIGEE_ASSIGN_OR_RETURN(const auto newer, fields.Whole("max_completion_tokens", 1, kInt32));
-    if (newer) max_tokens = newer;
+  // The newer name, which OpenAI has for chats.
+  PERIGEE_ASSIGN_OR_RETURN(const auto newer, fields.Whole("max_completion_tokens", 1, kInt32));
+  if (newer) {
+    max_tokens = newer;
+    call.max_tokens_name = "max_completion_tokens";
   }
   if (max_tokens) call.max_tokens = static_cast<uint32_t>(*max_tokens);
   PERIGEE_ASSIGN_OR_RETURN(call.temperature, fields.Number("temperature", 1, 0, 2));
@@ -370,7 +376,7 @@ absl::StatusOr<uint32_t> AnswerTokens(const CompletionCall& call, const FrontMod
                                                 " tokens. However, you requested ", prompt_tokens + wanted, " tokens (",
                                                 prompt_tokens, " in the ", param, ", ", wanted,
                                                 " in the completion). Please reduce the length of either.")),
-        param, "context_length_exceeded");
+        room > 0 ? call.max_tokens_name : param, "context_length_exceeded");
   }
   if (call.max_tokens) return *call.max_tokens;
   return static_cast<uint32_t>(chat ? room : std::min<int64_t>(room, kDefaultCompletionTokens));

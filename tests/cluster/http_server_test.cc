@@ -10,6 +10,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <thread>
@@ -19,6 +20,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "base/file.h"
+#include "cluster/scheduler/fair_queue.h"
 #include "fake_backend.h"
 #include "nlohmann/json.hpp"
 
@@ -370,6 +372,25 @@ TEST_F(HttpServerTest, MoreRequestsThanAllowedAreToldToComeAgain) {
   ASSERT_TRUE(backend_.WaitRunning(0));
   WaitRecords(3);  // Its place is free when it has been told of.
   EXPECT_EQ(Client().Post("/v1/completions", Body(""), "application/json")->status, 200);
+}
+
+TEST_F(HttpServerTest, MoreSamplesThanTheClusterCanGiveAreAnErrorAboutN) {
+  std::atomic<uint32_t> most = 3;
+  options_.most_samples = [&most] { return most.load(); };
+  StartServer();
+  const auto [status, error] = Failure(Post("/v1/completions", Body(R"("n":4)")));
+  EXPECT_EQ(status, 400);
+  EXPECT_EQ(error.at("param"), "n");
+  EXPECT_THAT(error.at("message").get<std::string>(), HasSubstr("from 1 to 3"));
+  EXPECT_EQ(Client().Post("/v1/completions", Body(R"("n":3)"), "application/json")->status, 200);
+  most = 0;  // No node has said anything yet.
+  EXPECT_EQ(Client().Post("/v1/completions", Body(R"("n":4)"), "application/json")->status, 200);
+}
+
+TEST(HttpServerOptionsTest, TheFrontDoorLetsInWhatTheClustersQueueMayHold) {
+  const HttpServerOptions http;
+  EXPECT_GT(http.max_requests, FairQueueOptions().max_waiting);
+  EXPECT_GT(http.max_connections, http.max_requests);
 }
 
 TEST_F(HttpServerTest, MoreConnectionsThanAllowedAreToldToComeAgain) {

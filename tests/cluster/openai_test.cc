@@ -130,9 +130,11 @@ TEST(OpenAiTest, WhatIsNotSupportedIsRefusedByName) {
     EXPECT_EQ(ErrorOf(status).at("type"), "invalid_request_error");
     EXPECT_EQ(ToApiError(status).http_status, 400);
   }
-  for (const std::string field : {R"("suffix":"x")", R"("echo":true)", R"("best_of":3)", R"("logprobs":1)"}) {
+  for (const std::string field :
+       {R"("suffix":"x")", R"("echo":true)", R"("best_of":3)", R"("logprobs":1)", R"("logprobs":0)"}) {
     EXPECT_EQ(ErrorOf(Completion(field).status()).at("code"), "unsupported_parameter") << field;
   }
+  EXPECT_TRUE(Completion(R"("logprobs":false)").ok());
 }
 
 TEST(OpenAiTest, WrongValuesAreErrorsThatNameTheField) {
@@ -240,6 +242,29 @@ TEST_F(BackendRequestsTest, AnswersGetOpenAisDefaultsAndWhatThereIsRoomFor) {
   EXPECT_EQ(ToApiError(too_many.status()).http_status, 400);
   EXPECT_THAT(std::string(too_many.status().message()), HasSubstr("100"));
   EXPECT_EQ(ErrorOf(Make(Prompt(prompt + ",5,5,5,5,5]")).status()).at("code"), "context_length_exceeded");
+}
+
+TEST_F(BackendRequestsTest, AContextThatIsTooSmallNamesTheFieldThatIsToShrink) {
+  const auto param = [&](const std::string& fields, Endpoint endpoint) {
+    return ErrorOf(Make(ParseCompletionCall(absl::StrCat(R"({"model":"m",)", fields, "}"), endpoint)).status())
+        .at("param");
+  };
+  const std::string message = R"("messages":[{"role":"user","content":"hi"}])";
+  EXPECT_EQ(param(R"("prompt":"x","max_tokens":101)", Endpoint::kCompletions), "max_tokens");
+  EXPECT_EQ(param(message + R"(,"max_tokens":101)", Endpoint::kChatCompletions), "max_tokens");
+  EXPECT_EQ(param(message + R"(,"max_completion_tokens":101)", Endpoint::kChatCompletions), "max_completion_tokens");
+  std::string ids = "[5";
+  for (int i = 1; i < 100; ++i) ids += ",5";
+  EXPECT_EQ(param("\"prompt\":" + ids + "]", Endpoint::kCompletions), "prompt");
+  EXPECT_EQ(param("\"prompt\":" + ids + "],\"max_tokens\":1", Endpoint::kCompletions), "prompt");
+}
+
+TEST_F(BackendRequestsTest, BothNamesOfTheAnswersLengthCountAtBothEndpoints) {
+  for (const std::string fields :
+       {R"("max_tokens":7)", R"("max_completion_tokens":7)", R"("max_tokens":3,"max_completion_tokens":7)"}) {
+    EXPECT_EQ((*Make(Completion(fields)))[0].max_tokens, 7u) << fields;
+    EXPECT_EQ((*Make(Chat(fields)))[0].max_tokens, 7u) << fields;
+  }
 }
 
 TEST_F(BackendRequestsTest, OtherModelsAndUnknownTokensAreRefused) {

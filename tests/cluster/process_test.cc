@@ -3,9 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 
 #include "absl/strings/match.h"
@@ -229,6 +231,19 @@ TEST_F(ProcessTest, WaitForTerminationSeesASignalAndADeadline) {
   EXPECT_TRUE(WaitForTermination(absl::Now() + kDeadline));
   ::kill(::getpid(), SIGINT);
   EXPECT_TRUE(WaitForTermination());
+}
+
+TEST(DescriptorLimitTest, IsRaisedAsFarAsAllowed) {
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  const rlimit low = {.rlim_cur = std::min<rlim_t>(256, before.rlim_max), .rlim_max = before.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &low), 0);
+  RaiseDescriptorLimit();
+  rlimit raised{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &raised), 0);
+  EXPECT_EQ(raised.rlim_cur, std::min<rlim_t>(65536, before.rlim_max));
+  EXPECT_EQ(raised.rlim_max, before.rlim_max);
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
 }
 
 TEST(SelfExecutableTest, IsThisProgram) {

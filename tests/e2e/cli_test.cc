@@ -117,7 +117,16 @@ TEST_F(CliTest, AWrongCommandLineExitsWithTwo) {
       {"up", "--pool-mib", "0"},
       {"store"},
       {"store", "ls", "--limit", "few"},
-      {"demo"}};
+      {"demo"},
+      {"generate"},
+      {"why", "deadbeef"},
+      {"why"},
+      {"cluster", "placement", "zz"},
+      {"store", "rm"},
+      {"store", "gc", "--store", "s1"},
+      {"model", "calibrate", kModel, "--method", "given"},
+      {"serve", "gateway", "--max-requests", "0"},
+      {"serve", "gateway", "--max-body-mib", "0"}};
   for (const auto& arguments : wrong) {
     const Ran ran = Perigee(arguments);
     EXPECT_EQ(ran.exit_code, 2) << ::testing::PrintToString(arguments) << ran.out << ran.err;
@@ -137,7 +146,6 @@ TEST_F(CliTest, WithoutAClusterTheMissingFileIsNamed) {
   }
   ASSERT_TRUE(WriteFileAtomically(home_.path() + "/cluster.json", "{\"store\":").ok());
   ExpectFailure(Perigee({"generate", "--prompt", "x"}), "cluster.json");
-  ExpectFailure(Perigee({"generate"}), "--prompt");
   ExpectFailure(Perigee({"generate", "--prompt-file", "/no/such/prompt"}), "/no/such/prompt");
 }
 
@@ -424,10 +432,7 @@ TEST_F(RunningTest, StoreVerbsListCountAndRemove) {
   EXPECT_EQ(why[0]["reason"], "deleted");
   EXPECT_GT(why[0]["when_unix_us"], 0);
   EXPECT_EQ(why[3]["stored"], true);
-  ExpectFailure(Perigee({"why", key.substr(0, 20)}), "64 hexadecimal digits");
-  ExpectFailure(Perigee({"store", "rm"}), "--all");
   EXPECT_EQ(Perigee({"store", "rm", "--all"}).exit_code, 4) << "nobody to ask";
-  ExpectFailure(Perigee({"store", "rm", ""}), "empty");
   EXPECT_EQ(Perigee({"store", "rm", "--all", "--tenant", "librarian", "--yes"}).exit_code, 0);
   EXPECT_TRUE(JsonOf({"store", "ls", "--tenant", "librarian"}).empty());
 }

@@ -45,7 +45,18 @@ class Arguments(unittest.TestCase):
         for argument in arguments[2:]:
             self.assertRegex(argument, r"^--[a-z-]+(=.+)?$", where)
             self.assertIn(argument.split("=")[0], self.flags[role], f"{where}: serve {role} has no such flag")
+        self.check_addresses(where, role, dict(a[2:].split("=", 1) for a in arguments[2:] if "=" in a))
         return role
+
+    def check_addresses(self, where, role, values):
+        """What is told to the others is where somebody listens."""
+        if "listen" not in values:
+            return
+        self.assertEqual(values["listen"].split(":")[0], "0.0.0.0", where)
+        grpc = values["admin-listen"] if role == "gateway" else values["listen"]
+        host, port = values["advertise"].rsplit(":", 1)
+        self.assertNotIn(host, ("", "0.0.0.0", "127.0.0.1", "localhost"), where)
+        self.assertEqual(grpc, f"0.0.0.0:{port}", where)
 
     def test_compose(self):
         compose = yaml.safe_load((DEPLOY / "docker-compose.yml").read_text())
@@ -124,6 +135,9 @@ class Arguments(unittest.TestCase):
             for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
                 self.assertIn(container[probe]["httpGet"]["port"], ports, f"{path}: {probe}")
             self.assertLessEqual({"cpu", "memory"}, set(container["resources"]["requests"]), path)
+            startup = container["startupProbe"]
+            if container["image"].startswith("perigee"):  # Large models take their time.
+                self.assertGreaterEqual(startup["periodSeconds"] * startup["failureThreshold"], 20 * 60, path)
             for mount in container["volumeMounts"]:
                 self.assertIn(mount["name"], volumes, path)
             if not container["image"].startswith("perigee"):
@@ -163,6 +177,7 @@ class Arguments(unittest.TestCase):
         for line in (DEPLOY / "Dockerfile").read_text().splitlines():
             if line.startswith("COPY ") and "--from" not in line:
                 self.assertTrue((SOURCE / line.split()[1]).exists(), line)
+        self.assertIn("cp build/release/model/libperigee_sentencepiece.so /out/bin/", (DEPLOY / "Dockerfile").read_text())
         self.assertIn("\nUSER 10001\n", (DEPLOY / "Dockerfile").read_text())
 
     def test_dashboard_panels_are_whole(self):

@@ -271,7 +271,7 @@ TEST_F(ObservabilityTest, ARequestThatNobodyRemembersIsAnError) {
   EXPECT_EQ(ran.exit_code, 3);
   EXPECT_THAT(ran.err, HasSubstr("never-seen"));
   const Ran wrong = RunProgram({"trace", "no id", "--admin", "127.0.0.1:1"}, home_.path());
-  EXPECT_EQ(wrong.exit_code, 1);
+  EXPECT_EQ(wrong.exit_code, 2);
   EXPECT_THAT(wrong.err, HasSubstr("no request id"));
 }
 

@@ -1,6 +1,7 @@
 // The operator's verbs against a small cluster of real processes: two stores, a prefill node, a decode node, a gateway.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <httplib.h>
 #include <sys/stat.h>
 
 #include <fstream>
@@ -36,7 +37,7 @@ class OperatorTest : public ::testing::Test {
                  "--credentials", Path("credentials")});
     }
     Start("p1", {"prefill", "--model", kModel, "--pool-mib", "32"});
-    Start("d1", {"decode", "--model", kModel, "--pool-mib", "32"});
+    Start("d1", {"decode", "--model", kModel, "--pool-mib", "32", "--max-sequences", "4"});
     Start("g1", {"gateway", "--model", kModel});
     Write("cluster.json", Json({{"admin", {"127.0.0.1:1", address_["s1"], address_["s2"]}},
                                 {"store", address_["s1"]},
@@ -153,6 +154,21 @@ TEST_F(OperatorTest, NodesAndStatusShowEveryProcess) {
   EXPECT_EQ(JsonOf({"cluster", "nodes", "--admin", gateway, "--store-secret-file", Path("secret")}).size(), 5u);
 }
 
+TEST_F(OperatorTest, MoreAnswersThanANodeGivesAtOnceAreRefusedByTheGateway) {
+  httplib::Client client("http://" + address_["g1"]);
+  const auto ask = [&](int n) {
+    const Json body = {{"model", "podling"}, {"prompt", "x"}, {"max_tokens", 1}, {"n", n}};
+    return client.Post("/v1/completions", body.dump(), "application/json");
+  };
+  const auto few = ask(4), many = ask(5);
+  ASSERT_TRUE(few && many);
+  EXPECT_EQ(few->status, 200) << few->body;
+  EXPECT_EQ(many->status, 400) << many->body;
+  const Json error = Json::parse(many->body, nullptr, false).at("error");
+  EXPECT_EQ(error.at("param"), "n");
+  EXPECT_EQ(error.at("message"), "\"n\" is 5; a whole number from 1 to 4 is needed");
+}
+
 TEST_F(OperatorTest, WithoutTheSecretNobodyIsObeyed) {
   for (const char* id : {"s1", "p1"}) {
     ExpectExit(1, {"cluster", "drain", "s2", "--admin", address_[id]}, "secret");
@@ -165,14 +181,28 @@ TEST_F(OperatorTest, ExitCodesSayWhatHappened) {
   ExpectExit(2, {"store", "pin", "--replicas", "99", "--all"});
   ExpectExit(kNotFound, {"cluster", "drain", "nobody"}, "s1, s2");
   ExpectExit(kNotFound, {"config", "show", "nobody"});
-  ExpectExit(kNotFound, {"store", "rm", "zz", "--yes"}, "zz");
+  ExpectExit(kNotFound, {"store", "rm", "0123456789abcdef", "--yes"}, "0123456789abcdef");
   ExpectExit(kNotFound, {"why", std::string(64, '0')});
   ExpectExit(kNotFound, {"context", "show", "nothing"}, "nothing");
   ExpectExit(kRefused, {"store", "rm", "--all"}, "--yes");
   ExpectExit(kRefused, {"cluster", "drain", "s1", "s2"}, "no serving store");
   ExpectExit(kRefused, {"cluster", "drain", "g1"}, "SIGTERM");
   ExpectExit(kRefused, {"cluster", "remove", "s1", "--yes"}, "only copies");
-  ExpectExit(1, {"store", "get", "", "-o", Path("x")}, "empty");
+  EXPECT_FALSE(Stored().empty());
+}
+
+TEST_F(OperatorTest, WhatCannotBeMeantIsAWrongCommandLine) {
+  const std::string too_long(65, 'a');
+  ExpectExit(2, {"store", "get", "", "-o", Path("x")}, "empty");
+  ExpectExit(2, {"store", "rm", "zz", "--yes"}, "64 hexadecimal digits");
+  ExpectExit(2, {"store", "pin", too_long}, too_long);
+  ExpectExit(2, {"store", "rm"}, "--all");
+  ExpectExit(2, {"store", "rm", "--all", "00", "--yes"}, "--all");
+  ExpectExit(2, {"store", "gc", "--store", "s1"}, "--store");
+  ExpectExit(2, {"why", "deadbeef"}, "64 hexadecimal digits");
+  ExpectExit(2, {"why"}, "--prompt");
+  ExpectExit(2, {"cluster", "placement", "zz"}, "64 hexadecimal digits");
+  ExpectExit(2, {"cluster", "placement"}, "--group");
   EXPECT_FALSE(Stored().empty());
 }
 
@@ -335,11 +365,49 @@ TEST_F(OperatorTest, AContextIsComputedPinnedAndForgotten) {
   const Json listed = JsonOf({"context", "ls"});
   ASSERT_EQ(listed.size(), 1u);
   EXPECT_EQ(listed[0].at("stored_blocks"), listed[0].at("blocks"));
+  const size_t planes = JsonOf({"store", "ls", "--tenant", "lib"}).size();
+  EXPECT_EQ(listed[0].at("planes"), planes);
+  EXPECT_EQ(listed[0].at("pinned_planes"), planes);
+  EXPECT_EQ(listed[0].at("pin"), "soft");
   EXPECT_EQ(JsonOf({"context", "show", "river"}).at("keys").size(), added.at("blocks"));
   for (const Json& plane : JsonOf({"store", "ls", "--tenant", "lib"})) EXPECT_EQ(plane.at("pin"), "soft");
+  // What counts is what the stores say.
+  const Json shown = JsonOf({"context", "show", "river"});
+  JsonOf({"store", "pin", shown.at("keys")[0], "--hard"});
+  EXPECT_EQ(JsonOf({"context", "ls"})[0].at("pin"), "mixed");
+  JsonOf({"store", "unpin", "--all", "--tenant", "lib"});
+  EXPECT_EQ(JsonOf({"context", "ls"})[0].at("pin"), "none");
+  EXPECT_EQ(JsonOf({"context", "ls"})[0].at("pinned_planes"), 0);
+  EXPECT_EQ(JsonOf({"context", "ls"})[0].at("asked_pin"), "soft");
+  EXPECT_THAT(Perigee({"context", "ls"}).out, HasSubstr(absl::StrCat("none, 0 of ", planes, " planes")));
   ExpectExit(kRefused, {"context", "rm", "river"}, "--yes");
   JsonOf({"context", "rm", "river", "--yes"});
   EXPECT_TRUE(JsonOf({"context", "ls"}).empty());
+}
+
+TEST_F(OperatorTest, AskingAStoreNeedsItsControlPlaneOnly) {
+  // Its data port is where nobody listens.
+  auto store = cluster::ChildProcess::Start(
+      PERIGEE_PROGRAM,
+      {"serve", "store", "--dram-mib", "8", "--listen", "127.0.0.1:0", "--advertise-host", "127.0.0.9"},
+      Path("mute.log"));
+  ASSERT_TRUE(store.ok()) << store.status();
+  const auto address = store->WaitReady(absl::Seconds(60));
+  ASSERT_TRUE(address.ok()) << address.status();
+  const auto at = [&](std::vector<std::string> verb) {
+    verb.insert(verb.end(), {"--store", *address});
+    return verb;
+  };
+  EXPECT_EQ(JsonOf(at({"store", "stat"})).at("stores")[0].at("answers"), true);
+  EXPECT_TRUE(JsonOf(at({"store", "ls"})).empty());
+  EXPECT_EQ(JsonOf(at({"store", "top", "--once", "--interval-s", "0.1"}))[0].at("answers"), true);
+  JsonOf(at({"store", "rm", "--all", "--yes"}));
+  JsonOf(at({"store", "pin", "--all"}));
+  JsonOf(at({"store", "unpin", "--all"}));
+  JsonOf(at({"store", "evict"}));
+  ExpectExit(kNotFound, at({"why", std::string(64, '0')}));
+  ExpectExit(kRefused, at({"store", "scrub"}), "disk tier");
+  ExpectExit(1, at({"store", "verify"}), "data plane");
 }
 
 TEST_F(OperatorTest, TopAndStatCountAllStores) {
@@ -379,6 +447,26 @@ TEST_F(OperatorTest, ZDrainingAStoreLosesNothing) {
   EXPECT_EQ(status.at("silent_nodes"), 1);
   ExpectExit(kRefused, {"cluster", "remove", "s9", "--yes"}, "--force");
   JsonOf({"cluster", "remove", "s9", "--yes", "--force"});
+}
+
+// After the last one: the only store left would have to give its planes to one that is not there.
+TEST_F(OperatorTest, ZzDrainingStopsWaitingWhenMovesOnlyFail) {
+  const std::set<std::string> before = Stored();
+  ASSERT_FALSE(before.empty());
+  JsonOf({"cluster", "join", "s9", "--address", "127.0.0.1:1"});
+  const Ran ran = Perigee({"cluster", "drain", "s1", "--give-up-s", "2", "--json"});
+  EXPECT_EQ(ran.exit_code, 1) << ran.out << ran.err;
+  EXPECT_THAT(ran.err, HasSubstr("s1 cannot give up its planes"));
+  EXPECT_THAT(ran.err, HasSubstr("store s9 at 127.0.0.1:1"));
+  const Json json = Json::parse(ran.out, nullptr, false);
+  ASSERT_TRUE(json.is_object()) << ran.out;
+  EXPECT_EQ(json.at("drained"), false);
+  EXPECT_EQ(json.at("stores")[0].at("planes_to_move"), before.size());
+  EXPECT_GT(json.at("stores")[0].at("failures"), 0);
+  EXPECT_THAT(json.at("stores")[0].at("last_failure").get<std::string>(), HasSubstr("s9"));
+  JsonOf({"cluster", "undrain", "s1"});
+  JsonOf({"cluster", "remove", "s9", "--yes", "--force"});
+  EXPECT_EQ(Stored(), before);
 }
 
 }  // namespace

@@ -19,6 +19,8 @@
 namespace perigee::kvstore {
 namespace {
 
+using ::testing::HasSubstr;
+
 constexpr size_t kPlaneBytes = 20000;
 constexpr uint64_t kBlocks = 3;  // Of a chain.
 
@@ -331,6 +333,7 @@ TEST_F(RebalancerTest, PlanesStayWhileTheirNewStoreIsFullAndMoveWhenItHasRoom) {
   ASSERT_TRUE(lease.ok());
   SetMap({"a", "b"}, {"a"});
   ASSERT_TRUE(Eventually([&] { return ProgressOf("a").map_epoch == 2 && ProgressOf("a").failures > 0; }));
+  EXPECT_THAT(ProgressOf("a").last_failure, HasSubstr("store b at "));
   EXPECT_EQ(Listed("a").size(), planes_.size());
   EXPECT_EQ(ProgressOf("a").planes_to_move, planes_.size());
   EXPECT_EQ(ProgressOf("a").bytes_to_move, planes_.size() * kPlaneBytes);
@@ -501,6 +504,7 @@ TEST_F(RebalancerTest, StopsWithinItsDeadlineWhenAnotherStoreDoesNotAnswer) {
                               {.id = "silent", .address = absl::StrCat("127.0.0.1:", ntohs(address.sin_port))}}});
   ASSERT_TRUE(Eventually([&] { return ProgressOf("a").planes_to_move == 1; }));
   ASSERT_TRUE(Eventually([&] { return ProgressOf("a").failures > 0; }));
+  EXPECT_THAT(ProgressOf("a").last_failure, HasSubstr("no store answers"));
   EXPECT_EQ(Listed("a").size(), 1u);
   clients_.clear();
   const absl::Time before = absl::Now();

@@ -52,10 +52,14 @@ std::vector<size_t> ShardedWriteState::Live() const {
 absl::Status ShardedWriteState::AtLive(bool at_once, const std::function<absl::Status(size_t)>& call) {
   const std::vector<size_t> live = Live();
   std::vector<absl::Status> said(live.size());
+  const auto ask = [&](size_t i) {
+    const StoreConnection::LongWait wait(targets[live[i]].store.get());
+    said[i] = call(live[i]);
+  };
   if (at_once) {
-    AtOnce(live.size(), [&](size_t i) { said[i] = call(live[i]); });
+    AtOnce(live.size(), ask);
   } else {
-    for (size_t i = 0; i < live.size(); ++i) said[i] = call(live[i]);
+    for (size_t i = 0; i < live.size(); ++i) ask(i);
   }
   absl::Status first;
   bool one_did = false;
@@ -81,8 +85,9 @@ absl::Status ShardedWriteState::AtLive(bool at_once, const std::function<absl::S
 absl::Status ShardedWriteState::CommitTo(Target& target, std::span<const pod::PlaneHeader> headers,
                                          Durability durability, absl::Duration ttl,
                                          std::vector<absl::Status>* statuses) {
-  PERIGEE_ASSIGN_OR_RETURN(*statuses,
-                           target.batch.Commit(headers, durability, ttl, static_cast<uint32_t>(std::clamp(replicas, 1, static_cast<int>(kMaxReplicas)))));
+  PERIGEE_ASSIGN_OR_RETURN(
+      *statuses, target.batch.Commit(headers, durability, ttl,
+                                     static_cast<uint32_t>(std::clamp(replicas, 1, static_cast<int>(kMaxReplicas)))));
   return absl::OkStatus();
 }
 

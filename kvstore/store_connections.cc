@@ -76,6 +76,11 @@ void StoreConnection::Note(const absl::Status& status) {
   Fail(status);
 }
 
+void StoreConnection::AskWhetherItLives() {
+  // Any answer will do; the client itself gives a store up that has none.
+  Try(/*even_if_avoided=*/true, [](StoreClient& client) { return client.Lookup({}); }).status().IgnoreError();
+}
+
 void StoreConnection::Fail(const absl::Status& status) {
   failure_ = status;
   avoid_until_ = SteadyNow() + avoid_after_failure_;
@@ -104,7 +109,32 @@ StoreConnections::StoreConnections(std::shared_ptr<StoreDirectory> directory, tr
     : directory_(std::move(directory)),
       engine_(engine),
       options_(std::move(options)),
-      avoid_after_failure_(avoid_after_failure) {}
+      avoid_after_failure_(avoid_after_failure) {
+  if (options_.answer_deadline < options_.call_deadline) watcher_ = std::thread([this] { Watch(); });
+}
+
+StoreConnections::~StoreConnections() {
+  {
+    absl::MutexLock lock(&mu_);
+    stopping_ = true;
+  }
+  if (watcher_.joinable()) watcher_.join();
+}
+
+void StoreConnections::Watch() {
+  for (;;) {
+    std::vector<std::shared_ptr<StoreConnection>> awaited;
+    {
+      absl::MutexLock lock(&mu_);
+      if (mu_.AwaitWithTimeout(absl::Condition(&stopping_), options_.answer_deadline / 2)) return;
+      if (view_ == nullptr) continue;
+      for (const auto& store : view_->connections) {
+        if (store->awaited()) awaited.push_back(store);
+      }
+    }
+    AtOnce(awaited.size(), [&](size_t i) { awaited[i]->AskWhetherItLives(); });
+  }
+}
 
 std::shared_ptr<const StoreView> StoreConnections::Current() {
   std::shared_ptr<const StoreMap> map = directory_->Get();

@@ -11,6 +11,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -61,6 +62,20 @@ class StoreConnection {
   // For batches, leases and fetches of the client, which are called without Try: takes an error's share of it.
   void Note(const absl::Status& status);
 
+  // As long as one lives, calls or transfers that may take long are under way: meanwhile the store is asked now and
+  // then whether it lives. Where it does not, its client gives up all that is under way.
+  class LongWait {
+   public:
+    explicit LongWait(StoreConnection* store) : store_(store) { ++store_->long_waits_; }
+    ~LongWait() { --store_->long_waits_; }
+    LongWait(const LongWait&) = delete;
+
+   private:
+    StoreConnection* const store_;
+  };
+  bool awaited() const { return long_waits_ > 0; }
+  void AskWhetherItLives();
+
   void CountFailover() { ++failovers_; }
   uint64_t failovers() const { return failovers_; }
   bool failing() const;
@@ -78,6 +93,7 @@ class StoreConnection {
   std::unique_ptr<StoreClient> client_;  // Null where the address is none.
   absl::Status no_client_;
   std::atomic<uint64_t> failovers_{0};
+  std::atomic<int> long_waits_{0};
 
   mutable absl::Mutex mu_;
   absl::Status failure_ ABSL_GUARDED_BY(mu_);  // Not OK until the store has answered again.
@@ -102,6 +118,7 @@ class StoreConnections {
  public:
   StoreConnections(std::shared_ptr<StoreDirectory> directory, transport::Context* engine, ClientOptions options,
                    absl::Duration avoid_after_failure);
+  ~StoreConnections();
 
   // Of the directory's map of now. A store whose address has changed gets a new client; what was made by the old one
   // lives on.
@@ -123,6 +140,8 @@ class StoreConnections {
   };
   std::shared_ptr<const StoreView> Rebuild(std::shared_ptr<const StoreMap> map) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::shared_ptr<StoreConnection> Make(const StoreEntry& store) const;
+  // Asks those that are awaited whether they live.
+  void Watch();
 
   const std::shared_ptr<StoreDirectory> directory_;
   transport::Context* const engine_;
@@ -134,6 +153,8 @@ class StoreConnections {
   absl::Mutex mu_;
   std::shared_ptr<const StoreView> view_ ABSL_GUARDED_BY(mu_);
   std::vector<std::weak_ptr<StoreConnection>> leaving_ ABSL_GUARDED_BY(mu_);  // Kept by leases, batches and calls only.
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  std::thread watcher_;  // None where clients do not tell hanging from slow.
 };
 
 }  // namespace perigee::kvstore::internal

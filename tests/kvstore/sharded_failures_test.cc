@@ -379,6 +379,33 @@ TEST_F(ShardedFailuresTest, AnErrorIsToldWhenNothingMovesAnyMoreAtAnyStore) {
   EXPECT_LT(took, absl::Seconds(8));
 }
 
+TEST_F(ShardedFailuresTest, AStoreThatStallsInTheMiddleOfAWriteHoldsItNoLongerThanItsAnswersMayTake) {
+  ServerProcess stalled(0, 16 << 20, "");
+  const auto server = StartServer();
+  ShardedStoreOptions options = Quick(absl::Seconds(60));
+  options.client.answer_deadline = absl::Milliseconds(500);
+  for (const bool in_put : {true, false}) {
+    const std::vector<TestPlane> planes = Planes(in_put ? 0 : 10, 2, 500000);
+    Use({stalled.said(), server->address()}, options);
+    const pod::BlockKey root = RootOf(map_, {0, 1});
+    auto batch = ReserveAndPut(*sharded_, root, planes, 2);
+    ASSERT_TRUE(batch.ok()) << batch.status();
+    EXPECT_TRUE(batch->WaitForPuts().ok());
+    stalled.Stop();
+    const absl::Time start = absl::Now();
+    if (in_put) {
+      EXPECT_TRUE(batch->Put(0, 0, planes[0].payload).ok());
+      EXPECT_TRUE(batch->WaitForPuts().ok());
+    }
+    const auto statuses = batch->Commit(HeadersOf(planes));
+    EXPECT_LT(absl::Now() - start, absl::Seconds(20));
+    ASSERT_TRUE(statuses.ok()) << statuses.status();
+    EXPECT_THAT(*statuses, Each(absl::OkStatus()));
+    for (size_t i = 0; i < planes.size(); ++i) EXPECT_EQ(batch->replicas_written(i), 1);
+    stalled.Continue();
+  }
+}
+
 TEST_F(ShardedFailuresTest, AStoreThatStallsAnswersAgainAndIsUsedAgain) {
   ServerProcess stalled(0, 16 << 20, "");
   const auto server = StartServer();

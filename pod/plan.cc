@@ -131,9 +131,9 @@ absl::Status Plan::CheckModel(const KvShape& shape, const Digest& model_fingerpr
                                                       ": make a plan for this model with 'perigee model calibrate'"));
   }
   if (model_fingerprint != model_fingerprint_) {
-    return absl::FailedPreconditionError(absl::StrCat("the plan is for model ", ToHex(model_fingerprint_).substr(0, 16),
-                                                      "..., this model is ", ToHex(model_fingerprint).substr(0, 16),
-                                                      "...: make a plan for this model with 'perigee model calibrate'"));
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the plan is for model ", ToHex(model_fingerprint_).substr(0, 16), "..., this model is ",
+        ToHex(model_fingerprint).substr(0, 16), "...: make a plan for this model with 'perigee model calibrate'"));
   }
   return absl::OkStatus();
 }

@@ -49,9 +49,16 @@ class RemoteTierTest : public ::testing::Test {
             "--remote-create", "--credentials", credentials_};
   }
   std::vector<std::string> NodeArguments(const std::string& role, const std::string& store) {
-    return {
-        role,         "--store", store, "--store-secret-file", secret_, "--model", PERIGEE_SOURCE_DIR "/models/podling",
-        "--no-keep-planes", "--pool-mib", "64"};
+    return {role,
+            "--store",
+            store,
+            "--store-secret-file",
+            secret_,
+            "--model",
+            PERIGEE_SOURCE_DIR "/models/podling",
+            "--no-keep-planes",
+            "--pool-mib",
+            "64"};
   }
   Json Generate(const std::string& store, const std::string& prefill, const std::string& decode) {
     const std::string file = home_.path() + "/cluster.json";

@@ -17,8 +17,8 @@
 #include "base/status.h"
 #include "kvstore/registered_pool.h"
 #include "model/served_model.h"
-#include "node/tensor_parallel.h"
 #include "node/reuse.h"
+#include "node/tensor_parallel.h"
 #include "transport/collective/ucx_collective.h"
 
 namespace perigee {

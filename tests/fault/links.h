@@ -2,8 +2,9 @@
 // move scattered pieces, and tell right bytes from wrong ones.
 //
 // A region is cut in pieces, short and long in turns, with gaps between them: short ones travel together with their
-// messages, long ones by rendezvous. Transfers touch the pieces only; the gaps show whether anything was written that nobody asked for. Bytes are a function of seed and offset in
-// the region, so that a wrong, stale or displaced byte is seen as such.
+// messages, long ones by rendezvous. Transfers touch the pieces only; the gaps show whether anything was written that
+// nobody asked for. Bytes are a function of seed and offset in the region, so that a wrong, stale or displaced byte is
+// seen as such.
 #ifndef PERIGEE_TESTS_FAULT_LINKS_H_
 #define PERIGEE_TESTS_FAULT_LINKS_H_
 

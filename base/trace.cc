@@ -86,13 +86,8 @@ void Span::End() {
 
 void TraceInstant(absl::string_view name) {
   if (internal::current_request == nullptr) return;
-  const int64_t now_us = NowUs();
-  ProcessTrace().Add({.request_id = *internal::current_request,
-                      .name = std::string(name),
-                      .begin_unix_us = now_us,
-                      .end_unix_us = now_us,
-                      .thread = internal::ThreadNumber(),
-                      .attributes = {}});
+  const absl::Time now = SteadyNow();
+  TracePast(name, now, now);
 }
 
 void TracePast(absl::string_view name, absl::Time begin, absl::Time end) {

@@ -10,7 +10,7 @@ Reuse LongestUsablePrefix(const pod::Layout& layout, int64_t tokens, const std::
   const int block_tokens = layout.block_tokens();
   const pod::Window& window = layout.plan().window();
   Reuse reuse;
-  size_t distant = 0;
+  size_t& distant = reuse.distant_blocks;
   while (distant < blocks.size() && blocks[distant].distant) ++distant;
   if (distant < blocks.size()) reuse.ended_because = absl::StrCat("block ", distant, ": ", blocks[distant].missing);
 

@@ -24,6 +24,8 @@ struct StoredBlock {
 
 struct Reuse {
   size_t blocks = 0;  // Leading blocks to fetch instead of computing.
+  size_t distant_blocks =
+      0;  // Leading blocks whose distant planes are there: what the prompt has in common with others.
   std::string ended_because;
 };
 

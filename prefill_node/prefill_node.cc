@@ -99,9 +99,7 @@ absl::Status PrefillNode::Store(const v1::PrefillRequest& request, absl::Time de
       const pod::Layout& layout = node_->model().layout();
       const node::Reuse reuse = node::LongestUsablePrefix(layout, prompt.cached, stored.blocks);
       // Where this prompt leaves what an earlier one had in common with it, others will too.
-      const auto common = std::find_if_not(stored.blocks.begin(), stored.blocks.end(),
-                                           [](const node::StoredBlock& block) { return block.distant; });
-      prompt.branch_points.push_back((common - stored.blocks.begin()) * layout.block_tokens());
+      prompt.branch_points.push_back(static_cast<int64_t>(reuse.distant_blocks) * layout.block_tokens());
       {
         // What somebody else is computing already will be stored soon; then this looks again.
         const Span span("claim");

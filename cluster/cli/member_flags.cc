@@ -36,6 +36,10 @@ absl::Status Await(absl::FunctionRef<absl::Status()> call) {
 
 std::string HostOf(const std::string& address) { return address.substr(0, address.rfind(':')); }
 
+std::string UnderHostOf(const std::string& told, const std::string& listening) {
+  return absl::StrCat(HostOf(told), listening.substr(listening.rfind(':')));
+}
+
 bool IsWildcard(const std::string& address) {
   const std::string host = HostOf(address);
   return host.empty() || host == "0.0.0.0" || host == "[::]" || host == "::";

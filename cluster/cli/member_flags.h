@@ -15,6 +15,8 @@ namespace perigee::cli {
 
 // Of host:port. "" is every address of the machine, as "0.0.0.0" and "[::]" are.
 std::string HostOf(const std::string& address);
+// The port of `listening` under the host of `told`: what others are told of a server on all addresses.
+std::string UnderHostOf(const std::string& told, const std::string& listening);
 bool IsWildcard(const std::string& address);  // Nobody can connect to it under that name.
 bool IsLoopback(const std::string& address);  // Only this machine can.
 

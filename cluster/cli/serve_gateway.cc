@@ -86,14 +86,14 @@ absl::StatusOr<std::string> HttpAddress(const Options& o, const std::string& lis
                                                       ", which others cannot connect to: say with --advertise-http "
                                                       "where, or with --advertise under which name all of it is"));
   }
-  return absl::StrCat(HostOf(self), listening.substr(listening.rfind(':')));
+  return UnderHostOf(self, listening);
 }
 
 // Answers to one prompt that every decode node of now can give at once: whichever gets the request takes all of them.
 uint32_t MostSamples(const cluster::NodeSet& nodes) {
   uint32_t most = 0;
   for (const auto& node : nodes.Usable(cluster::Role::kDecode)) {
-    const uint32_t here = node->info().load().max_running();
+    const uint32_t here = node->info()->load().max_running();
     if (here > 0) most = most == 0 ? here : std::min(most, here);
   }
   return most;

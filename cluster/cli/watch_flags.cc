@@ -40,8 +40,7 @@ absl::StatusOr<std::unique_ptr<cluster::MetricsServer>> WatchFlags::Serve(
 std::string MetricsAddress(const cluster::MetricsServer* server, const std::string& node_address) {
   if (server == nullptr) return "";
   const std::string& bound = server->address();
-  if (!IsWildcard(bound)) return bound;
-  return absl::StrCat(HostOf(node_address), bound.substr(bound.rfind(':')));
+  return IsWildcard(bound) ? UnderHostOf(node_address, bound) : bound;
 }
 
 }  // namespace perigee::cli

@@ -32,20 +32,21 @@ bool ClusterBackend::Fits(const v1::NodeInfo& info) const {
 
 absl::StatusOr<std::shared_ptr<const ClusterModel>> ClusterBackend::Model() {
   std::vector<std::shared_ptr<NodeHandle>> decode = nodes_->Usable(Role::kDecode);
-  const auto other = std::find_if(decode.begin(), decode.end(), [&](const auto& n) { return !Fits(n->info()); });
-  const std::string other_id = other == decode.end() ? "" : (*other)->id();
-  std::erase_if(decode, [this](const auto& node) { return !Fits(node->info()); });
+  const std::shared_ptr<NodeHandle> any = decode.empty() ? nullptr : decode.front();
+  std::erase_if(decode, [this](const auto& node) { return !Fits(*node->info()); });
   absl::MutexLock lock(&mu_);
   // It stays what it is as long as anybody serves it: nodes of a new model wait until the old ones are gone.
-  const bool served = model_ != nullptr && std::any_of(decode.begin(), decode.end(),
-                                                       [&](const auto& node) { return Serves(node->info(), *model_); });
+  const bool served = model_ != nullptr && std::any_of(decode.begin(), decode.end(), [&](const auto& node) {
+                        return Serves(*node->info(), *model_);
+                      });
   if (served || (model_ != nullptr && decode.empty())) return model_;
-  if (!other_id.empty() && decode.empty()) {
+  if (any != nullptr && decode.empty()) {
     return absl::UnavailableError(
-        absl::StrCat("decode node ", other_id, " has another tokenizer than this gateway: give both the same model"));
+        absl::StrCat("decode node ", any->id(), " has another tokenizer than this gateway: give both the same model"));
   }
   if (decode.empty()) return absl::UnavailableError(kNoDecodeNode);
-  const v1::NodeInfo info = decode.front()->info();
+  const std::shared_ptr<const v1::NodeInfo> told = decode.front()->info();
+  const v1::NodeInfo& info = *told;
   PERIGEE_ASSIGN_OR_RETURN(const pod::Plan plan, pod::Plan::Parse(info.plan_json()));
   PERIGEE_ASSIGN_OR_RETURN(pod::Layout layout, pod::Layout::Create(plan, static_cast<int>(info.block_tokens())));
   if (info.model_fingerprint().size() != sizeof(Digest)) {
@@ -60,7 +61,10 @@ absl::StatusOr<std::shared_ptr<const ClusterModel>> ClusterBackend::Model() {
 
 std::vector<std::shared_ptr<NodeHandle>> ClusterBackend::Nodes(Role role, const ClusterModel& model) const {
   std::vector<std::shared_ptr<NodeHandle>> nodes = nodes_->Usable(role);
-  std::erase_if(nodes, [&](const auto& node) { return !Serves(node->info(), model) || !Fits(node->info()); });
+  std::erase_if(nodes, [&](const auto& node) {
+    const std::shared_ptr<const v1::NodeInfo> info = node->info();
+    return !Serves(*info, model) || !Fits(*info);
+  });
   return nodes;
 }
 
@@ -99,7 +103,7 @@ absl::StatusOr<BackendUsage> ClusterBackend::Complete(const BackendRequest& requ
   const auto look_for_places = [&] {
     size_t places = 0;
     for (const auto& node : Nodes(Role::kDecode, *model))
-      places += std::max<uint32_t>(node->info().load().max_running(), 1);
+      places += std::max<uint32_t>(node->info()->load().max_running(), 1);
     if (places > 0) queue_.SetPlaces(places);  // Without nodes just now: as before.
   };
   look_for_places();

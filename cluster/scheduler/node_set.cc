@@ -34,14 +34,14 @@ NodeHandle::~NodeHandle() {
   mu_.Await(absl::Condition(&ended));
 }
 
-v1::NodeInfo NodeHandle::info() const {
+std::shared_ptr<const v1::NodeInfo> NodeHandle::info() const {
   absl::MutexLock lock(&mu_);
   return info_;
 }
 
 bool NodeHandle::usable() const {
   absl::MutexLock lock(&mu_);
-  return !failed_ && !info_.load().draining() && absl::Now() - last_answer_ < options_.gone_after;
+  return !failed_ && !info_->load().draining() && absl::Now() - last_answer_ < options_.gone_after;
 }
 
 bool NodeHandle::gone() const {
@@ -77,7 +77,7 @@ void NodeHandle::Answered(const absl::Status& status, const v1::NodeInfo& info) 
   question_->ended = true;
   failed_ = !status.ok();
   if (!status.ok()) return;
-  info_ = info;
+  info_ = std::make_shared<v1::NodeInfo>(info);
   last_answer_ = absl::Now();
 }
 

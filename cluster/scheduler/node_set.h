@@ -39,8 +39,8 @@ class NodeHandle {
   v1::PrefillNode::Stub& prefill() { return *prefill_; }
   v1::DecodeNode::Stub& decode() { return *decode_; }
 
-  // What it said last; empty before it said anything.
-  v1::NodeInfo info() const;
+  // What it said last; empty before it said anything. Never null.
+  std::shared_ptr<const v1::NodeInfo> info() const;
   // It answers, takes new work, and no call to it has failed since.
   bool usable() const;
   // It has not answered for too long.
@@ -64,7 +64,7 @@ class NodeHandle {
   std::unique_ptr<v1::PrefillNode::Stub> prefill_;
   std::unique_ptr<v1::DecodeNode::Stub> decode_;
   mutable absl::Mutex mu_;
-  v1::NodeInfo info_ ABSL_GUARDED_BY(mu_);
+  std::shared_ptr<const v1::NodeInfo> info_ ABSL_GUARDED_BY(mu_) = std::make_shared<v1::NodeInfo>();
   absl::Time last_answer_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
   bool failed_ ABSL_GUARDED_BY(mu_) = true;                  // Until the first answer.
   std::unique_ptr<Question> question_ ABSL_GUARDED_BY(mu_);  // Null: none is open.

@@ -36,7 +36,8 @@ std::vector<node::StoredBlock> StoredBlocks(const pod::Layout& layout, size_t bl
 }
 
 NodeFigures FiguresOf(const NodeHandle& node) {
-  const v1::NodeLoad load = node.info().load();
+  const std::shared_ptr<const v1::NodeInfo> info = node.info();
+  const v1::NodeLoad& load = info->load();
   // Its own figures are a quarter of a second old at worst, and know of what others gave it; this process's know of
   // what it gave it since.
   return {.running = std::max<int>(static_cast<int>(load.running()), node.requests),

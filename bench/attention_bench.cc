@@ -159,8 +159,8 @@ void BenchDecode(Report& report, const Settings& settings, const Buffer& probe, 
   input.layout = &layout;
   input.layer = layer;
   input.q_heads = q_heads;
-  input.first_position = tokens - 1;
-  input.query_count = 1;
+  const int64_t last = tokens - 1;
+  input.positions = std::span(&last, 1);
   input.queries = queries;
 
   std::vector<uint64_t> sink(probe.bytes / kReadChunk + 1);
@@ -200,7 +200,9 @@ void BenchPrefill(Report& report, const Settings& settings) {
   kernels::AttentionInput input;
   input.layout = &layout;
   input.q_heads = heads;
-  input.query_count = tokens;
+  std::vector<int64_t> positions(static_cast<size_t>(tokens));
+  std::iota(positions.begin(), positions.end(), 0);
+  input.positions = positions;
   input.queries = queries;
   input.blocks = context.blocks;
   const double flops = 4.0 * dim * heads * layers * (0.5 * tokens * (tokens + 1.0));

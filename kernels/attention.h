@@ -9,12 +9,17 @@
 // belongs to kv head h / (q_heads / kv_heads). out[query][q_head][head_dim] float.
 //
 // A block whose keys were rotated at base_position but which stands at `position` in the request is read in place: its
-// query is rotated by the difference, once per distinct difference.
+// query is rotated by the difference, once per distinct difference. So blocks of one text can stand anywhere in
+// another, next to blocks that were computed here (arXiv 2502.15734, 2405.16444 rewrite the keys instead).
+//
+// Tokens of a block can be hidden: an overlay stands for them, a block of tokens that were computed again, each at its
+// own position. Nothing is written into the block that is hidden.
 //
 // Memory is the caller's; nothing is kept after the call. Any thread; parallel inside.
 #ifndef PERIGEE_KERNELS_ATTENTION_H_
 #define PERIGEE_KERNELS_ATTENTION_H_
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -25,8 +30,10 @@
 
 namespace perigee::kernels {
 
-// One block of a view. Blocks are given in the order of their positions, without overlap; every block but the last
-// starts and ends on a border of block_tokens (`tokens` may be less than block_tokens only in the last one).
+// Bit t of word t / 64: token t of a block is not there.
+using HiddenTokens = std::array<uint64_t, pod::kMaxBlockTokens / 64>;
+
+// One block of a view, in any order. Token t stands at position + t, or at positions[t].
 struct BlockRef {
   const std::byte* distant = nullptr;
   const std::byte* proximal =
@@ -34,6 +41,14 @@ struct BlockRef {
   int64_t position = 0;       // Of the block's first token, in the request.
   int64_t base_position = 0;  // Of the block's first token, when its keys were rotated.
   int32_t tokens = 0;
+  // Its proximal plane is not to be had: every query reads it as a far one.
+  bool far_only = false;
+  HiddenTokens hidden = {};
+  // [tokens], ascending, the first one is `position`; null: one after the other. Keys were rotated at these positions,
+  // base_position is `position`.
+  const int64_t* positions = nullptr;
+
+  int64_t PositionOf(int32_t token) const { return positions == nullptr ? position + token : positions[token]; }
 };
 
 struct AttentionInput {
@@ -41,15 +56,14 @@ struct AttentionInput {
   const Rope* rope = nullptr;
   int layer = 0;
   int q_heads = 0;
-  int64_t first_position = 0;  // Query i stands at first_position + i and attends to positions up to its own.
-  int query_count = 0;
+  std::span<const int64_t> positions;  // Of the queries, ascending; each attends to positions up to its own.
   std::span<const float* const>
       queries;  // By layer; [layer] and, under score sharing, the lead layers of this layer's slots are read.
   std::span<const BlockRef> blocks;
 };
 
-// FAILED_PRECONDITION where a query needs a plane that is null; INVALID_ARGUMENT where the view does not reach
-// a query's own position or the blocks are out of order.
+// FAILED_PRECONDITION where a query needs a plane that is null; INVALID_ARGUMENT where the view does not hold a query's
+// own position, or a block or the positions cannot be.
 absl::Status Attend(const AttentionInput& input, float* out);
 
 }  // namespace perigee::kernels

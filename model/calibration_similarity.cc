@@ -32,26 +32,28 @@ class RecordingCache : public KvCache {
   }
   int64_t tokens() const override { return cache_.tokens(); }
   bool KeepsQueriesOf(int layer) const override { return false; }
-  absl::Status Append(int layer, int count, const float* keys, const float* values) override {
+  absl::Status Append(int layer, std::span<const int64_t> positions, const float* keys, const float* values) override {
+    const size_t count = positions.size();
     const size_t dim = static_cast<size_t>(shape_.head_dim), heads = static_cast<size_t>(shape_.kv_heads);
     for (size_t h = 0; h < heads; ++h) {
       std::vector<float>& to = keys_[static_cast<size_t>(layer) * heads + h];
       const size_t before = to.size();
-      to.resize(before + static_cast<size_t>(count) * dim);
-      for (size_t t = 0; t < static_cast<size_t>(count); ++t) {
+      to.resize(before + count * dim);
+      for (size_t t = 0; t < count; ++t) {
         std::memcpy(&to[before + t * dim], keys + (t * heads + h) * dim, dim * sizeof(float));
       }
-      kernels::RoundTrip(codec_, &to[before], static_cast<size_t>(count) * dim);
+      kernels::RoundTrip(codec_, &to[before], count * dim);
     }
-    return cache_.Append(layer, count, keys, values);
+    return cache_.Append(layer, positions, keys, values);
   }
-  absl::Status Attend(int layer, int count, std::span<const float* const> queries, float* out) override {
+  absl::Status Attend(int layer, std::span<const int64_t> positions, std::span<const float* const> queries,
+                      float* out) override {
     const float* from = queries[static_cast<size_t>(layer)];
     queries_[static_cast<size_t>(layer)].assign(
-        from, from + static_cast<size_t>(count) * static_cast<size_t>(q_heads_) * static_cast<size_t>(shape_.head_dim));
-    return cache_.Attend(layer, count, queries, out);
+        from, from + positions.size() * static_cast<size_t>(q_heads_) * static_cast<size_t>(shape_.head_dim));
+    return cache_.Attend(layer, positions, queries, out);
   }
-  void Advance(int count) override { cache_.Advance(count); }
+  void Advance(std::span<const int64_t> positions) override { cache_.Advance(positions); }
 
   // [token][dim] of one slot, rounded as stored; [query][q_head][dim] of the last chunk.
   const std::vector<float>& keys(SlotId slot) const {

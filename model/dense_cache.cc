@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/codec.h"
 
 namespace perigee::model {
@@ -16,7 +17,11 @@ DenseCache::DenseCache(const pod::Plan& plan, int round_tokens, int q_heads)
 
 bool DenseCache::KeepsQueriesOf(int layer) const { return plan_.sharing() == pod::Sharing::kScore; }
 
-absl::Status DenseCache::Append(int layer, int count, const float* keys, const float* values) {
+absl::Status DenseCache::Append(int layer, std::span<const int64_t> positions, const float* keys, const float* values) {
+  if (positions.front() != tokens_ || positions.back() != tokens_ + static_cast<int64_t>(positions.size()) - 1) {
+    return absl::InvalidArgumentError(absl::StrCat("positions ", positions.front(), " to ", positions.back(),
+                                                   " do not continue a cache of ", tokens_, " tokens"));
+  }
   const size_t dim = static_cast<size_t>(plan_.shape().head_dim);
   const size_t heads = static_cast<size_t>(plan_.shape().kv_heads);
   const auto append = [&](const float* row, std::vector<float>& to) {
@@ -24,7 +29,7 @@ absl::Status DenseCache::Append(int layer, int count, const float* keys, const f
     kernels::RoundTrip(plan_.near_codec(), rounded.data(), dim);
     to.insert(to.end(), rounded.begin(), rounded.end());
   };
-  for (size_t t = 0; t < static_cast<size_t>(count); ++t) {
+  for (size_t t = 0; t < positions.size(); ++t) {
     for (size_t h = 0; h < heads; ++h) {
       append(keys + (t * heads + h) * dim, cache_.keys[static_cast<size_t>(layer)][h]);
       append(values + (t * heads + h) * dim, cache_.values[static_cast<size_t>(layer)][h]);
@@ -33,8 +38,9 @@ absl::Status DenseCache::Append(int layer, int count, const float* keys, const f
   return absl::OkStatus();
 }
 
-absl::Status DenseCache::Attend(int layer, int count, std::span<const float* const> queries, float* out) {
-  kernels::reference::Attend(plan_, round_tokens_, layer, q_heads_, cache_, tokens_, count,
+absl::Status DenseCache::Attend(int layer, std::span<const int64_t> positions, std::span<const float* const> queries,
+                                float* out) {
+  kernels::reference::Attend(plan_, round_tokens_, layer, q_heads_, cache_, tokens_, static_cast<int>(positions.size()),
                              std::vector<const float*>(queries.begin(), queries.end()), out);
   return absl::OkStatus();
 }

@@ -20,9 +20,11 @@ class DenseCache : public KvCache {
 
   int64_t tokens() const override { return tokens_; }
   bool KeepsQueriesOf(int layer) const override;
-  absl::Status Append(int layer, int count, const float* keys, const float* values) override;
-  absl::Status Attend(int layer, int count, std::span<const float* const> queries, float* out) override;
-  void Advance(int count) override { tokens_ += count; }
+  // INVALID_ARGUMENT for positions that are not the next ones.
+  absl::Status Append(int layer, std::span<const int64_t> positions, const float* keys, const float* values) override;
+  absl::Status Attend(int layer, std::span<const int64_t> positions, std::span<const float* const> queries,
+                      float* out) override;
+  void Advance(std::span<const int64_t> positions) override { tokens_ += static_cast<int64_t>(positions.size()); }
 
  private:
   const pod::Plan plan_;

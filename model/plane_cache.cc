@@ -130,7 +130,8 @@ absl::Status PlaneCache::Grow(int count) {
   return absl::OkStatus();
 }
 
-absl::Status PlaneCache::Append(int layer, int count, const float* keys, const float* values) {
+absl::Status PlaneCache::Append(int layer, std::span<const int64_t> positions, const float* keys, const float* values) {
+  const int count = static_cast<int>(positions.size());
   if (layer == 0) PERIGEE_RETURN_IF_ERROR(Grow(count));
   PERIGEE_RETURN_IF_ERROR(Arrived(layer));  // The last block may be a fetched one that is to be filled up.
   const int block_tokens = layout_->block_tokens();
@@ -152,15 +153,15 @@ absl::Status PlaneCache::Append(int layer, int count, const float* keys, const f
   return absl::OkStatus();
 }
 
-absl::Status PlaneCache::Attend(int layer, int count, std::span<const float* const> queries, float* out) {
+absl::Status PlaneCache::Attend(int layer, std::span<const int64_t> positions, std::span<const float* const> queries,
+                                float* out) {
   PERIGEE_RETURN_IF_ERROR(Arrived(layer));
   kernels::AttentionInput input;
   input.layout = layout_;
   input.rope = rope_;
   input.layer = layer;
   input.q_heads = q_heads_;
-  input.first_position = tokens_;
-  input.query_count = count;
+  input.positions = positions;
   input.queries = queries;
   input.blocks = refs_;
   return kernels::Attend(input, out);

@@ -67,9 +67,10 @@ class PlaneCache : public KvCache {
 
   int64_t tokens() const override { return tokens_; }
   bool KeepsQueriesOf(int layer) const override { return keeps_queries_[static_cast<size_t>(layer)]; }
-  absl::Status Append(int layer, int count, const float* keys, const float* values) override;
-  absl::Status Attend(int layer, int count, std::span<const float* const> queries, float* out) override;
-  void Advance(int count) override { tokens_ += count; }
+  absl::Status Append(int layer, std::span<const int64_t> positions, const float* keys, const float* values) override;
+  absl::Status Attend(int layer, std::span<const int64_t> positions, std::span<const float* const> queries,
+                      float* out) override;
+  void Advance(std::span<const int64_t> positions) override { tokens_ += static_cast<int64_t>(positions.size()); }
 
  private:
   absl::Status Grow(int count);

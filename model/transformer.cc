@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 
 #include "base/parallel.h"
 #include "base/status.h"
@@ -52,9 +53,13 @@ Transformer::Transformer(ModelConfig config, LlamaWeights weights, TensorParalle
       weights_(std::move(weights)),
       rope_(RopeOf(config_)) {}
 
-absl::Status Transformer::Check(std::span<const int32_t> tokens, int64_t first_position) const {
+absl::Status Transformer::Check(std::span<const int32_t> tokens, std::span<const int64_t> positions) const {
   if (tokens.empty()) return absl::InvalidArgumentError("no tokens to run");
-  const int64_t end = first_position + static_cast<int64_t>(tokens.size());
+  if (positions.size() != tokens.size() || positions.front() < 0 ||
+      std::adjacent_find(positions.begin(), positions.end(), std::greater_equal<>()) != positions.end()) {
+    return absl::InvalidArgumentError(absl::StrCat(tokens.size(), " tokens need as many positions, ascending from 0"));
+  }
+  const int64_t end = positions.back() + 1;
   if (end > config_.max_positions) {
     return absl::InvalidArgumentError(absl::StrCat("positions up to ", end - 1, " are past the model's context of ",
                                                    config_.max_positions, " tokens"));
@@ -78,8 +83,17 @@ absl::Status Transformer::Forward(std::span<const int32_t> tokens, KvCache& cach
 absl::Status Transformer::ForwardBatch(std::span<BatchItem> items) const {
   std::vector<Rows> live;
   size_t n = 0;
+  std::vector<int64_t> positions;
   for (BatchItem& item : items) {
-    item.status = Check(item.tokens, item.cache->tokens());
+    if (item.positions.empty()) {
+      for (size_t t = 0; t < item.tokens.size(); ++t) {
+        positions.push_back(item.cache->tokens() + static_cast<int64_t>(t));
+      }
+    } else {
+      positions.insert(positions.end(), item.positions.begin(), item.positions.end());
+    }
+    item.status = Check(item.tokens, std::span(positions).subspan(n));
+    positions.resize(n + (item.status.ok() ? item.tokens.size() : 0));
     if (!item.status.ok()) continue;
     live.push_back({.item = &item, .begin = n, .count = item.tokens.size()});
     n += item.tokens.size();
@@ -98,11 +112,9 @@ absl::Status Transformer::ForwardBatch(std::span<BatchItem> items) const {
   // Queries by layer: kept for later layers where a cache asks for them, else dropped after their layer.
   std::vector<std::vector<float>> queries(static_cast<size_t>(config_.layers));
   std::vector<const float*> query_pointers(static_cast<size_t>(config_.layers), nullptr);
-  std::vector<int64_t> positions(n);
 
   for (const Rows& rows : live) {
     for (size_t t = 0; t < rows.count; ++t) {
-      positions[rows.begin + t] = rows.item->cache->tokens() + static_cast<int64_t>(t);
       std::memcpy(&x[(rows.begin + t) * hidden], &weights_.embed[static_cast<size_t>(rows.item->tokens[t]) * hidden],
                   hidden * sizeof(float));
     }
@@ -132,10 +144,10 @@ absl::Status Transformer::ForwardBatch(std::span<BatchItem> items) const {
       for (size_t below = 0; below <= static_cast<size_t>(l); ++below) {
         query_pointers[below] = queries[below].empty() ? nullptr : &queries[below][rows.begin * q_width];
       }
-      const int count = static_cast<int>(rows.count);
+      const std::span<const int64_t> at = std::span(positions).subspan(rows.begin, rows.count);
       absl::Status& status = rows.item->status;
-      status = cache.Append(l, count, &keys[rows.begin * kv_width], &values[rows.begin * kv_width]);
-      if (status.ok()) status = cache.Attend(l, count, query_pointers, &attended[rows.begin * q_width]);
+      status = cache.Append(l, at, &keys[rows.begin * kv_width], &values[rows.begin * kv_width]);
+      if (status.ok()) status = cache.Attend(l, at, query_pointers, &attended[rows.begin * q_width]);
       keeps_queries = keeps_queries || cache.KeepsQueriesOf(l);
     }
     if (!keeps_queries) q = {};
@@ -165,7 +177,7 @@ absl::Status Transformer::ForwardBatch(std::span<BatchItem> items) const {
   size_t wanted = 0;
   for (Rows& rows : live) {
     if (!rows.item->status.ok()) continue;
-    rows.item->cache->Advance(static_cast<int>(rows.count));
+    rows.item->cache->Advance(std::span(positions).subspan(rows.begin, rows.count));
     rows.wanted = rows.item->which == Logits::kAll ? rows.count : rows.item->which == Logits::kLast ? 1 : 0;
     std::memmove(&x[wanted * hidden], &x[(rows.begin + rows.count - rows.wanted) * hidden],
                  rows.wanted * hidden * sizeof(float));

@@ -29,9 +29,10 @@ enum class Logits {
   kAll,   // [token][vocab].
 };
 
-// One sequence's part of a batch: `tokens` at positions cache->tokens() and up.
+// One sequence's part of a batch: `tokens` at `positions`, or else at cache->tokens() and up.
 struct BatchItem {
   std::span<const int32_t> tokens;
+  std::span<const int64_t> positions = {};  // Ascending, as many as tokens; empty: the next ones.
   KvCache* cache = nullptr;
   Logits which = Logits::kNone;
   std::vector<float>* logits = nullptr;  // May be null with kNone.
@@ -56,8 +57,9 @@ class Transformer {
   // Of the whole model.
   pod::KvShape kv_shape() const { return {config_.layers, config_.kv_heads, config_.head_dim}; }
 
-  // INVALID_ARGUMENT for no tokens, token ids outside the vocabulary and positions past the model's context.
-  absl::Status Check(std::span<const int32_t> tokens, int64_t first_position) const;
+  // INVALID_ARGUMENT for no tokens, token ids outside the vocabulary and positions that do not ascend within the
+  // model's context.
+  absl::Status Check(std::span<const int32_t> tokens, std::span<const int64_t> positions) const;
 
   // Runs all items through all layers together, so that each weight is read once for all of them; every item has a
   // cache of its own. An item that fails (Check, its cache, its after_layer) does not disturb the others. The Status is

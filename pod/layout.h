@@ -25,6 +25,8 @@
 
 namespace perigee::pod {
 
+inline constexpr int kMaxBlockTokens = 128;
+
 // The values are part of the file formats.
 enum class PlaneKind : uint8_t { kDistant = 1, kProximal = 2, kSummary = 3 };
 inline constexpr std::array<PlaneKind, 3> kPlaneKinds = {PlaneKind::kDistant, PlaneKind::kProximal,
@@ -55,8 +57,8 @@ struct Section {
 
 class Layout {
  public:
-  // block_tokens: 16, 32, 64 or 128. INVALID_ARGUMENT for others, and where a section would have 4 GiB or more (headers
-  // count in u32).
+  // block_tokens: 16, 32, 64 or 128 (kMaxBlockTokens). INVALID_ARGUMENT for others, and where a section would have 4
+  // GiB or more (headers count in u32).
   static absl::StatusOr<Layout> Create(const Plan& plan, int block_tokens);
 
   const Plan& plan() const { return plan_; }

@@ -14,15 +14,23 @@
 
 namespace perigee::cluster {
 
+// A stretch of a prompt that is a context: computed alone, wherever it appears.
+struct ContextSpan {
+  int64_t begin = 0;  // Into token_ids.
+  int64_t tokens = 0;
+};
+
 struct BackendRequest {
   std::string request_id;
   std::string tenant;
   std::string salt;
-  std::vector<int32_t> token_ids;      // The whole prompt, begin-of-sequence token and all.
-  std::vector<int64_t> branch_points;  // Token positions at which other prompts are expected to go on differently.
-  uint32_t samples = 1;                // Answers to this prompt.
-  uint32_t max_tokens = 0;             // Of each answer.
-  double temperature = 0;              // 0: greedy.
+  std::vector<int32_t> token_ids;          // The whole prompt, begin-of-sequence token and all.
+  std::vector<int64_t> branch_points;      // Token positions at which other prompts are expected to go on differently.
+  std::vector<ContextSpan> contexts = {};  // Ascending, without overlap.
+  std::string repair = {};                 // model/repair.h; "": the model's default.
+  uint32_t samples = 1;                    // Answers to this prompt.
+  uint32_t max_tokens = 0;                 // Of each answer.
+  double temperature = 0;                  // 0: greedy.
   double top_p = 1;
   uint32_t top_k = 0;  // 0: off.
   uint64_t seed = 0;   // Answer i is sampled with seed + i.
@@ -42,7 +50,9 @@ struct BackendEvent {
 // What is known when a request has ended.
 struct BackendUsage {
   uint32_t prompt_tokens = 0;
-  uint32_t cached_tokens = 0;  // Prompt tokens that were not computed.
+  uint32_t cached_tokens = 0;    // Prompt tokens that were not computed.
+  uint32_t context_tokens = 0;   // Of those: as their contexts were computed alone.
+  uint32_t repaired_tokens = 0;  // Contexts' tokens that were computed again for this prompt; not among cached_tokens.
   uint32_t completion_tokens = 0;
 };
 

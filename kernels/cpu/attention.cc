@@ -33,9 +33,12 @@ absl::Status CheckShapes(const AttentionInput& in) {
     return absl::InvalidArgumentError(
         absl::StrCat("attend: ", in.q_heads, " query heads are no multiple of ", shape.kv_heads, " kv heads"));
   }
-  if (in.query_count < 0 || in.first_position < 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("attend: ", in.query_count, " queries from position ", in.first_position));
+  for (size_t i = 0; i < in.positions.size(); ++i) {
+    if (in.positions[i] < 0 || (i > 0 && in.positions[i] <= in.positions[i - 1])) {
+      return absl::InvalidArgumentError(absl::StrCat("attend: query ", i, " of ", in.positions.size(),
+                                                     " stands at position ", in.positions[i],
+                                                     "; positions ascend from 0"));
+    }
   }
   if (in.rope != nullptr && in.rope->head_dim() != shape.head_dim) {
     return absl::InvalidArgumentError(
@@ -98,8 +101,8 @@ absl::Status CheckPlanes(const AttentionInput& in, const PlaneNeeds& needs, size
   const pod::Window& window = in.layout->plan().window();
   const int block_tokens = in.layout->block_tokens();
   // Of the queries that see the block, the first is the likeliest to be near to it and the last to be far.
-  const int64_t first = std::max(in.first_position, block.position);
-  const int64_t last = in.first_position + in.query_count - 1;
+  const int64_t first = std::max(in.positions.front(), block.position);
+  const int64_t last = in.positions.back();
   const bool near = pod::IsNear(window, block_tokens, block.position, first);
   const bool far = !pod::IsNear(window, block_tokens, block.position, last);
   if (block.proximal == nullptr && ((near && needs.near_proximal) || (far && needs.far_proximal))) {
@@ -118,9 +121,9 @@ absl::Status CheckPlanes(const AttentionInput& in, const PlaneNeeds& needs, size
 absl::Status PrepareBlocks(Call& call) {
   const AttentionInput& in = *call.input;
   const PlaneNeeds needs = FindNeeds(in);
-  const int64_t last_position = in.first_position + in.query_count - 1;
+  const int64_t last_position = in.positions.back();
   int64_t end = 0;
-  int64_t covered = in.first_position;  // Query positions below this lie in a block.
+  int64_t covered = in.positions.front();  // Query positions below this lie in a block.
   call.order.reserve(in.blocks.size());
   for (size_t i = 0; i < in.blocks.size(); ++i) {
     const BlockRef& block = in.blocks[i];
@@ -234,7 +237,8 @@ void PackRow(const Rotation& rotation, const float* query, float query_scale, in
 
 absl::Status AttendTuned(const AttentionInput& in, const Tuning& tuning, float* out) {
   PERIGEE_RETURN_IF_ERROR(CheckShapes(in));
-  if (in.query_count == 0) return absl::OkStatus();
+  if (in.positions.empty()) return absl::OkStatus();
+  const int64_t query_count = static_cast<int64_t>(in.positions.size());
   const pod::KvShape& shape = in.layout->plan().shape();
   Call call;
   call.input = &in;
@@ -243,14 +247,14 @@ absl::Status AttendTuned(const AttentionInput& in, const Tuning& tuning, float* 
   call.group = in.q_heads / shape.kv_heads;
   PERIGEE_RETURN_IF_ERROR(PrepareBlocks(call));
 
-  const int64_t total_rows = int64_t{in.query_count} * call.group;
+  const int64_t total_rows = query_count * call.group;
   bool dot = tuning.path == Tuning::Path::kDot || (tuning.path == Tuning::Path::kAuto && total_rows < 12) ||
-             (tuning.path == Tuning::Path::kAuto && in.query_count == 1);
+             (tuning.path == Tuning::Path::kAuto && query_count == 1);
   dot = dot && CanDot(call.head_dim);
   const int unit_rows = dot ? std::min(call.group, kTileRows) : kTileRows;
   // A dot unit must not cross queries: a group larger than kTileRows is cut inside each query.
   const int64_t units_per_query = (call.group + unit_rows - 1) / unit_rows;
-  const int64_t row_units = dot ? in.query_count * units_per_query : (total_rows + unit_rows - 1) / unit_rows;
+  const int64_t row_units = dot ? query_count * units_per_query : (total_rows + unit_rows - 1) / unit_rows;
   const size_t units = static_cast<size_t>(row_units) * static_cast<size_t>(shape.kv_heads);
 
   size_t splits = static_cast<size_t>(tuning.splits);

@@ -231,7 +231,7 @@ void AttendTileTarget(const Call& call, int kv_head, int64_t first_row, int rows
   for (int r = 0; r < rows; ++r) {
     const int64_t row = first_row + r;
     query_offset[r] = (row / call.group * in.q_heads + row % call.group) * dim;
-    position[r] = in.first_position + row / call.group;
+    position[r] = in.positions[static_cast<size_t>(row / call.group)];
     const internal::RowScale scale =
         internal::ScaleRow(head.near_queries + query_offset[r], head.far_queries + query_offset[r], dim);
     query_scale[r] = scale.query_scale;
@@ -479,7 +479,7 @@ void AttendDotTarget(const Call& call, int kv_head, int64_t first_row, int rows,
   const size_t dim = static_cast<size_t>(call.head_dim), block_tokens = static_cast<size_t>(call.block_tokens);
   const size_t urows = static_cast<size_t>(rows);
   const int64_t query = first_row / call.group;  // All rows are of one query.
-  const int64_t position = in.first_position + query;
+  const int64_t position = in.positions[static_cast<size_t>(query)];
   const int64_t query_offset = (query * in.q_heads + first_row % call.group) * call.head_dim;
 
   auto memory = hwy::AllocateAligned<float>(2 * urows * dim + 4 * block_tokens + dim * block_tokens / 2 + 2 * urows);

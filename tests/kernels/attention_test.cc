@@ -291,8 +291,8 @@ TEST(Attention, ChunksAndSingleTokensAgree) {
         std::vector<const float*> shifted;
         for (const float* q : world.queries) shifted.push_back(q + begin * 8 * 32);
         input.queries = shifted;
-        input.first_position = begin;
-        input.query_count = std::min(chunk, 150 - begin);
+        input.positions =
+            input.positions.subspan(static_cast<size_t>(begin), static_cast<size_t>(std::min(chunk, 150 - begin)));
         ASSERT_TRUE(Attend(input, pieces.data() + begin * 8 * 32).ok());
       }
       ExpectNear(pieces, whole, 2e-6f);

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -103,8 +104,7 @@ struct World {
   std::vector<BlockRef> blocks;
   std::vector<std::vector<float>> query_data;  // [layer][query][q_head][head_dim]
   std::vector<const float*> queries;
-  int64_t first_position = 0;
-  int query_count = 0;
+  std::vector<int64_t> positions;  // Of the queries, one after the other.
 
   int block_tokens() const { return layout.block_tokens(); }
   int dim() const { return plan.shape().head_dim; }
@@ -181,8 +181,8 @@ struct World {
   }
 
   void SetQueries(int64_t first, int count, uint32_t seed, float scale = 1.0f) {
-    first_position = first;
-    query_count = count;
+    positions.resize(static_cast<size_t>(count));
+    std::iota(positions.begin(), positions.end(), first);
     query_data.clear();
     queries.clear();
     for (int l = 0; l < plan.shape().layers; ++l) {
@@ -198,18 +198,19 @@ struct World {
     input.rope = &rope;
     input.layer = layer;
     input.q_heads = q_heads;
-    input.first_position = first_position;
-    input.query_count = query_count;
+    input.positions = positions;
     input.queries = queries;
     input.blocks = blocks;
     return input;
   }
 
-  size_t OutSize() const { return static_cast<size_t>(query_count * q_heads * dim()); }
+  size_t OutSize() const { return positions.size() * static_cast<size_t>(q_heads * dim()); }
 
   std::vector<float> Expected(int layer) const {
     std::vector<float> out(OutSize());
-    reference::Attend(plan, block_tokens(), layer, q_heads, cache, first_position, query_count, queries, out.data());
+    if (positions.empty()) return out;
+    reference::Attend(plan, block_tokens(), layer, q_heads, cache, positions.front(),
+                      static_cast<int>(positions.size()), queries, out.data());
     return out;
   }
 };

@@ -64,18 +64,19 @@ class FloatCache : public KvCache {
 
   int64_t tokens() const override { return tokens_; }
   bool KeepsQueriesOf(int) const override { return false; }
-  absl::Status Append(int layer, int count, const float* keys, const float* values) override {
+  absl::Status Append(int layer, std::span<const int64_t> positions, const float* keys, const float* values) override {
     Layer& to = layers_[static_cast<size_t>(layer)];
-    const int elements = count * rank_.kv_heads * rank_.head_dim;
+    const int elements = static_cast<int>(positions.size()) * rank_.kv_heads * rank_.head_dim;
     to.keys.insert(to.keys.end(), keys, keys + elements);
     to.values.insert(to.values.end(), values, values + elements);
     return absl::OkStatus();
   }
-  absl::Status Attend(int layer, int count, std::span<const float* const> queries, float* out) override {
+  absl::Status Attend(int layer, std::span<const int64_t> positions, std::span<const float* const> queries,
+                      float* out) override {
     const Layer& from = layers_[static_cast<size_t>(layer)];
     const size_t dim = static_cast<size_t>(rank_.head_dim), kv_heads = static_cast<size_t>(rank_.kv_heads),
                  q_heads = static_cast<size_t>(rank_.q_heads);
-    for (size_t t = 0; t < static_cast<size_t>(count); ++t) {
+    for (size_t t = 0; t < positions.size(); ++t) {
       for (size_t h = 0; h < q_heads; ++h) {
         const float* query = queries[static_cast<size_t>(layer)] + (t * q_heads + h) * dim;
         const size_t seen = static_cast<size_t>(tokens_) + t + 1, kv = h / (q_heads / kv_heads);
@@ -93,7 +94,7 @@ class FloatCache : public KvCache {
     }
     return absl::OkStatus();
   }
-  void Advance(int count) override { tokens_ += count; }
+  void Advance(std::span<const int64_t> positions) override { tokens_ += static_cast<int64_t>(positions.size()); }
 
  private:
   struct Layer {

@@ -97,7 +97,9 @@ absl::Status DecodeNode::CheckRequest(const v1::GenerateRequest& request) const 
 absl::Status DecodeNode::LoadPrompt(const v1::GenerateRequest& request, const pod::Identity& identity,
                                     absl::Time deadline, const std::function<bool()>& cancelled,
                                     std::unique_ptr<model::PlaneCache>* cache, std::vector<float>* logits,
-                                    node::LoadReport* report) const {
+                                    node::ComposedReport* composed) const {
+  if (request.contexts_size() > 0) return LoadComposed(request, identity, deadline, cancelled, cache, logits, composed);
+  node::LoadReport* const report = &composed->load;
   const std::span<const int32_t> ids = PromptOf(request);
   const int64_t cached = static_cast<int64_t>(ids.size()) - 1;
   const std::vector<pod::BlockKey> keys = pod::DeriveChain(identity, ids.first(static_cast<size_t>(cached)));
@@ -139,8 +141,34 @@ absl::Status DecodeNode::LoadPrompt(const v1::GenerateRequest& request, const po
   return absl::IsNotFound(loaded) && !reached.ok() ? reached : loaded;
 }
 
-void DecodeNode::Describe(const v1::GenerateRequest& request, const node::LoadReport& report,
+absl::Status DecodeNode::LoadComposed(const v1::GenerateRequest& request, const pod::Identity& identity,
+                                      absl::Time deadline, const std::function<bool()>& cancelled,
+                                      std::unique_ptr<model::PlaneCache>* cache, std::vector<float>* logits,
+                                      node::ComposedReport* report) const {
+  PERIGEE_ASSIGN_OR_RETURN(const model::Repair repair, model::Repair::Parse(request.repair()));
+  std::vector<model::ContextRange> contexts;
+  for (const v1::ContextSpan& span : request.contexts()) contexts.push_back({span.begin(), span.tokens()});
+  const int block_tokens = node_->model().layout().block_tokens();
+  const node::ComposedRequest wanted{.identity = &identity,
+                                     .ids = PromptOf(request),
+                                     .contexts = contexts,
+                                     .repair = repair,
+                                     .max_compute_tokens = request.max_compute_tokens(),
+                                     .chunk_tokens = std::max(options_.chunk_tokens / block_tokens, 1) * block_tokens,
+                                     .deadline = deadline,
+                                     .cancelled = cancelled,
+                                     .computed = [&](std::span<const int32_t> ids, const model::PlaneCache& own) {
+                                       writer_.Add({.identity = identity,
+                                                    .ids = {ids.begin(), ids.end()},
+                                                    .cache = own,
+                                                    .request_id = std::string(CurrentRequest())});
+                                     }};
+  return node::LoadComposed(*node_, wanted, cache, logits, report);
+}
+
+void DecodeNode::Describe(const v1::GenerateRequest& request, const node::ComposedReport& composed,
                           v1::GenerateEvent::Started* started) const {
+  const node::LoadReport& report = composed.load;
   const pod::Layout& layout = node_->model().layout();
   const pod::Window& window = layout.plan().window();
   const int64_t cached = request.token_ids_size() - 1;
@@ -157,10 +185,15 @@ void DecodeNode::Describe(const v1::GenerateRequest& request, const node::LoadRe
   started->set_acquire_us(us(report.acquire_time));
   started->set_fetch_us(us(report.fetch_time));
   started->set_exposed_fetch_us(us(report.exposed_time));
+  started->set_context_tokens(static_cast<uint32_t>(composed.context_tokens - composed.repaired_tokens));
+  started->set_repaired_tokens(static_cast<uint32_t>(composed.repaired_tokens));
+  started->set_far_only_blocks(composed.far_only_blocks);
 }
 
 void DecodeNode::KeepAnswers(const v1::GenerateRequest& request, const pod::Identity& identity,
                              std::vector<Answer>& answers) {
+  // What was computed behind contexts is no prompt's prefix.
+  if (request.contexts_size() > 0) return;
   for (Answer& answer : answers) {
     // The last token was sampled, and not run.
     std::vector<int32_t> ids(answer.ids().begin(), answer.ids().begin() + answer.cache().tokens());
@@ -223,7 +256,7 @@ absl::Status DecodeNode::Answers(const v1::GenerateRequest& request,
 
   std::unique_ptr<model::PlaneCache> cache;
   std::vector<float> logits;
-  node::LoadReport report;
+  node::ComposedReport report;
   PERIGEE_RETURN_IF_ERROR(LoadPrompt(request, identity, deadline, cancelled, &cache, &logits, &report));
 
   std::vector<Answer> answers;
@@ -236,7 +269,7 @@ absl::Status DecodeNode::Answers(const v1::GenerateRequest& request,
   }
   v1::GenerateEvent event;
   Describe(request, report, event.mutable_started());
-  Count(report, event.started());
+  Count(report.load, event.started());
   event.mutable_started()->set_queued_us(static_cast<uint64_t>(absl::ToInt64Microseconds(begun - arrival)));
   if (!emit(event)) return absl::CancelledError("the caller is gone");
 

@@ -17,6 +17,7 @@
 #include "decode_node/answer_group.h"
 #include "decode_node/answer_writer.h"
 #include "node/chunk_writer.h"
+#include "node/composed_load.h"
 #include "node/node.h"
 #include "node/prompt_load.h"
 #include "node/request_metrics.h"
@@ -59,18 +60,22 @@ class DecodeNode {
   // The prompt's cache, and the logits of its last token.
   absl::Status LoadPrompt(const v1::GenerateRequest& request, const pod::Identity& identity, absl::Time deadline,
                           const std::function<bool()>& cancelled, std::unique_ptr<model::PlaneCache>* cache,
-                          std::vector<float>* logits, node::LoadReport* report) const;
+                          std::vector<float>* logits, node::ComposedReport* report) const;
+  // The same of a prompt in which contexts stand.
+  absl::Status LoadComposed(const v1::GenerateRequest& request, const pod::Identity& identity, absl::Time deadline,
+                            const std::function<bool()>& cancelled, std::unique_ptr<model::PlaneCache>* cache,
+                            std::vector<float>* logits, node::ComposedReport* report) const;
   // Where answered_tokens hold the whole answer: what is left to say of it. False where they do not.
   absl::StatusOr<bool> FinishAnswered(const v1::GenerateRequest& request,
                                       const std::function<bool(const v1::GenerateEvent&)>& emit) const;
-  void Describe(const v1::GenerateRequest& request, const node::LoadReport& report,
+  void Describe(const v1::GenerateRequest& request, const node::ComposedReport& report,
                 v1::GenerateEvent::Started* started) const;
   void KeepAnswers(const v1::GenerateRequest& request, const pod::Identity& identity, std::vector<Answer>& answers);
 
   const node::Node* const node_;
   const DecodeOptions options_;
   node::RequestMetrics metrics_;
-  AnswerWriter writer_;
+  mutable AnswerWriter writer_;
   mutable absl::Mutex mu_;
   int running_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t next_ticket_ ABSL_GUARDED_BY(mu_) = 0;

@@ -3,13 +3,23 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 
 #include "base/parallel.h"
 #include "base/status.h"
+#include "kernels/codec.h"
 #include "kernels/compress.h"
 #include "pod/window.h"
 
 namespace perigee::model {
+
+namespace {
+
+bool IsHidden(const kernels::HiddenTokens& hidden, int64_t token) {
+  return (hidden[static_cast<size_t>(token) / 64] >> token % 64 & 1) != 0;
+}
+
+}  // namespace
 
 PlaneAllocator HeapPlanes() {
   return [](size_t bytes) -> absl::StatusOr<PlaneBuffer> {
@@ -34,6 +44,18 @@ PlaneCache::PlaneCache(const pod::Layout* layout, const kernels::Rope* rope, int
   }
 }
 
+kernels::BlockRef PlaneCache::RefOf(const CachedBlock& block) const {
+  return {.distant = block.distant.get(),
+          .proximal = block.proximal.get(),
+          .position = block.position,
+          .base_position = block.base_position,
+          .tokens = block.tokens,
+          .far_only = block.far_only,
+          .context = block.context,
+          .hidden = block.hidden,
+          .positions = block.positions.empty() ? nullptr : block.positions.data()};
+}
+
 absl::Status PlaneCache::AddBlock(CachedBlock block) {
   if (block.position != tokens_ || block.tokens < 1 || block.tokens > layout_->block_tokens() ||
       (!blocks_.empty() && blocks_.back().tokens != layout_->block_tokens())) {
@@ -45,18 +67,62 @@ absl::Status PlaneCache::AddBlock(CachedBlock block) {
                                                    block.base_position, ", not at ", block.position));
   }
   tokens_ += block.tokens;
-  refs_.push_back({block.distant.get(), block.proximal.get(), block.position, block.base_position, block.tokens});
+  if (block.tokens < layout_->block_tokens()) open_ = blocks_.size();
+  refs_.push_back(RefOf(block));
   blocks_.push_back(std::move(block));
   return absl::OkStatus();
 }
 
-void PlaneCache::RetireProximal(int64_t position, const std::function<bool(size_t block)>& keep) {
+absl::Status PlaneCache::Place(CachedBlock block) {
+  if (block.position < 0 || block.tokens < 1 || block.tokens > layout_->block_tokens() || !block.positions.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a block of ", block.tokens, " tokens cannot be placed at position ", block.position));
+  }
+  placed_.emplace(block.position, blocks_.size());
+  tokens_ = std::max(tokens_, block.position + block.tokens);
+  open_.reset();
+  refs_.push_back(RefOf(block));
+  blocks_.push_back(std::move(block));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::pair<size_t, int>> PlaneCache::FindPlaced(int64_t position) const {
+  // Blocks overlap where one's first tokens are hidden.
+  for (auto it = placed_.upper_bound(position); it != placed_.begin();) {
+    const CachedBlock& block = blocks_[(--it)->second];
+    const int64_t token = position - block.position;
+    if (token >= layout_->block_tokens()) break;
+    if (token < block.tokens && !IsHidden(block.hidden, token)) return std::pair(it->second, static_cast<int>(token));
+  }
+  return absl::NotFoundError(absl::StrCat("no token is placed at position ", position));
+}
+
+absl::Status PlaneCache::Hide(std::span<const int64_t> positions) {
+  for (const int64_t position : positions) {
+    PERIGEE_ASSIGN_OR_RETURN(const auto found, FindPlaced(position));
+    const auto [block, token] = found;
+    blocks_[block].hidden[static_cast<size_t>(token) / 64] |= uint64_t{1} << token % 64;
+    refs_[block].hidden = blocks_[block].hidden;
+    hidden_.insert(position);
+  }
+  return absl::OkStatus();
+}
+
+void PlaneCache::SetContextAttention(float temperature, float scale) {
+  context_temperature_ = temperature;
+  context_scale_ = scale;
+}
+
+void PlaneCache::RetireProximal(int64_t position) {
   const pod::Window& window = layout_->plan().window();
-  const int64_t recent = pod::RecentBegin(window, layout_->block_tokens(), position);
-  const int64_t sink_end = pod::SinkEnd(window, layout_->block_tokens());
-  for (size_t& i = retired_until_; i < blocks_.size() && blocks_[i].position + layout_->block_tokens() <= recent; ++i) {
-    if (blocks_[i].position < sink_end || (keep && keep(i))) continue;
-    blocks_[i].proximal.reset();
+  for (size_t& i = retired_until_; i < blocks_.size(); ++i) {
+    CachedBlock& block = blocks_[i];
+    // A block that is being filled may get tokens that are nearer.
+    const int64_t last =
+        block.positions.empty() ? block.position + layout_->block_tokens() - 1 : block.positions.back();
+    if (block.position < window.sink_tokens) continue;
+    if (pod::IsSpanNear(window, block.position, last, position)) break;
+    block.proximal.reset();
     refs_[i].proximal = nullptr;
   }
 }
@@ -64,20 +130,21 @@ void PlaneCache::RetireProximal(int64_t position, const std::function<bool(size_
 absl::StatusOr<PlaneCache> PlaneCache::Fork() const {
   if (arrival_ != nullptr) return absl::FailedPreconditionError("the cache's blocks are still arriving");
   PlaneCache fork = *this;
-  if (blocks_.empty() || blocks_.back().tokens == layout_->block_tokens()) return fork;
-  CachedBlock& last = fork.blocks_.back();
-  const auto copy = [&](pod::PlaneKind kind, PlaneBuffer& buffer) -> absl::Status {
-    if (buffer == nullptr) return absl::OkStatus();
-    const PlaneBuffer from = buffer;
-    PERIGEE_ASSIGN_OR_RETURN(buffer, allocator_(layout_->plane_bytes(kind)));
-    std::memcpy(buffer.get(), from.get(), layout_->plane_bytes(kind));
-    return absl::OkStatus();
-  };
-  PERIGEE_RETURN_IF_ERROR(copy(pod::PlaneKind::kDistant, last.distant));
-  PERIGEE_RETURN_IF_ERROR(copy(pod::PlaneKind::kProximal, last.proximal));
-  PERIGEE_RETURN_IF_ERROR(copy(pod::PlaneKind::kSummary, last.summary));
-  fork.refs_.back().distant = last.distant.get();
-  fork.refs_.back().proximal = last.proximal.get();
+  if (open_.has_value() && blocks_[*open_].tokens < layout_->block_tokens()) {
+    CachedBlock& last = fork.blocks_[*open_];
+    const auto copy = [&](pod::PlaneKind kind, PlaneBuffer& buffer) -> absl::Status {
+      if (buffer == nullptr) return absl::OkStatus();
+      const PlaneBuffer from = buffer;
+      PERIGEE_ASSIGN_OR_RETURN(buffer, allocator_(layout_->plane_bytes(kind)));
+      std::memcpy(buffer.get(), from.get(), layout_->plane_bytes(kind));
+      return absl::OkStatus();
+    };
+    PERIGEE_RETURN_IF_ERROR(copy(pod::PlaneKind::kDistant, last.distant));
+    PERIGEE_RETURN_IF_ERROR(copy(pod::PlaneKind::kProximal, last.proximal));
+    PERIGEE_RETURN_IF_ERROR(copy(pod::PlaneKind::kSummary, last.summary));
+  }
+  fork.open_overlay_.reset();  // A further overlay goes into a block of its own.
+  for (size_t i = 0; i < fork.blocks_.size(); ++i) fork.refs_[i] = RefOf(fork.blocks_[i]);
   return fork;
 }
 
@@ -94,62 +161,127 @@ absl::Status PlaneCache::Arrived(int layer) {
   return absl::OkStatus();
 }
 
-// Room for `count` more tokens: fills the last block, then takes fresh ones.
-absl::Status PlaneCache::Grow(int count) {
+absl::StatusOr<size_t> PlaneCache::AddFresh(int64_t position) {
+  CachedBlock block;
+  block.position = block.base_position = position;  // The transformer rotates fresh keys at their own positions.
+  const auto allocate = [&](pod::PlaneKind kind, PlaneBuffer& to) -> absl::Status {
+    if (layout_->plane_bytes(kind) == 0) return absl::OkStatus();
+    PERIGEE_ASSIGN_OR_RETURN(to, allocator_(layout_->plane_bytes(kind)));
+    return absl::OkStatus();
+  };
+  PERIGEE_RETURN_IF_ERROR(allocate(pod::PlaneKind::kDistant, block.distant));
+  PERIGEE_RETURN_IF_ERROR(allocate(pod::PlaneKind::kProximal, block.proximal));
+  PERIGEE_RETURN_IF_ERROR(AddSummary(block));
+  refs_.emplace_back();
+  blocks_.push_back(std::move(block));
+  return blocks_.size() - 1;
+}
+
+absl::Status PlaneCache::AddSummary(CachedBlock& block) {
+  if (block.summary != nullptr || layout_->plane_bytes(pod::PlaneKind::kSummary) == 0) return absl::OkStatus();
+  PERIGEE_ASSIGN_OR_RETURN(block.summary, allocator_(layout_->plane_bytes(pod::PlaneKind::kSummary)));
+  return absl::OkStatus();
+}
+
+// Room for the chunk: what is hidden goes into overlays, the rest behind the token before it, or into a fresh block.
+absl::Status PlaneCache::Grow(std::span<const int64_t> positions) {
   const int block_tokens = layout_->block_tokens();
-  int64_t end = blocks_.empty() ? 0 : blocks_.back().position + blocks_.back().tokens;
-  const int64_t target = tokens_ + count;
-  while (end < target) {
-    if (blocks_.empty() || blocks_.back().tokens == block_tokens) {
-      CachedBlock block;
-      block.position = block.base_position = end;  // The transformer rotates fresh keys at their own positions.
-      const auto allocate = [&](pod::PlaneKind kind, PlaneBuffer& to) -> absl::Status {
-        if (layout_->plane_bytes(kind) == 0) return absl::OkStatus();
-        PERIGEE_ASSIGN_OR_RETURN(to, allocator_(layout_->plane_bytes(kind)));
-        return absl::OkStatus();
-      };
-      PERIGEE_RETURN_IF_ERROR(allocate(pod::PlaneKind::kDistant, block.distant));
-      PERIGEE_RETURN_IF_ERROR(allocate(pod::PlaneKind::kProximal, block.proximal));
-      PERIGEE_RETURN_IF_ERROR(allocate(pod::PlaneKind::kSummary, block.summary));
-      refs_.push_back({block.distant.get(), block.proximal.get(), block.position, block.base_position, 0});
-      blocks_.push_back(std::move(block));
+  chunk_.clear();
+  for (size_t row = 0; row < positions.size(); ++row) {
+    const int64_t position = positions[row];
+    const bool overlay = hidden_.erase(position) > 0;
+    if (!overlay && FindPlaced(position).ok()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("a token is to be computed at position ", position, ", where one is placed and not hidden"));
     }
-    CachedBlock& last = blocks_.back();
-    if (layout_->plane_bytes(pod::PlaneKind::kProximal) > 0 && last.proximal == nullptr) {
-      return absl::FailedPreconditionError(absl::StrCat("the block at position ", last.position,
+    std::optional<size_t>& open = overlay ? open_overlay_ : open_;
+    if (open.has_value() && blocks_[*open].tokens == block_tokens) open.reset();
+    if (!overlay && open.has_value() && blocks_[*open].last_position() + 1 != position) open.reset();
+    // Only ascending positions can stand in one overlay.
+    if (overlay && open.has_value() && blocks_[*open].last_position() >= position) open.reset();
+    if (!open.has_value()) {
+      PERIGEE_ASSIGN_OR_RETURN(open, AddFresh(position));
+    }
+    CachedBlock& block = blocks_[*open];
+    if (layout_->plane_bytes(pod::PlaneKind::kProximal) > 0 && block.proximal == nullptr) {
+      return absl::FailedPreconditionError(absl::StrCat("the block at position ", block.position,
                                                         " is to be filled up but its proximal plane is not here"));
     }
     // A block that was fetched has no summary yet; Append makes it, over all of its tokens.
-    if (last.summary == nullptr && layout_->plane_bytes(pod::PlaneKind::kSummary) > 0) {
-      PERIGEE_ASSIGN_OR_RETURN(last.summary, allocator_(layout_->plane_bytes(pod::PlaneKind::kSummary)));
+    PERIGEE_RETURN_IF_ERROR(AddSummary(block));
+    if (overlay) {
+      if (block.positions.empty())
+        block.positions.reserve(static_cast<size_t>(block_tokens));  // Attention points at it.
+      block.positions.push_back(position);
     }
-    last.tokens = static_cast<int32_t>(std::min<int64_t>(block_tokens, target - last.position));
-    refs_.back().tokens = last.tokens;
-    end = last.position + last.tokens;
+    const bool goes_on = !chunk_.empty() && chunk_.back().block == *open;
+    if (!goes_on) chunk_.push_back({.block = *open, .first_token = block.tokens, .tokens = 0, .row = row});
+    ++chunk_.back().tokens;
+    ++block.tokens;
+    refs_[*open] = RefOf(block);
   }
+  std::stable_sort(chunk_.begin(), chunk_.end(), [](const Stretch& a, const Stretch& b) { return a.block < b.block; });
   return absl::OkStatus();
 }
 
 absl::Status PlaneCache::Append(int layer, std::span<const int64_t> positions, const float* keys, const float* values) {
-  const int count = static_cast<int>(positions.size());
-  if (layer == 0) PERIGEE_RETURN_IF_ERROR(Grow(count));
+  if (layer == 0) PERIGEE_RETURN_IF_ERROR(Grow(positions));
   PERIGEE_RETURN_IF_ERROR(Arrived(layer));  // The last block may be a fetched one that is to be filled up.
-  const int block_tokens = layout_->block_tokens();
   const size_t row =
       static_cast<size_t>(layout_->plan().shape().kv_heads) * static_cast<size_t>(layout_->plan().shape().head_dim);
-  const size_t first_block = static_cast<size_t>(tokens_ / block_tokens);
-  ParallelFor(blocks_.size() - first_block, [&](size_t i) {
-    const CachedBlock& block = blocks_[first_block + i];
-    const int64_t begin = std::max(tokens_, block.position);
-    const int64_t end = std::min(tokens_ + count, block.position + block_tokens);
-    const size_t offset = static_cast<size_t>(begin - tokens_) * row;
+  std::vector<size_t> first;  // Stretches of one block stand together: one thread writes a block.
+  for (size_t i = 0; i < chunk_.size(); ++i) {
+    if (i == 0 || chunk_[i].block != chunk_[i - 1].block) first.push_back(i);
+  }
+  ParallelFor(first.size(), [&](size_t i) {
+    const size_t end = i + 1 < first.size() ? first[i + 1] : chunk_.size();
+    const CachedBlock& block = blocks_[chunk_[first[i]].block];
     const kernels::MutableBlock planes{block.distant.get(), block.proximal.get(), block.summary.get()};
-    kernels::CompressLayer(*layout_, layer, keys + offset, values + offset, static_cast<int>(begin - block.position),
-                           static_cast<int>(end - begin), planes);
+    for (size_t s = first[i]; s < end; ++s) {
+      const Stretch& stretch = chunk_[s];
+      kernels::CompressLayer(*layout_, layer, keys + stretch.row * row, values + stretch.row * row, stretch.first_token,
+                             stretch.tokens, planes);
+    }
     if (block.summary != nullptr) {
-      kernels::SummarizeLayer(*layout_, layer, static_cast<int>(end - block.position), planes);
+      kernels::SummarizeLayer(*layout_, layer, chunk_[end - 1].first_token + chunk_[end - 1].tokens, planes);
     }
   });
+  return absl::OkStatus();
+}
+
+void PlaneCache::Advance(std::span<const int64_t> positions) { tokens_ = std::max(tokens_, positions.back() + 1); }
+
+absl::Status PlaneCache::PlacedValues(int layer, std::span<const int64_t> positions, float* out) {
+  PERIGEE_RETURN_IF_ERROR(Arrived(layer));
+  const pod::KvShape& shape = layout_->plan().shape();
+  const size_t dim = static_cast<size_t>(shape.head_dim), heads = static_cast<size_t>(shape.kv_heads);
+  const size_t block_tokens = static_cast<size_t>(layout_->block_tokens());
+  std::vector<float> tile(dim * block_tokens);
+  for (size_t i = 0; i < positions.size();) {
+    PERIGEE_ASSIGN_OR_RETURN(const auto found, FindPlaced(positions[i]));
+    const CachedBlock& block = blocks_[found.first];
+    // All of the positions that lie in this block, head by head: a tile is decoded once.
+    size_t end = i + 1;
+    while (end < positions.size() && positions[end] <= block.last_position()) ++end;
+    for (size_t j = i; j < end; ++j) PERIGEE_RETURN_IF_ERROR(FindPlaced(positions[j]).status());
+    for (size_t h = 0; h < heads; ++h) {
+      const pod::SlotTiles& tiles = layout_->slot(layer, static_cast<int>(h));
+      const pod::Tile& from = block.proximal != nullptr ? tiles.near_values : tiles.far_values;
+      const std::byte* plane = from.plane == pod::PlaneKind::kProximal ? block.proximal.get() : block.distant.get();
+      if (!from.present() || plane == nullptr) {
+        std::fill(tile.begin(), tile.end(), std::numeric_limits<float>::quiet_NaN());
+      } else {
+        kernels::Decode(from.codec, reinterpret_cast<const uint16_t*>(plane + from.offset_bytes), tile.size(),
+                        tile.data());
+      }
+      for (size_t j = i; j < end; ++j) {
+        const size_t token = static_cast<size_t>(positions[j] - block.position);
+        float* row = out + (j * heads + h) * dim;
+        for (size_t d = 0; d < dim; ++d) row[d] = tile[d * block_tokens + token];
+      }
+    }
+    i = end;
+  }
   return absl::OkStatus();
 }
 
@@ -164,6 +296,8 @@ absl::Status PlaneCache::Attend(int layer, std::span<const int64_t> positions, s
   input.positions = positions;
   input.queries = queries;
   input.blocks = refs_;
+  input.context_temperature = context_temperature_;
+  input.context_scale = context_scale_;
   return kernels::Attend(input, out);
 }
 

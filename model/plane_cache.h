@@ -1,14 +1,23 @@
 // The served cache: a view of blocks, each held as planes, attended as they are stored.
 //
-// Blocks arrive in two ways: fetched (their planes come from a store, AddBlock) and fresh (Append compresses tokens
-// into planes that the allocator gives). Plane buffers are shared, so that several sequences may read one prompt; only
-// the sequence that appends into a block's buffers writes them. One thread.
+// Blocks arrive in three ways: fetched as the sequence's beginning (their planes come from a store, AddBlock), fetched
+// as a part of a context that may stand anywhere (Place), and fresh (Append compresses tokens into planes that the
+// allocator gives). Plane buffers are shared, so that several sequences may read one prompt; only the sequence that
+// appends into a block's buffers writes them: those of placed blocks nobody does. One thread.
+//
+// Fresh tokens usually stand behind all others. Where contexts were placed they may also stand in gaps between them
+// (texts between contexts), and at positions whose tokens in placed blocks were hidden (Hide): an overlay of tokens
+// that are computed again, each at its position.
 #ifndef PERIGEE_MODEL_PLANE_CACHE_H_
 #define PERIGEE_MODEL_PLANE_CACHE_H_
 
 #include <cstddef>
 #include <functional>
+#include <map>
 #include <memory>
+#include <optional>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -33,7 +42,13 @@ struct CachedBlock {
   int64_t position = 0;
   int64_t base_position = 0;
   int32_t tokens = 0;
+  // As in kernels::BlockRef.
+  bool far_only = false;
+  bool context = false;
+  kernels::HiddenTokens hidden = {};
+  std::vector<int64_t> positions = {};  // Of an overlay's tokens; empty: one after the other.
 
+  int64_t last_position() const { return positions.empty() ? position + tokens - 1 : positions.back(); }
   PlaneBuffer& plane(pod::PlaneKind kind) {
     return kind == pod::PlaneKind::kDistant ? distant : kind == pod::PlaneKind::kProximal ? proximal : summary;
   }
@@ -49,6 +64,15 @@ class PlaneCache : public KvCache {
   // is filled up by later Appends, so its buffers must be this cache's alone and its proximal plane present.
   absl::Status AddBlock(CachedBlock block);
 
+  // A block that lies at its position as it is, next to, between or over others. Its tokens are never added to.
+  // INVALID_ARGUMENT for one that cannot be.
+  absl::Status Place(CachedBlock block);
+  // Hides the placed tokens at these positions (ascending): they are to be computed again. NOT_FOUND for a position at
+  // which no token is placed.
+  absl::Status Hide(std::span<const int64_t> positions);
+  // Attention over blocks with `context` set (kernels/attention.h).
+  void SetContextAttention(float temperature, float scale);
+
   // Another sequence that goes on from here: full blocks are shared, the bytes of a block that is to be filled up are
   // copied. Not while blocks are arriving (FAILED_PRECONDITION); RESOURCE_EXHAUSTED: the allocator.
   absl::StatusOr<PlaneCache> Fork() const;
@@ -58,9 +82,12 @@ class PlaneCache : public KvCache {
   // its error. Layers come in order; the hook is dropped after the last one.
   void AwaitArrival(std::function<absl::Status(int layer)> arrived);
 
-  // Frees proximal planes that no query at or after `position` is near to, except those of blocks that `keep` names (by
-  // index).
-  void RetireProximal(int64_t position, const std::function<bool(size_t block)>& keep = nullptr);
+  // Frees proximal planes that no query at or after `position` is near to.
+  void RetireProximal(int64_t position);
+
+  // What the placed blocks hold of a layer's values at these positions (ascending): [position][kv_head][head_dim], as
+  // they were stored; NaN where a slot has none in far blocks. Waits for the layer to arrive. NOT_FOUND as Hide.
+  absl::Status PlacedValues(int layer, std::span<const int64_t> positions, float* out);
 
   const std::vector<CachedBlock>& blocks() const { return blocks_; }
   const pod::Layout& layout() const { return *layout_; }
@@ -70,11 +97,22 @@ class PlaneCache : public KvCache {
   absl::Status Append(int layer, std::span<const int64_t> positions, const float* keys, const float* values) override;
   absl::Status Attend(int layer, std::span<const int64_t> positions, std::span<const float* const> queries,
                       float* out) override;
-  void Advance(std::span<const int64_t> positions) override { tokens_ += static_cast<int64_t>(positions.size()); }
+  void Advance(std::span<const int64_t> positions) override;
 
  private:
-  absl::Status Grow(int count);
+  // A stretch of the chunk that goes into one block, one token after the other.
+  struct Stretch {
+    size_t block = 0;
+    int first_token = 0, tokens = 0;
+    size_t row = 0;  // Of the chunk.
+  };
+  absl::Status Grow(std::span<const int64_t> positions);
+  absl::StatusOr<size_t> AddFresh(int64_t position);
+  absl::Status AddSummary(CachedBlock& block);
   absl::Status Arrived(int layer);
+  kernels::BlockRef RefOf(const CachedBlock& block) const;
+  // The placed block, and the token in it, that stands at the position.
+  absl::StatusOr<std::pair<size_t, int>> FindPlaced(int64_t position) const;
 
   const pod::Layout* const layout_;
   const kernels::Rope* const rope_;
@@ -82,8 +120,14 @@ class PlaneCache : public KvCache {
   const PlaneAllocator allocator_;
   std::vector<bool> keeps_queries_;
   std::vector<CachedBlock> blocks_;
-  std::vector<kernels::BlockRef> refs_;  // Parallel to blocks_.
-  size_t retired_until_ = 0;  // Blocks below were looked at by RetireProximal and are sinks, kept or retired.
+  std::vector<kernels::BlockRef> refs_;    // Parallel to blocks_.
+  std::vector<Stretch> chunk_;             // The chunk that is being appended, by block.
+  std::multimap<int64_t, size_t> placed_;  // By their first positions.
+  std::set<int64_t> hidden_;               // To be computed again, and not yet.
+  std::optional<size_t> open_;             // The block that the token behind its last one goes into.
+  std::optional<size_t> open_overlay_;
+  float context_temperature_ = 1, context_scale_ = 1;
+  size_t retired_until_ = 0;  // Blocks below were looked at by RetireProximal and are sinks or retired.
   int64_t tokens_ = 0;
   std::function<absl::Status(int layer)> arrival_;  // Null: everything is here.
   int arrived_layers_ = 0;                          // While arrival_: the layers below are here.

@@ -80,6 +80,93 @@ absl::Status Transformer::Forward(std::span<const int32_t> tokens, KvCache& cach
   return item.status;
 }
 
+// Rows on their way through the layers: x, and what a layer makes of it.
+class Transformer::Pass {
+ public:
+  Pass(const Transformer& model, size_t rows)
+      : x(rows * static_cast<size_t>(model.config_.hidden)),
+        normed(x.size()),
+        model_(model),
+        rows_(rows),
+        hidden_(static_cast<size_t>(model.config_.hidden)),
+        dim_(static_cast<size_t>(model.config_.head_dim)),
+        ffn_(static_cast<size_t>(model.rank_config_.ffn)),
+        epsilon_(static_cast<float>(model.config_.rms_norm_eps)) {
+    attended.resize(rows * q_width());
+  }
+
+  size_t q_width() const { return static_cast<size_t>(model_.rank_config_.q_heads) * dim_; }
+  size_t kv_width() const { return static_cast<size_t>(model_.rank_config_.kv_heads) * dim_; }
+
+  void Embed(size_t row, std::span<const int32_t> tokens) {
+    for (size_t t = 0; t < tokens.size(); ++t) {
+      std::memcpy(&x[(row + t) * hidden_], &model_.weights_.embed[static_cast<size_t>(tokens[t]) * hidden_],
+                  hidden_ * sizeof(float));
+    }
+  }
+  void NormInput(int layer) {
+    kernels::RmsNorm(x.data(), weights(layer).input_norm.data(), epsilon_, rows_, hidden_, normed.data());
+  }
+  // Of NormInput's result, rotated.
+  void Queries(int layer, std::span<const int64_t> positions, std::vector<float>& q) const {
+    const LayerWeights& w = weights(layer);
+    Rotated(w.q, w.q_bias, w.q_norm, model_.rank_config_.q_heads, positions, q);
+  }
+  void Keys(int layer, std::span<const int64_t> positions, std::vector<float>& k) const {
+    const LayerWeights& w = weights(layer);
+    Rotated(w.k, w.k_bias, w.k_norm, model_.rank_config_.kv_heads, positions, k);
+  }
+  void Values(int layer, std::vector<float>& v) const {
+    v.resize(rows_ * kv_width());
+    kernels::Gemm(normed.data(), rows_, hidden_, weights(layer).v.data(), kv_width(), OrNull(weights(layer).v_bias),
+                  v.data());
+  }
+  // The rest of the layer, from `attended` on.
+  absl::Status Finish(int layer) {
+    const LayerWeights& w = weights(layer);
+    delta_.resize(x.size());
+    gate_.resize(rows_ * ffn_);
+    up_.resize(rows_ * ffn_);
+    // The bias is added once, not once per rank.
+    const float* o_bias = model_.group_.rank == 0 ? OrNull(w.o_bias) : nullptr;
+    kernels::Gemm(attended.data(), rows_, q_width(), w.o.data(), hidden_, o_bias, delta_.data());
+    PERIGEE_RETURN_IF_ERROR(AddDelta());
+    kernels::RmsNorm(x.data(), w.post_norm.data(), epsilon_, rows_, hidden_, normed.data());
+    kernels::Gemm(normed.data(), rows_, hidden_, w.gate.data(), ffn_, nullptr, gate_.data());
+    kernels::Gemm(normed.data(), rows_, hidden_, w.up.data(), ffn_, nullptr, up_.data());
+    kernels::SwiGlu(gate_.data(), up_.data(), rows_ * ffn_, gate_.data());
+    kernels::Gemm(gate_.data(), rows_, ffn_, w.down.data(), hidden_, nullptr, delta_.data());
+    return AddDelta();
+  }
+
+  std::vector<float> x;         // [row][hidden]
+  std::vector<float> normed;    // [row][hidden]
+  std::vector<float> attended;  // [row][q_heads * head_dim]
+
+ private:
+  const LayerWeights& weights(int layer) const { return model_.weights_.layers[static_cast<size_t>(layer)]; }
+  void Rotated(const std::vector<float>& weight, const std::vector<float>& bias, const std::vector<float>& norm,
+               int heads, std::span<const int64_t> positions, std::vector<float>& out) const {
+    const size_t width = static_cast<size_t>(heads) * dim_;
+    out.resize(rows_ * width);
+    kernels::Gemm(normed.data(), rows_, hidden_, weight.data(), width, OrNull(bias), out.data());
+    if (model_.config_.qk_norm) {
+      kernels::RmsNorm(out.data(), norm.data(), epsilon_, rows_ * static_cast<size_t>(heads), dim_, out.data());
+    }
+    ParallelFor(rows_, [&](size_t t) { kernels::ApplyRope(model_.rope_, positions[t], heads, &out[t * width]); });
+  }
+  absl::Status AddDelta() {
+    if (model_.group_.size > 1) PERIGEE_RETURN_IF_ERROR(model_.group_.all_reduce_sum(delta_));
+    kernels::AddInPlace(x.data(), delta_.data(), x.size());
+    return absl::OkStatus();
+  }
+
+  const Transformer& model_;
+  const size_t rows_, hidden_, dim_, ffn_;
+  const float epsilon_;
+  std::vector<float> delta_, gate_, up_;
+};
+
 absl::Status Transformer::ForwardBatch(std::span<BatchItem> items) const {
   std::vector<Rows> live;
   size_t n = 0;
@@ -100,42 +187,21 @@ absl::Status Transformer::ForwardBatch(std::span<BatchItem> items) const {
   }
   if (live.empty()) return absl::OkStatus();
   const size_t hidden = static_cast<size_t>(config_.hidden);
-  const size_t dim = static_cast<size_t>(config_.head_dim);
-  const int q_heads = rank_config_.q_heads, kv_heads = rank_config_.kv_heads;
-  const size_t q_width = static_cast<size_t>(q_heads) * dim;
-  const size_t kv_width = static_cast<size_t>(kv_heads) * dim;
-  const size_t ffn = static_cast<size_t>(rank_config_.ffn);
-  const float epsilon = static_cast<float>(config_.rms_norm_eps);
 
-  std::vector<float> x(n * hidden), normed(n * hidden), keys(n * kv_width), values(n * kv_width), attended(n * q_width),
-      delta(n * hidden), gate(n * ffn), up(n * ffn);
+  Pass pass(*this, n);
+  const size_t q_width = pass.q_width(), kv_width = pass.kv_width();
+  std::vector<float> keys, values;
   // Queries by layer: kept for later layers where a cache asks for them, else dropped after their layer.
   std::vector<std::vector<float>> queries(static_cast<size_t>(config_.layers));
   std::vector<const float*> query_pointers(static_cast<size_t>(config_.layers), nullptr);
 
-  for (const Rows& rows : live) {
-    for (size_t t = 0; t < rows.count; ++t) {
-      std::memcpy(&x[(rows.begin + t) * hidden], &weights_.embed[static_cast<size_t>(rows.item->tokens[t]) * hidden],
-                  hidden * sizeof(float));
-    }
-  }
+  for (const Rows& rows : live) pass.Embed(rows.begin, rows.item->tokens);
   for (int l = 0; l < config_.layers; ++l) {
-    const LayerWeights& w = weights_.layers[static_cast<size_t>(l)];
     std::vector<float>& q = queries[static_cast<size_t>(l)];
-    q.resize(n * q_width);
-
-    kernels::RmsNorm(x.data(), w.input_norm.data(), epsilon, n, hidden, normed.data());
-    kernels::Gemm(normed.data(), n, hidden, w.q.data(), q_width, OrNull(w.q_bias), q.data());
-    kernels::Gemm(normed.data(), n, hidden, w.k.data(), kv_width, OrNull(w.k_bias), keys.data());
-    kernels::Gemm(normed.data(), n, hidden, w.v.data(), kv_width, OrNull(w.v_bias), values.data());
-    if (config_.qk_norm) {
-      kernels::RmsNorm(q.data(), w.q_norm.data(), epsilon, n * static_cast<size_t>(q_heads), dim, q.data());
-      kernels::RmsNorm(keys.data(), w.k_norm.data(), epsilon, n * static_cast<size_t>(kv_heads), dim, keys.data());
-    }
-    ParallelFor(n, [&](size_t t) {
-      kernels::ApplyRope(rope_, positions[t], q_heads, &q[t * q_width]);
-      kernels::ApplyRope(rope_, positions[t], kv_heads, &keys[t * kv_width]);
-    });
+    pass.NormInput(l);
+    pass.Queries(l, positions, q);
+    pass.Keys(l, positions, keys);
+    pass.Values(l, values);
 
     bool keeps_queries = false;
     for (const Rows& rows : live) {
@@ -147,23 +213,11 @@ absl::Status Transformer::ForwardBatch(std::span<BatchItem> items) const {
       const std::span<const int64_t> at = std::span(positions).subspan(rows.begin, rows.count);
       absl::Status& status = rows.item->status;
       status = cache.Append(l, at, &keys[rows.begin * kv_width], &values[rows.begin * kv_width]);
-      if (status.ok()) status = cache.Attend(l, at, query_pointers, &attended[rows.begin * q_width]);
+      if (status.ok()) status = cache.Attend(l, at, query_pointers, &pass.attended[rows.begin * q_width]);
       keeps_queries = keeps_queries || cache.KeepsQueriesOf(l);
     }
     if (!keeps_queries) q = {};
-    // The bias is added once, not once per rank.
-    const float* o_bias = group_.rank == 0 ? OrNull(w.o_bias) : nullptr;
-    kernels::Gemm(attended.data(), n, q_width, w.o.data(), hidden, o_bias, delta.data());
-    if (group_.size > 1) PERIGEE_RETURN_IF_ERROR(group_.all_reduce_sum(delta));
-    kernels::AddInPlace(x.data(), delta.data(), n * hidden);
-
-    kernels::RmsNorm(x.data(), w.post_norm.data(), epsilon, n, hidden, normed.data());
-    kernels::Gemm(normed.data(), n, hidden, w.gate.data(), ffn, nullptr, gate.data());
-    kernels::Gemm(normed.data(), n, hidden, w.up.data(), ffn, nullptr, up.data());
-    kernels::SwiGlu(gate.data(), up.data(), n * ffn, gate.data());
-    kernels::Gemm(gate.data(), n, ffn, w.down.data(), hidden, nullptr, delta.data());
-    if (group_.size > 1) PERIGEE_RETURN_IF_ERROR(group_.all_reduce_sum(delta));
-    kernels::AddInPlace(x.data(), delta.data(), n * hidden);
+    PERIGEE_RETURN_IF_ERROR(pass.Finish(l));
     for (const Rows& rows : live) {
       if (rows.item->status.ok() && rows.item->after_layer) rows.item->status = rows.item->after_layer(l);
     }
@@ -179,21 +233,39 @@ absl::Status Transformer::ForwardBatch(std::span<BatchItem> items) const {
     if (!rows.item->status.ok()) continue;
     rows.item->cache->Advance(std::span(positions).subspan(rows.begin, rows.count));
     rows.wanted = rows.item->which == Logits::kAll ? rows.count : rows.item->which == Logits::kLast ? 1 : 0;
-    std::memmove(&x[wanted * hidden], &x[(rows.begin + rows.count - rows.wanted) * hidden],
+    std::memmove(&pass.x[wanted * hidden], &pass.x[(rows.begin + rows.count - rows.wanted) * hidden],
                  rows.wanted * hidden * sizeof(float));
     wanted += rows.wanted;
   }
   if (wanted == 0) return absl::OkStatus();
   const size_t vocab = static_cast<size_t>(config_.vocab);
-  kernels::RmsNorm(x.data(), weights_.final_norm.data(), epsilon, wanted, hidden, normed.data());
+  kernels::RmsNorm(pass.x.data(), weights_.final_norm.data(), static_cast<float>(config_.rms_norm_eps), wanted, hidden,
+                   pass.normed.data());
   std::vector<float> logits(wanted * vocab);
-  kernels::Gemm(normed.data(), wanted, hidden, weights_.head().data(), vocab, nullptr, logits.data());
+  kernels::Gemm(pass.normed.data(), wanted, hidden, weights_.head().data(), vocab, nullptr, logits.data());
   size_t row = 0;
   for (const Rows& rows : live) {
     if (rows.wanted == 0) continue;
     rows.item->logits->assign(&logits[row * vocab], &logits[row * vocab] + rows.wanted * vocab);
     row += rows.wanted;
   }
+  return absl::OkStatus();
+}
+
+absl::Status Transformer::SecondLayerValues(std::span<const int32_t> tokens, std::span<const int64_t> positions,
+                                            KvCache& cache, std::vector<float>* values) const {
+  PERIGEE_RETURN_IF_ERROR(Check(tokens, positions));
+  if (config_.layers < 2) return absl::FailedPreconditionError("the model has one layer");
+  Pass pass(*this, tokens.size());
+  std::vector<float> queries;
+  pass.Embed(0, tokens);
+  pass.NormInput(0);
+  pass.Queries(0, positions, queries);
+  const float* of_layer = queries.data();
+  PERIGEE_RETURN_IF_ERROR(cache.Attend(0, positions, std::span(&of_layer, 1), pass.attended.data()));
+  PERIGEE_RETURN_IF_ERROR(pass.Finish(0));
+  pass.NormInput(1);
+  pass.Values(1, *values);
   return absl::OkStatus();
 }
 

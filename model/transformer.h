@@ -70,7 +70,14 @@ class Transformer {
   absl::Status Forward(std::span<const int32_t> tokens, KvCache& cache, Logits which, std::vector<float>* logits,
                        const std::function<absl::Status(int layer)>& after_layer = nullptr) const;
 
+  // The second layer's values [token][kv_heads][head_dim] of tokens that the cache holds already, as they would be had
+  // these tokens been computed with all that the cache holds before them: they go through the first layer, and nothing
+  // is appended. FAILED_PRECONDITION for a model of one layer.
+  absl::Status SecondLayerValues(std::span<const int32_t> tokens, std::span<const int64_t> positions, KvCache& cache,
+                                 std::vector<float>* values) const;
+
  private:
+  class Pass;
   const ModelConfig config_;
   const TensorParallel group_;
   const ModelConfig rank_config_;

@@ -61,22 +61,58 @@ bool Reads(const pod::Layout& layout, PlaneKind kind, int64_t block_begin, int64
 absl::StatusOr<std::unique_ptr<PromptFetch>> PromptFetch::Start(const Node& node, const pod::Identity& identity,
                                                                 std::span<const pod::BlockKey> keys, int64_t tokens,
                                                                 model::PlaneCache& cache, absl::Time give_up) {
-  const Span span("acquire");
-  const absl::Time start = absl::Now();
   const pod::Layout& layout = node.model().layout();
   const int block_tokens = layout.block_tokens();
-  std::unique_ptr<PromptFetch> out(new PromptFetch);
-  out->node_ = &node;
-  out->give_up_ = give_up;
-  out->blocks_ = keys.size();
   std::vector<model::CachedBlock> view(keys.size());
   for (size_t b = 0; b < keys.size(); ++b) {
     view[b].position = view[b].base_position = static_cast<int64_t>(b) * block_tokens;
     view[b].tokens = static_cast<int32_t>(std::min<int64_t>(block_tokens, tokens - view[b].position));
+  }
+  const auto wants = [&](PlaneKind kind, size_t b) {
+    return Reads(layout, kind, static_cast<int64_t>(b) * block_tokens, tokens);
+  };
+  PERIGEE_ASSIGN_OR_RETURN(std::unique_ptr<PromptFetch> out,
+                           StartView(node, identity, keys, std::move(view), wants, false, give_up));
+  if (!out->missing_.empty()) return out;
+  for (model::CachedBlock& block : out->view_) PERIGEE_RETURN_IF_ERROR(cache.AddBlock(std::move(block)));
+  out->view_.clear();
+  if (!out->ids_.empty()) {
+    cache.AwaitArrival([fetch = out.get()](int layer) { return fetch->WaitForLayer(layer); });
+  }
+  return out;
+}
+
+absl::StatusOr<std::unique_ptr<PromptFetch>> PromptFetch::StartContext(const Node& node, const pod::Identity& identity,
+                                                                       std::span<const pod::BlockKey> keys,
+                                                                       std::vector<model::CachedBlock> places,
+                                                                       const std::vector<bool>& wants_proximal,
+                                                                       absl::Time give_up) {
+  const pod::Layout& layout = node.model().layout();
+  const auto wants = [&](PlaneKind kind, size_t b) {
+    return layout.plane_bytes(kind) > 0 && kind != PlaneKind::kSummary &&
+           (kind == PlaneKind::kDistant || wants_proximal[b]);
+  };
+  return StartView(node, identity, keys, std::move(places), wants, true, give_up);
+}
+
+absl::StatusOr<std::unique_ptr<PromptFetch>> PromptFetch::StartView(const Node& node, const pod::Identity& identity,
+                                                                    std::span<const pod::BlockKey> keys,
+                                                                    std::vector<model::CachedBlock> view,
+                                                                    const Wants& wants, bool is_context,
+                                                                    absl::Time give_up) {
+  const Span span("acquire");
+  const absl::Time start = absl::Now();
+  std::unique_ptr<PromptFetch> out(new PromptFetch);
+  out->node_ = &node;
+  out->give_up_ = give_up;
+  out->blocks_ = keys.size();
+  out->view_ = std::move(view);
+  out->is_context_ = is_context;
+  for (size_t b = 0; b < keys.size(); ++b) {
     for (const PlaneKind kind : {PlaneKind::kDistant, PlaneKind::kProximal}) {
-      if (!Reads(layout, kind, view[b].position, tokens)) continue;
-      model::PlaneBuffer& plane = view[b].plane(kind);
-      if (view[b].tokens == block_tokens) plane = node.planes().Find({keys[b], kind});
+      if (!wants(kind, b)) continue;
+      model::PlaneBuffer& plane = out->view_[b].plane(kind);
+      if (out->Complete(b)) plane = node.planes().Find({keys[b], kind});
       if (plane != nullptr) {
         ++out->planes_here_;
         continue;
@@ -85,26 +121,27 @@ absl::StatusOr<std::unique_ptr<PromptFetch>> PromptFetch::Start(const Node& node
       out->block_of_.push_back(b);
     }
   }
-  if (!out->ids_.empty()) {
-    PERIGEE_RETURN_IF_ERROR(out->StartFetch(identity, keys[0], view));
-    if (!out->missing_.empty()) return out;
-  }
-  for (model::CachedBlock& block : view) PERIGEE_RETURN_IF_ERROR(cache.AddBlock(std::move(block)));
-  if (!out->ids_.empty()) {
-    cache.AwaitArrival([fetch = out.get()](int layer) { return fetch->WaitForLayer(layer); });
-  }
+  if (!out->ids_.empty()) PERIGEE_RETURN_IF_ERROR(out->StartFetch(identity, keys[0]));
   out->acquire_time_ = absl::Now() - start;
   return out;
 }
 
-// Leases ids_, and begins to read them into fresh memory, which `view` gets.
-absl::Status PromptFetch::StartFetch(const pod::Identity& identity, const pod::BlockKey& root,
-                                     std::vector<model::CachedBlock>& view) {
+// Nobody writes into the block's planes any more: a prompt that ends in it is computed on in it, a context is not.
+bool PromptFetch::Complete(size_t block) const {
+  return is_context_ || view_[block].tokens == node_->model().layout().block_tokens();
+}
+
+// Leases ids_, and begins to read them into fresh memory, which the view gets.
+absl::Status PromptFetch::StartFetch(const pod::Identity& identity, const pod::BlockKey& root) {
   const pod::Layout& layout = node_->model().layout();
   PERIGEE_ASSIGN_OR_RETURN(kvstore::ShardedLease lease, node_->store().Acquire(root, ids_, give_up_ - absl::Now()));
   for (size_t i = 0; i < ids_.size(); ++i) {
     const PlaneId& id = ids_[i];
     const kvstore::HeldPlane& held = lease.planes()[i];
+    if (!held.found && is_context_ && id.kind == PlaneKind::kProximal) {
+      view_[block_of_[i]].far_only = true;
+      continue;
+    }
     if (!held.found) {
       missing_.push_back(
           {block_of_[i], id,
@@ -114,17 +151,21 @@ absl::Status PromptFetch::StartFetch(const pod::Identity& identity, const pod::B
     const absl::Status header = pod::CheckPlaneHeader(held.header, layout, identity, id.key, id.kind, &root);
     if (!header.ok()) missing_.push_back({block_of_[i], id, std::string(header.message())});
   }
-  if (!missing_.empty()) return absl::OkStatus();
+  if (!missing_.empty()) {
+    view_.clear();
+    return absl::OkStatus();
+  }
 
   std::vector<std::vector<kvstore::FetchRequest>> groups(static_cast<size_t>(layout.plan().shape().layers));
   const auto distant_runs = RunsByLayer(layout, PlaneKind::kDistant);
   const auto proximal_runs = RunsByLayer(layout, PlaneKind::kProximal);
   for (size_t i = 0; i < ids_.size(); ++i) {
     const kvstore::HeldPlane& held = lease.planes()[i];
+    if (!held.found) continue;
     PERIGEE_ASSIGN_OR_RETURN(
         const model::PlaneBuffer bytes,
         node_->planes().Allocate(held.header.payload_bytes, kvstore::RegisteredPool::Contents::kUnspecified));
-    buffers_.push_back(bytes);
+    destinations_.push_back({.bytes = bytes, .id = ids_[i], .keep = Complete(block_of_[i])});
     const bool distant = ids_[i].kind == PlaneKind::kDistant;
     for (size_t layer = 0; layer < groups.size(); ++layer) {
       for (const SectionRun& run : (distant ? distant_runs : proximal_runs)[layer]) {
@@ -137,10 +178,9 @@ absl::Status PromptFetch::StartFetch(const pod::Identity& identity, const pod::B
     ++planes_;
     if (held.tier == kvstore::Tier::kSsd) ++planes_from_ssd_;
     bytes_ += held.header.payload_bytes;
-    model::CachedBlock& block = view[block_of_[i]];
+    model::CachedBlock& block = view_[block_of_[i]];
     block.base_position = held.header.base_position;
     block.plane(ids_[i].kind) = bytes;
-    full_.push_back(block.tokens == layout.block_tokens());
   }
   PERIGEE_ASSIGN_OR_RETURN(fetch_, lease.StartFetch(std::move(groups)));
   return absl::OkStatus();
@@ -156,16 +196,18 @@ absl::Status PromptFetch::Settle(absl::Status arrived) {
 }
 
 absl::Status PromptFetch::WaitForLayer(int layer) {
+  if (fetch_.groups() == 0) return absl::OkStatus();
   const absl::Time start = absl::Now();
   const absl::Status arrived = fetch_.Wait(static_cast<size_t>(layer), give_up_);
   exposed_time_ += absl::Now() - start;
   gave_up_ = absl::IsUnavailable(arrived) || (absl::IsDeadlineExceeded(arrived) && absl::Now() >= give_up_);
   if (arrived.ok() && static_cast<size_t>(layer) + 1 == fetch_.groups()) {
-    for (size_t i = 0; i < buffers_.size(); ++i) {
-      if (full_[i])
-        node_->planes().Keep(ids_[i], std::move(buffers_[i]), node_->model().layout().plane_bytes(ids_[i].kind));
+    for (Destination& to : destinations_) {
+      if (to.keep) {
+        node_->planes().Keep(to.id, std::move(to.bytes), node_->model().layout().plane_bytes(to.id.kind));
+      }
     }
-    buffers_.clear();
+    destinations_.clear();
   }
   return Settle(arrived);
 }

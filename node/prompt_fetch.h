@@ -1,5 +1,5 @@
-// A prompt's stored planes on their way into a cache, layer by layer: the forward pass starts when the first layer's
-// sections are here, and waits in front of each layer for what that layer reads.
+// A prompt's stored planes, or a context's, on their way into a cache, layer by layer: the forward pass starts when the
+// first layer's sections are here, and waits in front of each layer for what that layer reads.
 //
 // Which planes: the distant ones of all blocks, and the proximal ones of the blocks that a query right behind the
 // tokens is near to. Sections travel in the order of the first layer that reads them (a follower's layer reads its
@@ -10,6 +10,7 @@
 #define PERIGEE_NODE_PROMPT_FETCH_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -46,6 +47,18 @@ class PromptFetch {
                                                             std::span<const pod::BlockKey> keys, int64_t tokens,
                                                             model::PlaneCache& cache,
                                                             absl::Time give_up = absl::InfiniteFuture());
+  // A context's blocks, for a cache in which they stand elsewhere: `places` says where, by block of its chain. They lie
+  // in blocks(), and their bytes come as WaitForLayer says. wants_proximal: by block; where that plane is not to be had
+  // the block becomes far_only. Nothing is in blocks() where distant planes are missing.
+  static absl::StatusOr<std::unique_ptr<PromptFetch>> StartContext(const Node& node, const pod::Identity& identity,
+                                                                   std::span<const pod::BlockKey> keys,
+                                                                   std::vector<model::CachedBlock> places,
+                                                                   const std::vector<bool>& wants_proximal,
+                                                                   absl::Time give_up = absl::InfiniteFuture());
+  const std::vector<model::CachedBlock>& blocks() const { return view_; }
+  // Returns when everything that this layer reads is here, and was checked.
+  absl::Status WaitForLayer(int layer);
+
   // Stops what is still under way and waits for it.
   ~PromptFetch() = default;
 
@@ -76,9 +89,15 @@ class PromptFetch {
 
  private:
   PromptFetch() = default;
-  absl::Status StartFetch(const pod::Identity& identity, const pod::BlockKey& root,
-                          std::vector<model::CachedBlock>& view);
-  absl::Status WaitForLayer(int layer);
+  // The planes that the view wants: here already, or to be fetched.
+  using Wants = std::function<bool(pod::PlaneKind kind, size_t block)>;
+  static absl::StatusOr<std::unique_ptr<PromptFetch>> StartView(const Node& node, const pod::Identity& identity,
+                                                                std::span<const pod::BlockKey> keys,
+                                                                std::vector<model::CachedBlock> view,
+                                                                const Wants& wants, bool is_context,
+                                                                absl::Time give_up);
+  absl::Status StartFetch(const pod::Identity& identity, const pod::BlockKey& root);
+  bool Complete(size_t block) const;
   absl::Status Settle(absl::Status arrived);
 
   const Node* node_ = nullptr;
@@ -88,8 +107,14 @@ class PromptFetch {
   std::vector<size_t> block_of_;       // By plane of the lease.
   std::vector<kvstore::PlaneId> ids_;  // By plane of the lease.
   std::vector<MissingPlane> missing_;
-  std::vector<model::PlaneBuffer> buffers_;  // The fetch's own hold on its destinations, until everything is here.
-  std::vector<bool> full_;                   // By plane of the lease: of a block that nobody writes into any more.
+  struct Destination {
+    model::PlaneBuffer bytes;
+    kvstore::PlaneId id;
+    bool keep = false;  // Nobody writes into it any more: it may stay for others.
+  };
+  std::vector<Destination> destinations_;  // The fetch's own hold on them, until everything is here.
+  std::vector<model::CachedBlock> view_;
+  bool is_context_ = false;
   uint32_t planes_ = 0, planes_from_ssd_ = 0, planes_here_ = 0;
   uint64_t bytes_ = 0;
   absl::Duration acquire_time_, exposed_time_;

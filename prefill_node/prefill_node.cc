@@ -14,6 +14,9 @@ namespace {
 
 using pod::PlaneKind;
 
+// While a prompt in the background waits for others: whether it is still wanted.
+constexpr absl::Duration kAskEvery = absl::Milliseconds(50);
+
 }  // namespace
 
 PrefillNode::PrefillNode(const node::Node* node, const PrefillOptions& options)
@@ -40,7 +43,8 @@ absl::StatusOr<PrefillNode::Prompt> PrefillNode::Read(const v1::PrefillRequest& 
     bos = false;
   }
   PERIGEE_RETURN_IF_ERROR(node_->CheckPrompt(prompt.ids, 0));
-  prompt.cached = static_cast<int64_t>(prompt.ids.size()) - 1;
+  prompt.cached = static_cast<int64_t>(prompt.ids.size()) - (request.whole() ? 0 : 1);
+  prompt.background = request.background();
   prompt.replicas = static_cast<int>(std::min(request.replicas(), kvstore::kMaxReplicas));
   const int64_t block_tokens = node_->model().layout().block_tokens();
   for (int64_t back = prompt.cached / block_tokens * block_tokens;
@@ -56,8 +60,17 @@ absl::Status PrefillNode::Prefill(const v1::PrefillRequest& request, absl::Time 
                                   const std::function<bool()>& cancelled) const {
   Span span("prefill");
   const absl::Time start = absl::Now();
+  const int awaited = request.background() ? 0 : 1;
+  const auto count = [this](int more) {
+    absl::MutexLock lock(&mu_);
+    awaited_ += more;
+  };
   ++running_;
-  const absl::Cleanup done = [this] { --running_; };
+  count(awaited);
+  const absl::Cleanup done = [&] {
+    --running_;
+    count(-awaited);
+  };
   const absl::Status status = Store(request, deadline, response, cancelled);
   metrics_.Ended(status, absl::Now() - start);
   span.Set("status", absl::StatusCodeToString(status.code()));
@@ -105,6 +118,8 @@ absl::Status PrefillNode::Store(const v1::PrefillRequest& request, absl::Time de
         const Span span("claim");
         mine = computing_.ClaimOrWait(std::span(prompt.keys).subspan(reuse.blocks), deadline, &claim, cancelled);
       }
+      // Nobody who is waited for should wait for one that lets others go first: it is computed twice rather.
+      if (prompt.background) claim = {};
       PERIGEE_RETURN_IF_ERROR(
           mine ? Continue(prompt, std::move(stored), reuse.blocks == prompt.keys.size(), load, response)
                : load.StillWanted());
@@ -150,6 +165,16 @@ absl::Status PrefillNode::Continue(const Prompt& prompt, node::StoredPrompt stor
   return absl::OkStatus();
 }
 
+absl::Status PrefillNode::LetOthersGoFirst(const node::LoadRequest& request) const {
+  const Span span("let others go first");
+  const auto quiet = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return awaited_ == 0; };
+  absl::MutexLock lock(&mu_);
+  while (!mu_.AwaitWithTimeout(absl::Condition(&quiet), kAskEvery)) {
+    PERIGEE_RETURN_IF_ERROR(request.StillWanted());
+  }
+  return absl::OkStatus();
+}
+
 absl::Status PrefillNode::Compute(const Prompt& prompt, const node::LoadRequest& request, model::PlaneCache& cache,
                                   node::PromptLoad& load, v1::PrefillResponse* response) const {
   const pod::Layout& layout = node_->model().layout();
@@ -159,6 +184,7 @@ absl::Status PrefillNode::Compute(const Prompt& prompt, const node::LoadRequest&
   node::ChunkWriter writer(&node_->store(), &layout, &prompt.identity, prompt.keys, options_.chunks_under_way, write);
   const absl::Time start = absl::Now();
   while (cache.tokens() < prompt.cached) {
+    if (prompt.background) PERIGEE_RETURN_IF_ERROR(LetOthersGoFirst(request));
     const int64_t begin = cache.tokens();  // On a block border: every chunk and every reused prefix end on one.
     const int64_t end = std::min(prompt.cached, begin + chunk_tokens_);
     std::vector<node::ChunkWriter::Plane> planes;

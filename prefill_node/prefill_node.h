@@ -9,8 +9,10 @@
 #include <functional>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "node/chunk_writer.h"
 #include "node/node.h"
@@ -53,9 +55,10 @@ class PrefillNode {
     pod::Identity identity;
     std::vector<int32_t> ids;
     int replicas = 0;                    // 0: the node's own number.
-    int64_t cached = 0;                  // Tokens whose planes are to be stored: all but the last.
+    int64_t cached = 0;                  // Tokens whose planes are to be stored: all but the last, or all.
     std::vector<pod::BlockKey> keys;     // Of the blocks of the cached tokens.
     std::vector<int64_t> branch_points;  // Segment borders, and the end.
+    bool background = false;
   };
   absl::StatusOr<Prompt> Read(const v1::PrefillRequest& request) const;
   absl::Status Store(const v1::PrefillRequest& request, absl::Time deadline, v1::PrefillResponse* response,
@@ -63,6 +66,8 @@ class PrefillNode {
   // Loads what is stored, computes and stores the rest.
   absl::Status Continue(const Prompt& prompt, node::StoredPrompt stored, bool all_stored,
                         const node::LoadRequest& request, v1::PrefillResponse* response) const;
+  // Until no prompt is under way that somebody waits for.
+  absl::Status LetOthersGoFirst(const node::LoadRequest& request) const;
   // From the cache's end to the prompt's.
   absl::Status Compute(const Prompt& prompt, const node::LoadRequest& request, model::PlaneCache& cache,
                        node::PromptLoad& load, v1::PrefillResponse* response) const;
@@ -73,6 +78,8 @@ class PrefillNode {
   mutable node::RequestMetrics metrics_;
   mutable Computing computing_;
   mutable std::atomic<int> running_{0};
+  mutable absl::Mutex mu_;
+  mutable int awaited_ ABSL_GUARDED_BY(mu_) = 0;  // Prompts under way that are not in the background.
   mutable std::atomic<int64_t> tokens_ahead_{0};
 };
 

@@ -100,6 +100,13 @@ absl::StatusOr<BackendUsage> ClusterBackend::Complete(const BackendRequest& requ
                                                    " tokens and the answer may have ", request.max_tokens,
                                                    "; the model's context is ", model->max_positions, " tokens"));
   }
+  for (const ContextSpan& span : request.contexts) {
+    if (span.begin < 0 || span.tokens < 1 ||
+        span.begin + span.tokens > static_cast<int64_t>(request.token_ids.size())) {
+      return absl::InvalidArgumentError(absl::StrCat("a context takes ", span.tokens, " tokens from ", span.begin,
+                                                     " on, of a prompt of ", request.token_ids.size()));
+    }
+  }
   const auto look_for_places = [&] {
     size_t places = 0;
     for (const auto& node : Nodes(Role::kDecode, *model))

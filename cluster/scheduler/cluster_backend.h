@@ -8,8 +8,10 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -32,6 +34,8 @@ struct ClusterBackendOptions {
   bool store_answers = true;  // For the next turns of conversations.
   absl::Duration longest_request = absl::Minutes(60);
   std::string tokenizer_digest;  // Of those who encode prompts; nodes that decode with another get none. "": not known.
+  std::vector<int32_t> context_opening = {};  // Ids in front of every context's own (node/composed_load.h).
+  std::string default_repair;                 // Of contexts, where a request does not say.
 };
 
 // The one model that the cluster serves, as its nodes tell it.
@@ -46,6 +50,8 @@ struct ClusterBackendStats {
   uint64_t requests = 0, retries = 0, refused = 0;
   uint64_t prefilled = 0, direct = 0;  // Attempts with and without a prefill node.
   uint64_t resumed = 0;                // Answers that another node went on with.
+  uint64_t contexts = 0;               // Attempts with contexts, and
+  uint64_t contexts_prefilled = 0;     // contexts that prefill nodes were asked for.
   size_t waiting = 0, serving = 0;
 };
 
@@ -59,6 +65,11 @@ class ClusterBackend : public Backend {
                                         absl::FunctionRef<bool(const BackendEvent&)> emit,
                                         absl::FunctionRef<bool()> cancelled) override;
   absl::Status Ready() override;
+
+  // Has a context's planes computed and stored, behind all requests. UNAVAILABLE where no prefill node answers:
+  // requests with the context compute it then.
+  absl::Status PrefillAhead(const std::string& tenant, const std::vector<int32_t>& token_ids,
+                            const std::function<bool()>& cancelled);
   // UNAVAILABLE until a decode node has answered.
   absl::StatusOr<std::shared_ptr<const ClusterModel>> Model();
 
@@ -66,6 +77,15 @@ class ClusterBackend : public Backend {
 
  private:
   friend class RequestRun;
+  struct ContextWork {
+    std::string tenant, salt, request_id;
+    std::vector<std::vector<int32_t>> contexts;  // Ids of each, opening included.
+    bool background = false;
+    absl::Time deadline = absl::InfiniteFuture();
+  };
+  // Spreads them over the prefill nodes. What had to be computed, in tokens.
+  absl::StatusOr<uint64_t> PrefillContexts(const ClusterModel& model, const ContextWork& work,
+                                           absl::FunctionRef<bool()> cancelled);
   std::vector<std::shared_ptr<NodeHandle>> Nodes(Role role, const ClusterModel& model) const;
   bool Fits(const v1::NodeInfo& info) const;
   // Seconds to fetch a token's planes, lately.

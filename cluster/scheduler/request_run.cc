@@ -68,6 +68,12 @@ RequestRun::RequestRun(ClusterBackend* backend, const ClusterModel& model, const
                 .block_tokens = model.layout.block_tokens()},
       samples_(std::max<uint32_t>(request.samples, 1)) {
   usage_.prompt_tokens = static_cast<uint32_t>(request.token_ids.size());
+  for (const ContextSpan& span : request.contexts) {
+    std::vector<int32_t>& ids = contexts_.emplace_back(backend_.options_.context_opening);
+    const auto begin = request.token_ids.begin() + span.begin;
+    ids.insert(ids.end(), begin, begin + span.tokens);
+    context_keys_.push_back(pod::DeriveChain(identity_, ids));
+  }
 }
 
 absl::StatusOr<BackendUsage> RequestRun::Run() {
@@ -145,7 +151,7 @@ RequestRun::Attempt RequestRun::NextAttempt() const {
     const std::vector<int32_t>& answered = samples_[attempt.samples[0]].ids;
     attempt.ids.insert(attempt.ids.end(), answered.begin(), answered.end());
   }
-  attempt.keys = pod::DeriveChain(identity_, std::span(attempt.ids).first(attempt.ids.size() - 1));
+  if (!composed()) attempt.keys = pod::DeriveChain(identity_, std::span(attempt.ids).first(attempt.ids.size() - 1));
   return attempt;
 }
 
@@ -159,6 +165,12 @@ PromptFigures RequestRun::Figures(const Attempt& attempt) const {
   PromptFigures figures{.tokens = static_cast<int64_t>(attempt.ids.size()) - 1,
                         .fetch = absl::ZeroDuration(),
                         .fetch_token_s = backend_.fetch_token_s_};
+  if (composed()) {
+    for (const std::vector<int32_t>& ids : contexts_) figures.stored_tokens += static_cast<int64_t>(ids.size());
+    figures.stored_tokens = std::min(figures.stored_tokens, figures.tokens);
+    figures.fetch = absl::Seconds(figures.fetch_token_s * static_cast<double>(figures.stored_tokens));
+    return figures;
+  }
   if (backend_.store_ == nullptr || attempt.keys.empty() || prefill_first_) return figures;
   const absl::StatusOr<kvstore::LookupResult> lookup =
       backend_.store_->Lookup(attempt.keys[0], attempt.keys, kvstore::LookupMode::kPrefix);
@@ -204,14 +216,17 @@ absl::StatusOr<RequestRun::Choice> RequestRun::Choose(const Attempt& attempt, co
   std::vector<NodeFigures> decode_figures, prefill_figures;
   for (const auto& node : decode) {
     NodeFigures& figures = decode_figures.emplace_back(FiguresOf(*node));
-    if (prefill_first_) continue;
-    figures.local_tokens = std::min<int64_t>(
-        static_cast<int64_t>(backend_.chains_.Leading(node->id(), attempt.keys)) * model_.layout.block_tokens(),
-        prompt.tokens);
+    if (prefill_first_ && !composed()) continue;
+    size_t blocks = backend_.chains_.Leading(node->id(), attempt.keys);
+    for (const std::vector<pod::BlockKey>& keys : context_keys_) blocks += backend_.chains_.Leading(node->id(), keys);
+    figures.local_tokens =
+        std::min<int64_t>(static_cast<int64_t>(blocks) * model_.layout.block_tokens(), prompt.tokens);
   }
   for (const auto& node : prefill) prefill_figures.push_back(FiguresOf(*node));
   RouteOptions options = backend_.options_.route;
   if (prefill_first_) options.max_direct_tokens = -1;
+  // What stands between and behind contexts is computed where they are attended.
+  if (composed()) options.max_direct_tokens = INT64_MAX;
   const std::optional<Route> route = ChooseRoute(prompt, prefill_figures, decode_figures, options);
   if (!route.has_value()) return absl::UnavailableError("no decode node answers; try again later");
   Choice choice(decode[route->decode], route->prefill.has_value() ? prefill[*route->prefill] : nullptr,
@@ -232,6 +247,7 @@ absl::Status RequestRun::Try(const Attempt& attempt) {
   {
     absl::MutexLock lock(&backend_.mu_);
     ++(choice.prefill != nullptr ? backend_.stats_.prefilled : backend_.stats_.direct);
+    backend_.stats_.contexts += composed();
     if (!samples_[attempt.samples[0]].ids.empty()) ++backend_.stats_.resumed;
   }
 
@@ -243,6 +259,7 @@ absl::Status RequestRun::Try(const Attempt& attempt) {
     }
     choice.PrefillDone();
   }
+  if (composed() && prefill_first_ && !choice.alone) PERIGEE_RETURN_IF_ERROR(PrefillContexts());
   NodeHandle& node = *choice.decode;
   const int64_t spare = kSpareComputeTokens + std::max<int64_t>(backend_.options_.route.max_direct_tokens, 0);
   const absl::Status status = Generate(node, attempt, choice.alone ? INT32_MAX : static_cast<uint32_t>(spare));
@@ -254,6 +271,7 @@ absl::Status RequestRun::Try(const Attempt& attempt) {
   prefill_first_ = absl::IsNotFound(status) && !choice.alone;
   if (absl::IsNotFound(status)) {
     backend_.chains_.Forget(node.id(), attempt.keys);
+    for (const std::vector<pod::BlockKey>& keys : context_keys_) backend_.chains_.Forget(node.id(), keys);
   } else {
     Failed(node, status);
   }
@@ -307,6 +325,22 @@ absl::Status RequestRun::Prefill(NodeHandle& node, const Attempt& attempt) {
   }
 }
 
+absl::Status RequestRun::PrefillContexts() {
+  const absl::StatusOr<uint64_t> computed = backend_.PrefillContexts(model_,
+                                                                     {.tenant = request_.tenant,
+                                                                      .salt = request_.salt,
+                                                                      .request_id = request_.request_id,
+                                                                      .contexts = contexts_,
+                                                                      .deadline = deadline_},
+                                                                     cancelled_);
+  caller_gone_ = absl::IsCancelled(computed.status());
+  PERIGEE_RETURN_IF_ERROR(computed.status());
+  uint64_t tokens = 0;
+  for (const std::vector<int32_t>& ids : contexts_) tokens += ids.size();
+  if (!found_.has_value()) found_ = static_cast<uint32_t>(tokens - std::min(*computed, tokens));
+  return absl::OkStatus();
+}
+
 absl::Status RequestRun::Generate(NodeHandle& node, const Attempt& attempt, uint32_t max_compute_tokens) {
   Span span("decode call");
   span.Set("node", node.id());
@@ -327,6 +361,12 @@ absl::Status RequestRun::Generate(NodeHandle& node, const Attempt& attempt, uint
   request.set_answered_tokens(static_cast<uint32_t>(attempt.ids.size() - request_.token_ids.size()));
   request.set_max_compute_tokens(max_compute_tokens);
   request.set_store_answer(backend_.options_.store_answers);
+  for (const ContextSpan& span : request_.contexts) {
+    v1::ContextSpan* context = request.add_contexts();
+    context->set_begin(static_cast<uint32_t>(span.begin));
+    context->set_tokens(static_cast<uint32_t>(span.tokens));
+  }
+  if (composed()) request.set_repair(request_.repair.empty() ? backend_.options_.default_repair : request_.repair);
 
   GenerateCall call(node.decode(), request, request_.request_id, deadline_);
   std::optional<absl::Status> ended;
@@ -345,11 +385,13 @@ absl::Status RequestRun::Generate(NodeHandle& node, const Attempt& attempt, uint
   PERIGEE_RETURN_IF_ERROR(*ended);
   for (const uint32_t i : attempt.samples) {
     if (!samples_[i].finished) return absl::UnavailableError("it ended its answer without finishing it");
+    if (composed()) continue;
     std::vector<int32_t> ids = request_.token_ids;
     ids.insert(ids.end(), samples_[i].ids.begin(), samples_[i].ids.end());
     ids.pop_back();
     backend_.chains_.Add(node.id(), pod::DeriveChain(identity_, ids));
   }
+  for (const std::vector<pod::BlockKey>& keys : context_keys_) backend_.chains_.Add(node.id(), keys);
   return absl::OkStatus();
 }
 
@@ -359,7 +401,11 @@ absl::Status RequestRun::Take(const v1::GenerateEvent& event, NodeHandle& node, 
     if (started.bytes_fetched() > 0) backend_.RecordFetch(started.fetched_tokens(), started.fetch_us());
     const uint32_t here = started.fetched_tokens() - std::min(started.recomputed_tokens(), started.fetched_tokens());
     // Through a prefill node everything is fetched: what that one found is what was not computed.
-    if (!started_) usage_.cached_tokens = std::min({here, found_.value_or(here), usage_.prompt_tokens});
+    if (!started_) {
+      usage_.cached_tokens = std::min({here, found_.value_or(here), usage_.prompt_tokens});
+      usage_.context_tokens = started.context_tokens();
+      usage_.repaired_tokens = started.repaired_tokens();
+    }
     started_ = true;
     return absl::OkStatus();
   }

@@ -36,7 +36,7 @@ class RequestRun {
   struct Attempt {
     std::vector<uint32_t> samples;
     std::vector<int32_t> ids;         // Prompt, and what is answered of a sample that is to go on.
-    std::vector<pod::BlockKey> keys;  // Of all ids but the last.
+    std::vector<pod::BlockKey> keys;  // Of all ids but the last; none where contexts stand in the prompt.
   };
   Attempt NextAttempt() const;
   // Route, prefill where needed, generate. Anything but OK and what GivesUp says is worth another attempt.
@@ -49,6 +49,9 @@ class RequestRun {
   absl::Status Pause();
   std::vector<std::shared_ptr<NodeHandle>> Candidates(Role role) const;
   absl::Status Prefill(NodeHandle& node, const Attempt& attempt);
+  // Those of the request's contexts that the stores lack.
+  absl::Status PrefillContexts();
+  bool composed() const { return !contexts_.empty(); }
   absl::Status Generate(NodeHandle& node, const Attempt& attempt, uint32_t max_compute_tokens);
   absl::Status Take(const v1::GenerateEvent& event, NodeHandle& node, const Attempt& attempt);
   absl::Status GivesUp(const absl::Status& status) const;
@@ -63,6 +66,8 @@ class RequestRun {
   const absl::FunctionRef<bool(const BackendEvent&)> emit_;
   const absl::FunctionRef<bool()> cancelled_;
   pod::Identity identity_;
+  std::vector<std::vector<int32_t>> contexts_;            // Ids of each, opening included.
+  std::vector<std::vector<pod::BlockKey>> context_keys_;  // Theirs.
   std::vector<Sample> samples_;
   std::set<std::string> avoided_;  // Nodes that failed this request.
   absl::Duration pause_ = absl::Milliseconds(10);

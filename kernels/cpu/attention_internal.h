@@ -21,6 +21,7 @@
 namespace perigee::kernels::internal {
 
 inline constexpr int kTileRows = 64;  // Rows of one unit of the tile path: lanes of its small matrix products.
+inline constexpr float kProbabilityBias = -24.0f;  // As an exponent of 2; see above.
 
 // Rotation of a query by the negative of one block offset.
 struct Rotation {
@@ -52,8 +53,9 @@ struct HeadPlan {
 };
 HeadPlan PlanHead(const Call& call, int kv_head);
 
-inline const std::byte* TileData(const BlockRef& block, const pod::Tile& tile) {
-  return (tile.plane == pod::PlaneKind::kProximal ? block.proximal : block.distant) + tile.offset_bytes;
+inline const uint16_t* Elements(const BlockRef& block, const pod::Tile& tile) {
+  const std::byte* plane = tile.plane == pod::PlaneKind::kProximal ? block.proximal : block.distant;
+  return reinterpret_cast<const uint16_t*>(plane + tile.offset_bytes);
 }
 
 // Unfinished softmax of one row: out = o / l. No token seen: m = -inf, l = 0, o = 0.
@@ -73,8 +75,8 @@ RowScale ScaleRow(const float* near_query, const float* far_query, int head_dim)
 // dst = query * query_scale, rotated.
 void PackRow(const Rotation& rotation, const float* query, float query_scale, int head_dim, float* dst);
 
-// The SIMD entry points (attention_simd.cc). Rows [first_row, first_row + rows), blocks order[begin, end).
-// Tile path: any number of rows up to kTileRows. Dot path: rows of one query, where CanDot says so.
+// The SIMD entry points (attention_tile_simd.cc, attention_dot_simd.cc). Rows [first_row, first_row + rows), blocks
+// order[begin, end). Tile path: any number of rows up to kTileRows. Dot path: rows of one query, where CanDot says so.
 void AttendTile(const Call& call, int kv_head, int64_t first_row, int rows, size_t begin, size_t end,
                 const PartialState& out);
 void AttendDot(const Call& call, int kv_head, int64_t first_row, int rows, size_t begin, size_t end,

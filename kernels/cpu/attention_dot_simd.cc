@@ -2,6 +2,7 @@
 //
 // Dot products along the stored rows, up to four query heads at a time per loaded vector.
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <limits>
 
@@ -23,7 +24,9 @@ using internal::Call;
 using internal::Elements;
 using internal::HeadPlan;
 using internal::kProbabilityBias;
+using internal::OrderedBlock;
 using internal::PartialState;
+using internal::Range;
 using internal::Rotation;
 
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
@@ -31,9 +34,9 @@ constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
 #if HWY_TARGET == HWY_SCALAR
 
 // One lane has nothing to sum across.
-void AttendDotTarget(const Call& call, int kv_head, int64_t first_row, int rows, size_t begin, size_t end,
+void AttendDotTarget(const Call& call, int kv_head, int64_t first_row, int rows, const Range& range,
                      const PartialState& out) {
-  internal::AttendTile(call, kv_head, first_row, rows, begin, end, out);
+  internal::AttendTile(call, kv_head, first_row, rows, range, out);
 }
 
 #else
@@ -208,11 +211,21 @@ HWY_INLINE float SoftmaxRow(float* HWY_RESTRICT scores, size_t n, size_t block_t
   return rescale;
 }
 
-void AttendDotTarget(const Call& call, int kv_head, int64_t first_row, int rows, size_t begin, size_t end,
+// Calls f for each of the first `tokens` tokens that is hidden.
+template <class F>
+HWY_INLINE void ForEachHidden(const BlockRef& block, size_t tokens, F f) {
+  for (size_t base = 0; base < tokens; base += 64) {
+    uint64_t bits = block.hidden[base / 64];
+    if (tokens - base < 64) bits &= (uint64_t{1} << (tokens - base)) - 1;
+    for (; bits != 0; bits &= bits - 1) f(base + static_cast<size_t>(std::countr_zero(bits)));
+  }
+}
+
+void AttendDotTarget(const Call& call, int kv_head, int64_t first_row, int rows, const Range& range,
                      const PartialState& out) {
   const HeadPlan head = internal::PlanHead(call, kv_head);
   const AttentionInput& in = *call.input;
-  const pod::Window& window = in.layout->plan().window();
+  const float temperature = internal::TemperatureOf(call, range);
   const size_t dim = static_cast<size_t>(call.head_dim), block_tokens = static_cast<size_t>(call.block_tokens);
   const size_t urows = static_cast<size_t>(rows);
   const int64_t query = first_row / call.group;  // All rows are of one query.
@@ -230,7 +243,7 @@ void AttendDotTarget(const Call& call, int kv_head, int64_t first_row, int rows,
   for (size_t r = 0; r < urows; ++r) {
     const int64_t offset = query_offset + static_cast<int64_t>(r * dim);
     const internal::RowScale scale =
-        internal::ScaleRow(head.near_queries + offset, head.far_queries + offset, call.head_dim);
+        internal::ScaleRow(head.near_queries + offset, head.far_queries + offset, call.head_dim, temperature);
     query_scale[r] = scale.query_scale;
     exponent_scale[r] = scale.exponent_scale;
     out.m[r] = kNegativeInfinity;
@@ -238,23 +251,18 @@ void AttendDotTarget(const Call& call, int kv_head, int64_t first_row, int rows,
   }
   std::fill_n(out.o, urows * dim, 0.0f);
 
-  const auto is_near = [&](const BlockRef& block) {
-    return head.uniform || pod::IsNear(window, call.block_tokens, block.position, position);
-  };
+  const auto is_near = [&](const OrderedBlock& at) { return head.uniform || internal::IsNear(call, at, position); };
   // The next block from order[i] on that is read at all.
   const auto next_read = [&](size_t i) {
-    while (i < end) {
-      const BlockRef& block = in.blocks[static_cast<size_t>(call.order[i].index)];
-      if (block.position <= position && (head.has_far || is_near(block))) break;
-      ++i;
-    }
+    while (i < range.end && (call.order[i].first > position || !(head.has_far || is_near(call.order[i])))) ++i;
     return i;
   };
   int32_t rotation = -1;
-  for (size_t i = next_read(begin); i < end;) {
-    const BlockRef& block = in.blocks[static_cast<size_t>(call.order[i].index)];
-    if (rotation != call.order[i].rotation) {
-      rotation = call.order[i].rotation;
+  for (size_t i = next_read(range.begin); i < range.end;) {
+    const OrderedBlock& at = call.order[i];
+    const BlockRef& block = in.blocks[static_cast<size_t>(at.index)];
+    if (rotation != at.rotation) {
+      rotation = at.rotation;
       const Rotation& turn = call.rotations[static_cast<size_t>(rotation)];
       for (size_t r = 0; r < urows; ++r) {
         const int64_t offset = query_offset + static_cast<int64_t>(r * dim);
@@ -265,24 +273,28 @@ void AttendDotTarget(const Call& call, int kv_head, int64_t first_row, int rows,
         Arrange(head.tiles.far_keys.codec, dim, dim, far_q + r * dim);
       }
     }
-    const bool near = is_near(block);
+    const bool near = is_near(at);
     const pod::Tile& key_tile = near ? head.tiles.near_keys : head.tiles.far_keys;
     const pod::Tile& value_tile = near ? head.tiles.near_values : head.tiles.far_values;
-    const size_t tokens = static_cast<size_t>(std::min<int64_t>(block.tokens, position - block.position + 1));
+    const size_t tokens = static_cast<size_t>(internal::SeenTokens(block, position));
     const uint16_t* values = Elements(block, value_tile);
     const uint16_t* after_keys = values;
     const uint16_t* after_values = nullptr;
     i = next_read(i + 1);
-    if (i < end) {
-      const BlockRef& next = in.blocks[static_cast<size_t>(call.order[i].index)];
-      after_values = Elements(next, is_near(next) ? head.tiles.near_keys : head.tiles.far_keys);
+    if (i < range.end) {
+      const OrderedBlock& next = call.order[i];
+      after_values = Elements(in.blocks[static_cast<size_t>(next.index)],
+                              is_near(next) ? head.tiles.near_keys : head.tiles.far_keys);
     }
-    if (tokens < block_tokens) {
-      // What lies past the tokens seen may be NaN, which even a probability of 0 would let through.
+    if (tokens < block_tokens || at.has_hidden) {
+      // What is not seen may be NaN, which even a probability of 0 would let through.
       for (size_t k = 0; k < dim; ++k) {
         std::memcpy(tail + k * block_tokens, values + k * block_tokens, tokens * sizeof(uint16_t));
         std::memset(tail + k * block_tokens + tokens, 0, (block_tokens - tokens) * sizeof(uint16_t));
       }
+      ForEachHidden(block, tokens, [&](size_t t) {
+        for (size_t k = 0; k < dim; ++k) tail[k * block_tokens + t] = 0;
+      });
       values = tail;
     }
     for (size_t r = 0; r < urows; r += 4) {
@@ -294,6 +306,7 @@ void AttendDotTarget(const Call& call, int kv_head, int64_t first_row, int rows,
       for (int k = 0; k < count; ++k) {
         const size_t row = r + static_cast<size_t>(k);
         float* s = scores + static_cast<size_t>(k) * block_tokens;
+        if (at.has_hidden) ForEachHidden(block, tokens, [&](size_t t) { s[t] = kNegativeInfinity; });
         rescale[k] = SoftmaxRow(s, tokens, block_tokens, exponent_scale[row], &out.m[row], &out.l[row]);
         Arrange(value_tile.codec, block_tokens, block_tokens, s);
       }
@@ -316,9 +329,9 @@ HWY_EXPORT(AttendDotTarget);
 
 namespace internal {
 
-void AttendDot(const Call& call, int kv_head, int64_t first_row, int rows, size_t begin, size_t end,
+void AttendDot(const Call& call, int kv_head, int64_t first_row, int rows, const Range& range,
                const PartialState& out) {
-  HWY_DYNAMIC_DISPATCH(AttendDotTarget)(call, kv_head, first_row, rows, begin, end, out);
+  HWY_DYNAMIC_DISPATCH(AttendDotTarget)(call, kv_head, first_row, rows, range, out);
 }
 
 }  // namespace internal

@@ -5,6 +5,7 @@
 // reduction across lanes; a tile is widened to float once and then serves kTileRows rows.
 #include <algorithm>
 #include <limits>
+#include <numeric>
 
 #include "hwy/aligned_allocator.h"
 #include "kernels/cpu/attention_internal.h"
@@ -24,7 +25,9 @@ using internal::Elements;
 using internal::HeadPlan;
 using internal::kProbabilityBias;
 using internal::kTileRows;
+using internal::OrderedBlock;
 using internal::PartialState;
+using internal::Range;
 
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
 
@@ -126,9 +129,11 @@ struct TileWork {
   float* exponent_scale;  // [kTileRows]
   float* rescale;         // [kTileRows]
   float* limit;           // [kTileRows] tokens of this tile that the row sees; used where rows differ. Whole numbers.
+  const float* number;    // [block_tokens] a token's number in the tile, infinity where it is hidden.
 };
 
-// Adds one tile. tokens: the largest limit. masked: rows see different numbers of tokens (limit[]).
+// Adds one tile. tokens: the largest limit. masked: rows differ in the tokens they see, or tokens are hidden: a row
+// sees a token if number < limit.
 HWY_INLINE void AddTile(const TileWork& w, const float* q, const uint16_t* keys, pod::Codec key_codec,
                         const uint16_t* values, pod::Codec value_codec, size_t tokens, bool masked) {
   const DF d;
@@ -142,7 +147,7 @@ HWY_INLINE void AddTile(const TileWork& w, const float* q, const uint16_t* keys,
     float* s = w.scores + lane;
     if (masked) {
       for (size_t t = 0; t < tokens; ++t) {
-        const auto seen = hn::Lt(hn::Set(d, static_cast<float>(t)), limit);
+        const auto seen = hn::Lt(hn::Set(d, w.number[t]), limit);
         const auto score = hn::IfThenElse(seen, hn::Load(d, s + t * kTileRows), hn::Set(d, kNegativeInfinity));
         hn::Store(score, d, s + t * kTileRows);
         top = hn::Max(top, score);
@@ -158,7 +163,7 @@ HWY_INLINE void AddTile(const TileWork& w, const float* q, const uint16_t* keys,
     for (size_t t = 0; t < tokens; ++t) {
       const auto x = hn::MulAdd(hn::Sub(hn::Load(d, s + t * kTileRows), top), scale, hn::Set(d, kProbabilityBias));
       auto p = Exp2(d, x);
-      if (masked) p = hn::IfThenElseZero(hn::Lt(hn::Set(d, static_cast<float>(t)), limit), p);
+      if (masked) p = hn::IfThenElseZero(hn::Lt(hn::Set(d, w.number[t]), limit), p);
       hn::Store(p, d, s + t * kTileRows);
       sum = hn::Add(sum, p);
     }
@@ -177,7 +182,7 @@ HWY_INLINE void AddTile(const TileWork& w, const float* q, const uint16_t* keys,
     for (size_t i = 0; i < w.head_dim; ++i) {
       auto sum = hn::Mul(hn::Load(d, w.o + i * kTileRows + lane), hn::Load(d, w.rescale + lane));
       for (size_t t = 0; t < tokens; ++t) {
-        const auto seen = hn::Lt(hn::Set(d, static_cast<float>(t)), limit);
+        const auto seen = hn::Lt(hn::Set(d, w.number[t]), limit);
         const auto v = hn::IfThenElseZero(seen, hn::Set(d, w.wide[i * w.block_tokens + t]));
         sum = hn::MulAdd(v, hn::Load(d, w.scores + t * kTileRows + lane), sum);
       }
@@ -186,16 +191,17 @@ HWY_INLINE void AddTile(const TileWork& w, const float* q, const uint16_t* keys,
   }
 }
 
-void AttendTileTarget(const Call& call, int kv_head, int64_t first_row, int rows, size_t begin, size_t end,
+void AttendTileTarget(const Call& call, int kv_head, int64_t first_row, int rows, const Range& range,
                       const PartialState& out) {
   const HeadPlan head = internal::PlanHead(call, kv_head);
   const AttentionInput& in = *call.input;
-  const pod::Window& window = in.layout->plan().window();
+  const float temperature = internal::TemperatureOf(call, range);
   const int dim = call.head_dim;
   const size_t udim = static_cast<size_t>(dim), tokens = static_cast<size_t>(call.block_tokens);
   const size_t lanes = hn::Lanes(DF());
   const size_t q_floats = udim * kTileRows;
-  auto memory = hwy::AllocateAligned<float>(udim * tokens + 3 * q_floats + tokens * kTileRows + 5 * kTileRows);
+  auto memory =
+      hwy::AllocateAligned<float>(udim * tokens + 3 * q_floats + tokens * kTileRows + 5 * kTileRows + 2 * tokens);
   TileWork w;
   w.head_dim = udim;
   w.block_tokens = tokens;
@@ -209,7 +215,10 @@ void AttendTileTarget(const Call& call, int kv_head, int64_t first_row, int rows
   w.exponent_scale = w.l + kTileRows;
   w.rescale = w.exponent_scale + kTileRows;
   w.limit = w.rescale + kTileRows;
-  w.wide = w.limit + kTileRows;
+  float* plain_number = w.limit + kTileRows;
+  float* hidden_number = plain_number + tokens;
+  w.wide = hidden_number + tokens;
+  std::iota(plain_number, hidden_number, 0.0f);
   std::fill(w.near_q, w.scores, 0.0f);
   std::fill_n(w.m, kTileRows, kNegativeInfinity);
   std::fill_n(w.l, kTileRows, 0.0f);
@@ -223,26 +232,27 @@ void AttendTileTarget(const Call& call, int kv_head, int64_t first_row, int rows
     query_offset[r] = (row / call.group * in.q_heads + row % call.group) * dim;
     position[r] = in.positions[static_cast<size_t>(row / call.group)];
     const internal::RowScale scale =
-        internal::ScaleRow(head.near_queries + query_offset[r], head.far_queries + query_offset[r], dim);
+        internal::ScaleRow(head.near_queries + query_offset[r], head.far_queries + query_offset[r], dim, temperature);
     query_scale[r] = scale.query_scale;
     w.exponent_scale[r] = scale.exponent_scale;
   }
   auto packed = hwy::AllocateAligned<float>(udim);
   int32_t rotation = -1;
-  for (size_t i = begin; i < end; ++i) {
-    const BlockRef& block = in.blocks[static_cast<size_t>(call.order[i].index)];
-    if (block.position > position[rows - 1]) continue;
+  for (size_t i = range.begin; i < range.end; ++i) {
+    const OrderedBlock& at = call.order[i];
+    const BlockRef& block = in.blocks[static_cast<size_t>(at.index)];
+    if (at.first > position[rows - 1]) continue;
     // Positions grow with the row: near rows are the first of those that see the block, far rows the rest.
     int first_seen = 0;
-    while (position[first_seen] < block.position) ++first_seen;
+    while (position[first_seen] < at.first) ++first_seen;
     int first_far = rows;
-    if (!head.uniform && !pod::IsNear(window, call.block_tokens, block.position, position[rows - 1])) {
+    if (!head.uniform && !internal::IsNear(call, at, position[rows - 1])) {
       first_far = first_seen;
-      while (pod::IsNear(window, call.block_tokens, block.position, position[first_far])) ++first_far;
+      while (internal::IsNear(call, at, position[first_far])) ++first_far;
     }
     if (first_seen == first_far && !head.has_far) continue;
-    if (rotation != call.order[i].rotation) {
-      rotation = call.order[i].rotation;
+    if (rotation != at.rotation) {
+      rotation = at.rotation;
       for (int form = 0; form < (w.far_q == w.near_q ? 1 : 2); ++form) {
         float* q = form == 0 ? w.near_q : w.far_q;
         const float* source = form == 0 ? head.near_queries : head.far_queries;
@@ -253,14 +263,19 @@ void AttendTileTarget(const Call& call, int kv_head, int64_t first_row, int rows
         }
       }
     }
+    w.number = plain_number;
+    if (at.has_hidden) {
+      for (int t = 0; t < block.tokens; ++t) {
+        hidden_number[t] = internal::IsHidden(block, t) ? std::numeric_limits<float>::infinity() : plain_number[t];
+      }
+      w.number = hidden_number;
+    }
     for (int pass = 0; pass < 2; ++pass) {
       const bool far = pass == 1;
       const int pass_begin = far ? first_far : first_seen, pass_end = far ? rows : first_far;
       if (pass_begin == pass_end || (far && !head.has_far)) continue;
-      const auto seen_tokens = [&](int r) {
-        return static_cast<int>(std::min<int64_t>(block.tokens, position[r] - block.position + 1));
-      };
-      const bool masked = pass_begin != 0 || pass_end != rows || seen_tokens(0) != block.tokens;
+      const auto seen_tokens = [&](int r) { return internal::SeenTokens(block, position[r]); };
+      const bool masked = at.has_hidden || pass_begin != 0 || pass_end != rows || seen_tokens(0) != block.tokens;
       if (masked) {
         for (int r = 0; r < rows; ++r) {
           w.limit[r] = r < pass_begin || r >= pass_end ? 0.0f : static_cast<float>(seen_tokens(r));
@@ -290,9 +305,9 @@ HWY_EXPORT(AttendTileTarget);
 
 namespace internal {
 
-void AttendTile(const Call& call, int kv_head, int64_t first_row, int rows, size_t begin, size_t end,
+void AttendTile(const Call& call, int kv_head, int64_t first_row, int rows, const Range& range,
                 const PartialState& out) {
-  HWY_DYNAMIC_DISPATCH(AttendTileTarget)(call, kv_head, first_row, rows, begin, end, out);
+  HWY_DYNAMIC_DISPATCH(AttendTileTarget)(call, kv_head, first_row, rows, range, out);
 }
 
 }  // namespace internal

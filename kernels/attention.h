@@ -12,8 +12,16 @@
 // query is rotated by the difference, once per distinct difference. So blocks of one text can stand anywhere in
 // another, next to blocks that were computed here (arXiv 2502.15734, 2405.16444 rewrite the keys instead).
 //
+// A query sees the tokens that stand at its own position and before, whatever blocks they are in: blocks may begin
+// anywhere, hold any number of tokens and stand at the same positions as others. Near to a query is a block whose first
+// token is one of the sinks or whose last one (hidden or not) is recent (pod::IsSpanNear).
+//
 // Tokens of a block can be hidden: an overlay stands for them, a block of tokens that were computed again, each at its
 // own position. Nothing is written into the block that is hidden.
+//
+// Blocks that were computed without sight of each other can be marked as contexts (parallel encoding, arXiv
+// 2502.05431): their logits are divided by a temperature, and the log-sum-exp of all their logits is multiplied by a
+// scale before it is weighed against the rest's.
 //
 // Memory is the caller's; nothing is kept after the call. Any thread; parallel inside.
 #ifndef PERIGEE_KERNELS_ATTENTION_H_
@@ -41,9 +49,10 @@ struct BlockRef {
   int64_t position = 0;       // Of the block's first token, in the request.
   int64_t base_position = 0;  // Of the block's first token, when its keys were rotated.
   int32_t tokens = 0;
-  // Its proximal plane is not to be had: every query reads it as a far one.
+  // Its proximal plane is not to be had: every query reads it as a far one, and near-only slots do not see it.
   bool far_only = false;
-  HiddenTokens hidden = {};
+  bool context = false;
+  HiddenTokens hidden = {};  // All may be.
   // [tokens], ascending, the first one is `position`; null: one after the other. Keys were rotated at these positions,
   // base_position is `position`.
   const int64_t* positions = nullptr;
@@ -60,10 +69,12 @@ struct AttentionInput {
   std::span<const float* const>
       queries;  // By layer; [layer] and, under score sharing, the lead layers of this layer's slots are read.
   std::span<const BlockRef> blocks;
+  float context_temperature = 1, context_scale = 1;  // Both 1: contexts are blocks as all others.
 };
 
-// FAILED_PRECONDITION where a query needs a plane that is null; INVALID_ARGUMENT where the view does not hold a query's
-// own position, or a block or the positions cannot be.
+// FAILED_PRECONDITION where a query needs a plane that is null. INVALID_ARGUMENT where no visible token of the view
+// stands at a query's own position (for layers with near-only slots: none but in far_only blocks), or a block, the
+// positions or the temperature or scale cannot be. Nothing is written then.
 absl::Status Attend(const AttentionInput& input, float* out);
 
 }  // namespace perigee::kernels

@@ -28,8 +28,12 @@ int64_t RecentBegin(const Window& window, int block_tokens, int64_t position) {
   return first / block_tokens * block_tokens;
 }
 
+bool IsSpanNear(const Window& window, int64_t first, int64_t last, int64_t position) {
+  return first < window.sink_tokens || last > position - window.recent_tokens;
+}
+
 bool IsNear(const Window& window, int block_tokens, int64_t block_begin, int64_t position) {
-  return block_begin < SinkEnd(window, block_tokens) || block_begin >= RecentBegin(window, block_tokens, position);
+  return IsSpanNear(window, block_begin, block_begin + block_tokens - 1, position);
 }
 
 }  // namespace perigee::pod

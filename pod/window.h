@@ -29,8 +29,12 @@ int64_t SinkEnd(const Window& window, int block_tokens);
 // Positions [RecentBegin, position] are near to the query at `position`. Grows with the position.
 int64_t RecentBegin(const Window& window, int block_tokens, int64_t position);
 
-// Whether the block that starts at `block_begin` (a multiple of block_tokens, at most `position`: no query sees a later
-// block) is near to the query at `position`.
+// Whether a block whose first token stands at `first` (at most `position`: no query sees a later block) and whose last
+// one at `last` is near to the query at `position`. It may begin anywhere and hold any number of tokens. While a block
+// is being filled `last` grows, which only makes it nearer.
+bool IsSpanNear(const Window& window, int64_t first, int64_t last, int64_t position);
+
+// The same of a whole block that starts at `block_begin`, a multiple of block_tokens.
 bool IsNear(const Window& window, int block_tokens, int64_t block_begin, int64_t position);
 
 }  // namespace perigee::pod

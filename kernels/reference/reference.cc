@@ -92,4 +92,73 @@ void Attend(const pod::Plan& plan, int round_tokens, int layer, int q_heads, con
   }
 }
 
+namespace {
+
+// A softmax over some tokens: the mean of their values by weight, and the logarithm of the weights' sum.
+struct Mean {
+  std::vector<double> value;
+  double log_sum = -INFINITY;
+};
+
+Mean SoftmaxMean(const std::vector<double>& logits, const std::vector<const double*>& values, int dim) {
+  Mean mean{std::vector<double>(static_cast<size_t>(dim))};
+  if (logits.empty()) return mean;
+  const double top = *std::max_element(logits.begin(), logits.end());
+  double total = 0;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const double weight = std::exp(logits[i] - top);
+    total += weight;
+    for (int d = 0; d < dim; ++d) mean.value[static_cast<size_t>(d)] += weight * values[i][d];
+  }
+  for (double& x : mean.value) x /= total;
+  mean.log_sum = top + std::log(total);
+  return mean;
+}
+
+}  // namespace
+
+void AttendView(const pod::Plan& plan, int layer, int q_heads, const std::vector<ViewToken>& tokens,
+                const std::vector<int64_t>& positions, const std::vector<const float*>& queries,
+                double context_temperature, double context_scale, float* out) {
+  const int dim = plan.shape().head_dim;
+  const int group = q_heads / plan.shape().kv_heads;
+  for (size_t i = 0; i < positions.size(); ++i) {
+    for (int h = 0; h < q_heads; ++h) {
+      const int kv_head = h / group;
+      const pod::Slot& slot = plan.slot(layer, kv_head);
+      const auto query = [&](int of_layer, int of_head) {
+        return queries[static_cast<size_t>(of_layer)] + (static_cast<int64_t>(i) * q_heads + of_head) * dim;
+      };
+      std::vector<double> logits[2];  // Of the rest, of the contexts.
+      std::vector<const double*> values[2];
+      for (const ViewToken& token : tokens) {
+        if (token.position > positions[i]) continue;
+        const bool near = !token.far_only && (token.block_first < plan.window().sink_tokens ||
+                                              token.block_last > positions[i] - plan.window().recent_tokens);
+        if (!near && slot.role == pod::Role::kNearOnly) continue;
+        const pod::SlotId read = near ? pod::SlotId{layer, kv_head} : slot.lead;
+        const float* q = query(layer, h);
+        if (!near && slot.role == pod::Role::kFollower && plan.sharing() == pod::Sharing::kScore) {
+          q = query(slot.lead.layer, slot.lead.kv_head * group + h % group);
+        }
+        const auto& key = token.keys[static_cast<size_t>(read.layer)][static_cast<size_t>(read.kv_head)];
+        double logit = 0;
+        for (int d = 0; d < dim; ++d) logit += q[d] * key[static_cast<size_t>(d)];
+        logit /= std::sqrt(static_cast<double>(dim));
+        logits[token.context].push_back(token.context ? logit / context_temperature : logit);
+        values[token.context].push_back(token.values[static_cast<size_t>(layer)][static_cast<size_t>(kv_head)].data());
+      }
+      const Mean rest = SoftmaxMean(logits[0], values[0], dim), context = SoftmaxMean(logits[1], values[1], dim);
+      const double context_log = context_scale * context.log_sum;
+      const double top = std::max(rest.log_sum, context_log);
+      const double a = std::exp(rest.log_sum - top), b = std::exp(context_log - top);
+      float* result = out + (static_cast<int64_t>(i) * q_heads + h) * dim;
+      for (int d = 0; d < dim; ++d) {
+        const size_t at = static_cast<size_t>(d);
+        result[d] = static_cast<float>((a * rest.value[at] + b * context.value[at]) / (a + b));
+      }
+    }
+  }
+}
+
 }  // namespace perigee::kernels::reference

@@ -28,6 +28,23 @@ struct DenseCache {
 void Attend(const pod::Plan& plan, int round_tokens, int layer, int q_heads, const DenseCache& cache,
             int64_t first_position, int query_count, const std::vector<const float*>& queries, float* out);
 
+// Attention over a general view, as a list of what is visible in it, in any order. A query sees the tokens at its own
+// position and before.
+struct ViewToken {
+  int64_t position = 0;
+  int64_t block_first = 0, block_last = 0;  // Where its block begins and ends: the block is near as a whole.
+  bool far_only = false;
+  bool context = false;
+  std::vector<std::vector<std::vector<double>>> keys,
+      values;  // [layer][kv_head][head_dim], keys rotated at `position`.
+};
+
+// As Attend, for queries at these positions. Logits of contexts are divided by the temperature; contexts and the rest
+// are weighed by exp(scale * log-sum-exp) and exp(log-sum-exp) (arXiv 2502.05431, section 4).
+void AttendView(const pod::Plan& plan, int layer, int q_heads, const std::vector<ViewToken>& tokens,
+                const std::vector<int64_t>& positions, const std::vector<const float*>& queries,
+                double context_temperature, double context_scale, float* out);
+
 }  // namespace perigee::kernels::reference
 
 #endif  // PERIGEE_KERNELS_REFERENCE_REFERENCE_H_

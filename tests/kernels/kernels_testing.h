@@ -227,6 +227,25 @@ inline pod::Plan IdentityPlan(pod::KvShape shape, pod::Window window = {}, pod::
   return *pod::Plan::Identity(shape, window, Digest{}, codec);
 }
 
+// Four layers of two heads: leads, followers of a lower layer's own and other head, of the same layer's other head, and
+// near-only.
+inline pod::Plan MixedPlan(int head_dim, pod::Window window, pod::Sharing sharing, pod::Codec near_codec,
+                           pod::Codec far_codec) {
+  using pod::Role;
+  using pod::Slot;
+  const auto lead = [&](int l, int h) { return Slot{Role::kLead, {l, h}, far_codec}; };
+  const auto follow = [&](int l, int h) { return Slot{Role::kFollower, {l, h}, far_codec}; };
+  std::vector<Slot> slots = {
+      lead(0, 0),   follow(0, 0),                              // Same layer, other head.
+      follow(0, 0), lead(1, 1),                                //
+      follow(1, 1), Slot{Role::kNearOnly, {2, 1}, far_codec},  // Other head, lower layer.
+      follow(0, 0), follow(1, 1),
+  };
+  auto plan = pod::Plan::Create({4, 2, head_dim}, window, sharing, near_codec, slots, Digest{});
+  EXPECT_TRUE(plan.ok()) << plan.status();
+  return *plan;
+}
+
 }  // namespace perigee::kernels::testing
 
 #endif  // PERIGEE_TESTS_KERNELS_KERNELS_TESTING_H_

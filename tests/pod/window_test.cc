@@ -81,5 +81,41 @@ TEST(Window, ABlockIsNearIfAndOnlyIfItHoldsANearToken) {
   }
 }
 
+// One rule for all blocks: on block borders it is the one of SinkEnd and RecentBegin, by which planes are stored.
+TEST(Window, SpansOnBlockBordersAreNearByTheRoundedBounds) {
+  for (const int block_tokens : {16, 32, 64, 128}) {
+    for (const Window& window : {Window{0, 1}, Window{1, 1}, Window{15, 16}, Window{16, 17}, Window{17, 64},
+                                 Window{64, 63}, Window{130, 200}, Window{300, 300}, Window{1 << 30, 1 << 30}}) {
+      for (int64_t position = 0; position < 700; ++position) {
+        const int64_t sink_end = SinkEnd(window, block_tokens);
+        const int64_t recent_begin = RecentBegin(window, block_tokens, position);
+        for (int64_t begin = 0; begin <= position; begin += block_tokens) {
+          const bool near = begin < sink_end || begin >= recent_begin;
+          ASSERT_EQ(IsSpanNear(window, begin, begin + block_tokens - 1, position), near)
+              << "window " << window.sink_tokens << " + " << window.recent_tokens << ", block " << begin << " of "
+              << block_tokens << ", position " << position;
+          ASSERT_EQ(IsNear(window, block_tokens, begin, position), near);
+        }
+        // A block that is being filled and holds the query is near from its first token on.
+        const int64_t own = position / block_tokens * block_tokens;
+        for (int64_t last = position; last < own + block_tokens; ++last) {
+          ASSERT_TRUE(IsSpanNear(window, own, last, position));
+        }
+      }
+    }
+  }
+}
+
+TEST(Window, SpansAnywhereAreNearIfTheirEndsAre) {
+  const Window window{16, 128};
+  EXPECT_TRUE(IsSpanNear(window, 15, 40, 1000));  // Begins among the sinks.
+  EXPECT_FALSE(IsSpanNear(window, 16, 40, 1000));
+  EXPECT_TRUE(IsSpanNear(window, 810, 873, 1000));  // The last 128 tokens of 1000 begin at 873.
+  EXPECT_FALSE(IsSpanNear(window, 809, 872, 1000));
+  EXPECT_TRUE(IsSpanNear(window, 873, 873, 1000));
+  EXPECT_TRUE(IsSpanNear(window, 990, 1040, 1000));  // Holds the query and goes on.
+  EXPECT_TRUE(IsSpanNear(window, 100, 5000, 5100));  // Tokens that stand apart: one of them is near.
+}
+
 }  // namespace
 }  // namespace perigee::pod

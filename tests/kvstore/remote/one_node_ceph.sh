@@ -40,7 +40,19 @@ until_true() {  # WHAT COMMAND...
     sleep 0.1
   done
 }
-ceph_() { timeout 10 ceph -c "$dir/ceph.conf" --connect-timeout 5 "$@" 2>>"$dir/cli.log"; }
+# Now and then `ceph` asks before it has the cluster's id, and is refused (EPERM) what it asks first: which commands there are.
+# Then again: the command itself has not been sent.
+ceph_() {
+  local status try
+  for try in 1 2 3 4 5; do
+    timeout 10 ceph -c "$dir/ceph.conf" --connect-timeout 5 "$@" 2>"$dir/cli.err"
+    status=$?
+    cat "$dir/cli.err" >>"$dir/cli.log"
+    grep -q 'problem getting command descriptions' "$dir/cli.err" || break
+    echo "refused, try $try: ceph $*" >>"$dir/cli.log"
+  done
+  return "$status"
+}
 show_logs() {
   tail -n 40 "$dir"/*.log "$dir"/*.out
   echo "==> what the OSD's operations wait for <=="
@@ -80,7 +92,7 @@ osd memory target = 939524096
 # next lease. In Ceph 16 a PG without replicas therefore stays laggy although it renews its lease, until its OSD is marked
 # down or starts again (https://tracker.ceph.com/issues/61650); an OSD that is continued falls into that when it looks at a
 # waiting operation before its timers. So the lease (this times osd_heartbeat_grace, 20 s) outlasts every pause of a test.
-# A killed OSD that starts again does not wait for its old lease.
+# A killed OSD that starts again does not wait for the old lease: there is no other OSD that could answer by it.
 osd pool default read lease ratio = 15
 EOF
 

@@ -7,7 +7,9 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <optional>
 #include <thread>
+#include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -28,6 +30,39 @@ void Do(absl::string_view command) {
   const auto said = ceph->Do(command);
   ASSERT_TRUE(said.ok()) << command << ": " << said.status();
 }
+
+// Something done to a daemon, undone at the end of the scope at the latest: a test that fails leaves the others a sound
+// cluster.
+class Harm {
+ public:
+  Harm(std::string done, std::string undone) : undone_(std::move(undone)) { Do(done); }
+  ~Harm() { Undo(); }
+  Harm(const Harm&) = delete;
+  Harm& operator=(const Harm&) = delete;
+  void Undo() {
+    if (!std::exchange(over_, true)) Do(undone_);
+  }
+
+ private:
+  const std::string undone_;
+  bool over_ = false;
+};
+struct OsdPaused : Harm {
+  OsdPaused() : Harm("pause osd", "continue osd") {}
+};
+struct OsdKilled : Harm {
+  OsdKilled() : Harm("kill osd", "start osd") {}
+};
+struct MonitorPaused : Harm {
+  MonitorPaused() : Harm("pause mon", "continue mon") {}
+};
+
+// Ceph's side of a failure.
+class ShowsLogsOfAFailedTest : public testing::EmptyTestEventListener {
+  void OnTestEnd(const testing::TestInfo& test) override {
+    if (test.result()->Failed()) static_cast<void>(ceph->Do("show logs"));
+  }
+};
 
 std::string NextPrefix() {
   static int n = 0;
@@ -71,20 +106,16 @@ class RadosBackend : public TestBackend {
   void AddStranger(const std::string& name) override {
     Rados(prefix_, absl::StrCat("create ", absl::StrReplaceAll(name, {{"PREFIX", prefix_}})));
   }
-  void Stall(const PlaneId&) override {
-    Do("pause osd");
-    stalled_ = true;
-  }
-  void Resume() override {
-    if (std::exchange(stalled_, false)) Do("continue osd");
-  }
-  void GoAway() override { Do("kill osd"); }
-  void ComeBack() override { Do("start osd"); }
+  void Stall(const PlaneId&) override { paused_.emplace(); }
+  void Resume() override { paused_.reset(); }
+  void GoAway() override { killed_.emplace(); }
+  void ComeBack() override { killed_.reset(); }
 
  private:
   const std::string prefix_ = NextPrefix();
   TempFolder folder_;
-  bool stalled_ = false;
+  std::optional<OsdPaused> paused_;
+  std::optional<OsdKilled> killed_;
 };
 
 INSTANTIATE_TEST_SUITE_P(Rados, RemoteTierTest,
@@ -93,17 +124,19 @@ INSTANTIATE_TEST_SUITE_P(Rados, RemoteTierTest,
 
 bool IsRetryable(const absl::Status& status) { return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status); }
 
-// Load of puts and gets while `harm` is done to the cluster and undone. Nothing is late, nothing is wrong, and what
-// fails says that it may be tried again.
-void LoadDuring(const std::function<void()>& harm, const std::function<void()>& undo) {
+// Load of puts and gets while a Harm is done to the cluster and undone. Nothing is late, nothing is wrong, and what
+// fails says that it may be tried again. There are threads enough for operations to wait in most PGs of the OSD.
+template <typename SomeHarm>
+void LoadDuring() {
   auto tier = OpenRadosTier(OptionsFor(NextPrefix()));
   ASSERT_TRUE(tier.ok()) << tier.status();
   constexpr absl::Duration kLimit = absl::Seconds(2);
   std::atomic<bool> stop = false;
   std::atomic<int> good = 0, failed = 0;
   std::vector<std::thread> threads;
-  std::atomic<uint64_t> acknowledged[3] = {0, 0, 0};
-  for (uint64_t t = 0; t < 3; ++t) {
+  constexpr uint64_t kThreads = 16;
+  std::atomic<uint64_t> acknowledged[kThreads] = {};
+  for (uint64_t t = 0; t < kThreads; ++t) {
     threads.emplace_back([&, t] {
       for (uint64_t i = 1; !stop; ++i) {
         const TestPlane plane = MakePlane(t * 100000 + i, 300000);
@@ -119,14 +152,14 @@ void LoadDuring(const std::function<void()>& harm, const std::function<void()>& 
     });
   }
   EXPECT_TRUE(Eventually([&] { return good > 20; }));
-  harm();
+  SomeHarm harm;
   EXPECT_TRUE(Eventually([&] { return failed > 3; }));
-  undo();
+  harm.Undo();
   const int before = good;
   EXPECT_TRUE(Eventually([&] { return good > before + 20; }));
   stop = true;
   for (std::thread& thread : threads) thread.join();
-  for (uint64_t t = 0; t < 3; ++t) {
+  for (uint64_t t = 0; t < kThreads; ++t) {
     for (uint64_t i = 1; i <= acknowledged[t]; ++i) {
       ASSERT_EQ(GetAndCompare(**tier, MakePlane(t * 100000 + i, 300000)), absl::OkStatus()) << "acknowledged, and lost";
     }
@@ -135,26 +168,22 @@ void LoadDuring(const std::function<void()>& harm, const std::function<void()>& 
   EXPECT_TRUE(Eventually([&] { return (*tier)->health().reachable; }));
 }
 
-TEST(RadosTier, AnOsdKilledInTheMiddleLosesNothingAcknowledged) {
-  LoadDuring([] { Do("kill osd"); }, [] { Do("start osd"); });
-}
+TEST(RadosTier, AnOsdKilledInTheMiddleLosesNothingAcknowledged) { LoadDuring<OsdKilled>(); }
 
-TEST(RadosTier, AnOsdThatStandsStillInTheMiddleDelaysNobodyBeyondTheDeadline) {
-  LoadDuring([] { Do("pause osd"); }, [] { Do("continue osd"); });
-}
+TEST(RadosTier, AnOsdThatStandsStillInTheMiddleDelaysNobodyBeyondTheDeadline) { LoadDuring<OsdPaused>(); }
 
 TEST(RadosTier, APutThatHungLeavesItsBufferAloneAndCanBePutAgain) {
   auto tier = OpenRadosTier(OptionsFor(NextPrefix()));
   ASSERT_TRUE(tier.ok());
   const TestPlane plane = MakePlane(1, 4 << 20);
-  Do("pause osd");
+  OsdPaused paused;
   {
     TestPlane short_lived = plane;
     EXPECT_EQ(Put(**tier, short_lived, absl::Milliseconds(200)).status().code(), absl::StatusCode::kDeadlineExceeded);
     // Freed with other bytes in it: what is still sent must not come from here.
     std::fill(short_lived.payload.begin(), short_lived.payload.end(), std::byte{0});
   }
-  Do("continue osd");
+  paused.Undo();
   const auto again = Put(**tier, plane);
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_EQ(GetAndCompare(**tier, plane), absl::OkStatus());
@@ -167,7 +196,7 @@ TEST(RadosTier, MoreInFlightThanLibradosLikesBlocksNoCaller) {
   auto tier = OpenRadosTier(options);
   ASSERT_TRUE(tier.ok());
   const TestPlane plane = MakePlane(1, 16 << 20);
-  Do("pause osd");
+  OsdPaused paused;
   const absl::Time begin = absl::Now();
   std::vector<Begun<absl::StatusOr<PutOutcome>>> puts;
   for (int i = 0; i < 9; ++i) puts.push_back(BeginPut(**tier, PutOf(plane), absl::Seconds(20)));
@@ -178,7 +207,7 @@ TEST(RadosTier, MoreInFlightThanLibradosLikesBlocksNoCaller) {
                   .ok());
   EXPECT_LT(absl::Now() - begin, absl::Seconds(10));
   for (auto& put : puts) EXPECT_TRUE(put.id.ok());
-  Do("continue osd");
+  paused.Undo();
   for (auto& put : puts) EXPECT_TRUE(Wait(put).ok() || IsRetryable(Wait(put).status()));
   EXPECT_EQ(stats->Wait(), 1500u);
 }
@@ -186,7 +215,7 @@ TEST(RadosTier, MoreInFlightThanLibradosLikesBlocksNoCaller) {
 TEST(RadosTier, AMonitorThatDoesNotAnswerIsAnErrorThatNamesTheConfigAndWhatToDo) {
   RadosOptions options = OptionsFor(NextPrefix());
   options.connect_timeout = absl::Seconds(1);
-  Do("pause mon");
+  MonitorPaused paused;
   const absl::Time begin = absl::Now();
   const auto tier = OpenRadosTier(options);
   EXPECT_LT(absl::Now() - begin, options.connect_timeout + 2 * kGrace);
@@ -201,7 +230,7 @@ TEST(RadosTier, AMonitorThatDoesNotAnswerIsAnErrorThatNamesTheConfigAndWhatToDo)
   EXPECT_THAT((*later)->health().message, HasSubstr(options.config_path));
   const TestPlane plane = MakePlane(1, 5000);
   EXPECT_EQ(Put(**later, plane).status().code(), absl::StatusCode::kUnavailable);
-  Do("continue mon");
+  paused.Undo();
   EXPECT_TRUE(Eventually([&] { return (*later)->health().reachable; })) << "connects by itself";
   ASSERT_TRUE(Put(**later, plane).ok());
   EXPECT_EQ(GetAndCompare(**later, plane), absl::OkStatus());
@@ -210,12 +239,11 @@ TEST(RadosTier, AMonitorThatDoesNotAnswerIsAnErrorThatNamesTheConfigAndWhatToDo)
 TEST(RadosTier, AMonitorThatStandsStillLaterStopsNothingUnderWay) {
   auto tier = OpenRadosTier(OptionsFor(NextPrefix()));
   ASSERT_TRUE(tier.ok());
-  Do("pause mon");
+  MonitorPaused paused;
   for (uint64_t i = 0; i < 20; ++i) {
     ASSERT_TRUE(Put(**tier, MakePlane(i, 50000)).ok());
     ASSERT_EQ(GetAndCompare(**tier, MakePlane(i, 50000)), absl::OkStatus());
   }
-  Do("continue mon");
 }
 
 TEST(RadosTier, AWrongSetUpIsRefusedWithWhatToDo) {
@@ -330,6 +358,7 @@ int main(int argc, char** argv) {
     return 77;
   }
   perigee::kvstore::ceph = *std::move(started);
+  testing::UnitTest::GetInstance()->listeners().Append(new perigee::kvstore::ShowsLogsOfAFailedTest);
   const int result = RUN_ALL_TESTS();
   perigee::kvstore::ceph.reset();
   return result;

@@ -120,6 +120,17 @@ std::vector<CachedBlock> Composition::Places(const Context& context, int block_t
   return blocks;
 }
 
+std::vector<CachedBlock> Composition::Places(const Context& context, const PlaneCache& alone) const {
+  std::vector<CachedBlock> blocks = Places(context, alone.layout().block_tokens());
+  const bool has_proximal = alone.layout().plane_bytes(pod::PlaneKind::kProximal) > 0;
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    blocks[b].distant = alone.blocks()[b].distant;
+    blocks[b].proximal = alone.blocks()[b].proximal;
+    blocks[b].far_only = has_proximal && blocks[b].proximal == nullptr;
+  }
+  return blocks;
+}
+
 bool Composition::ReadsProximal(const pod::Window& window, const CachedBlock& block) const {
   if (block.position < window.sink_tokens) return true;
   // Of the tokens that see the block, the first one is the likeliest to be near to it.

@@ -66,6 +66,8 @@ class Composition {
 
   // The places of a context's blocks, planes left out.
   std::vector<CachedBlock> Places(const Context& context, int block_tokens) const;
+  // With the planes of a cache in which the context was computed alone.
+  std::vector<CachedBlock> Places(const Context& context, const PlaneCache& alone) const;
   // Whether a computed token, one of Repairable() where the repair chooses later, or a later one is near to the block:
   // then its proximal plane is wanted.
   bool ReadsProximal(const pod::Window& window, const CachedBlock& block) const;

@@ -18,7 +18,7 @@ struct CompositionPass {
   // Runs one item: the transformer's Forward, or a batch of several sequences.
   std::function<absl::Status(BatchItem)> run;
   // Asked between two chunks; its error ends the pass. May be null.
-  std::function<absl::Status()> still_wanted;
+  std::function<absl::Status()> still_wanted = nullptr;
 };
 
 // Chooses the repair's tokens where that takes a look at the planes, hides what is computed again, and runs all of

@@ -151,7 +151,6 @@ class Loader {
     // Something is always computed: the pass over it is what waits for the rest.
     stored.blocks.back().distant = false;
     stored.blocks.back().missing = "computed again";
-    const pod::Layout& layout = node_.model().layout();
     PERIGEE_RETURN_IF_ERROR(LoadPrompt(
         node_, alone, std::move(stored),
         [&](model::PlaneCache& own, PromptLoad& load) -> absl::Status {
@@ -163,13 +162,7 @@ class Loader {
                 load.Run({.tokens = std::span(ids).subspan(static_cast<size_t>(begin), static_cast<size_t>(count)),
                           .cache = &own}));
           }
-          source.own = composition.Places(*source.context, layout.block_tokens());
-          for (size_t b = 0; b < source.own->size(); ++b) {
-            model::CachedBlock& block = (*source.own)[b];
-            block.distant = own.blocks()[b].distant;
-            block.proximal = own.blocks()[b].proximal;
-            block.far_only = block.proximal == nullptr && layout.plane_bytes(pod::PlaneKind::kProximal) > 0;
-          }
+          source.own = composition.Places(*source.context, own);
           node_.KeepBlocks(source.keys, own);
           if (request_.computed != nullptr) request_.computed(ids, own);
           return absl::OkStatus();

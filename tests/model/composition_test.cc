@@ -1,0 +1,299 @@
+// Prompts in which contexts stand: what is read from where, what is computed, and that computing everything again is
+// the same as never having had a context.
+#include "model/composition.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <random>
+
+#include "model/composition_pass.h"
+#include "model/served_model.h"
+
+namespace perigee::model {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using Token = Composition::Token;
+
+constexpr int kBlockTokens = 16;
+constexpr int32_t kBos = 0;
+const std::vector<int32_t> kOpening = {kBos};
+
+std::vector<int32_t> Ids(size_t n, uint32_t seed) {
+  std::mt19937 rng(seed);
+  std::vector<int32_t> ids(n);
+  for (int32_t& id : ids) id = static_cast<int32_t>(2 + rng() % 1000);
+  return ids;
+}
+
+std::vector<int64_t> Positions(const std::vector<Token>& tokens) {
+  std::vector<int64_t> positions;
+  for (const Token& token : tokens) positions.push_back(token.position);
+  return positions;
+}
+
+Repair RepairOf(absl::string_view text) { return *Repair::Parse(text); }
+
+TEST(RepairTest, SaysWhatItReadsAndRefusesWhatItDoesNotUnderstand) {
+  for (const char* text : {"none", "prefix:32", "deviation:0.15", "parallel:0.9:0.8"}) {
+    EXPECT_EQ(RepairOf(text).ToString(), text);
+  }
+  EXPECT_EQ(RepairOf(""), Repair{});
+  EXPECT_EQ(RepairOf("prefix"), RepairOf("prefix:32"));
+  EXPECT_EQ(RepairOf("deviation"), RepairOf("deviation:0.15"));
+  for (const char* text : {"prefix:0", "prefix:x", "prefix:99999", "deviation:0", "deviation:1.1", "deviation:nan",
+                           "parallel:1", "parallel:0:1", "parallel:inf:1", "none:1", "perfect"}) {
+    EXPECT_EQ(Repair::Parse(text).status().code(), absl::StatusCode::kInvalidArgument) << text;
+  }
+}
+
+TEST(CompositionTest, RefusesContextsThatCannotBe) {
+  const std::vector<int32_t> ids = Ids(20, 1);
+  const auto refused = [&](std::vector<ContextRange> contexts) {
+    return Composition::Create(ids, contexts, kOpening, {}).status();
+  };
+  EXPECT_THAT(std::string(refused({{5, 0}}).message()), HasSubstr("takes 0 tokens"));
+  EXPECT_EQ(refused({{5, 3}, {7, 2}}).code(), absl::StatusCode::kInvalidArgument) << "overlap";
+  EXPECT_EQ(refused({{9, 3}, {5, 2}}).code(), absl::StatusCode::kInvalidArgument) << "order";
+  EXPECT_EQ(refused({{15, 6}}).code(), absl::StatusCode::kInvalidArgument) << "outside";
+  EXPECT_EQ(refused({{-1, 6}}).code(), absl::StatusCode::kInvalidArgument) << "outside";
+  EXPECT_EQ(refused({{2, INT64_MAX}}).code(), absl::StatusCode::kInvalidArgument) << "absurd";
+  EXPECT_THAT(std::string(refused({{15, 5}}).message()), HasSubstr("ends with a context"));
+  EXPECT_THAT(std::string(refused({{0, 5}}).message()), HasSubstr("begin-of-sequence"));
+}
+
+TEST(CompositionTest, WhatBeginsThePromptBehindTheSameOpeningIsItsOwnPrefix) {
+  std::vector<int32_t> ids = Ids(20, 2);
+  ids[0] = kBos;
+  const ContextRange contexts[] = {{1, 9}, {12, 5}};
+  const Composition c = *Composition::Create(ids, contexts, kOpening, RepairOf("prefix:2"));
+  EXPECT_FALSE(c.contexts()[0].moved);
+  EXPECT_EQ(c.contexts()[0].position, 0);
+  EXPECT_EQ(c.contexts()[0].hidden, 0);
+  EXPECT_TRUE(c.contexts()[1].moved);
+  EXPECT_EQ(c.contexts()[1].position, 11);  // Its opening, hidden.
+  EXPECT_EQ(c.contexts()[1].hidden, 1);
+  EXPECT_THAT(Positions(c.computed()), ElementsAre(10, 11, 12, 13, 17, 18, 19));
+  EXPECT_EQ(c.repaired_tokens(), 2);
+  EXPECT_EQ(c.context_tokens(), 10 + 5);
+  EXPECT_EQ(c.leading(), 2u);
+}
+
+TEST(CompositionTest, SideBySideContextsStandWhereTheFirstOneDoesAndTextsBehindTheLongest) {
+  std::vector<int32_t> ids = Ids(20, 3);
+  ids[0] = kBos;
+  const ContextRange contexts[] = {{2, 4}, {7, 6}};
+  const Composition c = *Composition::Create(ids, contexts, kOpening, RepairOf("parallel"));
+  EXPECT_EQ(c.contexts()[0].position, 1);
+  EXPECT_EQ(c.contexts()[1].position, 1);
+  EXPECT_THAT(Positions(c.computed()), ElementsAre(0, 1, 8, 9, 10, 11, 12, 13, 14, 15));
+  for (const CachedBlock& block : c.Places(c.contexts()[1], kBlockTokens)) EXPECT_TRUE(block.context);
+}
+
+TEST(CompositionTest, PlacesHideTheOpeningOfWhatWasMoved) {
+  std::vector<int32_t> ids = Ids(60, 4);
+  const ContextRange contexts[] = {{10, 40}};
+  const Composition c = *Composition::Create(ids, contexts, kOpening, {});
+  const std::vector<CachedBlock> places = c.Places(c.contexts()[0], kBlockTokens);
+  ASSERT_EQ(places.size(), 3u);
+  EXPECT_EQ(places[0].position, 9);
+  EXPECT_EQ(places[0].base_position, 0);
+  EXPECT_EQ(places[0].hidden[0], 1u);
+  EXPECT_EQ(places[2].position, 41);
+  EXPECT_EQ(places[2].base_position, 32);
+  EXPECT_EQ(places[2].tokens, 9);
+  EXPECT_EQ(places[2].hidden[0], 0u);
+}
+
+class ComposedTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    auto served = ServedModel::Load({.folder = PERIGEE_SOURCE_DIR "/models/podling", .plan_file = "identity"});
+    ASSERT_TRUE(served.ok()) << served.status();
+    served_ = served->release();
+  }
+  const Transformer& transformer() const { return served_->transformer(); }
+
+  static pod::Plan PlanOf(pod::Sharing sharing) {
+    const pod::KvShape shape = served_->transformer().kv_shape();
+    std::vector<pod::Slot> slots;
+    for (int l = 0; l < shape.layers; ++l) {
+      for (int h = 0; h < shape.kv_heads; ++h) {
+        pod::Slot slot{.role = l % 2 == 0 ? pod::Role::kLead : pod::Role::kFollower, .lead = {l - l % 2, h}};
+        if (l + 1 == shape.layers && h + 1 == shape.kv_heads) slot = {.role = pod::Role::kNearOnly, .lead = {l, h}};
+        slots.push_back(slot);
+      }
+    }
+    return *pod::Plan::Create(shape, {.sink_tokens = 16, .recent_tokens = 48}, sharing, pod::Codec::kBf16, slots,
+                              served_->fingerprint());
+  }
+
+  PlaneCache NewCache(const pod::Layout& layout) const {
+    return PlaneCache(&layout, &transformer().rope(), transformer().config().q_heads, HeapPlanes());
+  }
+
+  std::vector<float> Whole(const pod::Layout& layout, const std::vector<int32_t>& ids) const {
+    PlaneCache cache = NewCache(layout);
+    std::vector<float> logits;
+    EXPECT_TRUE(transformer().Forward(ids, cache, Logits::kLast, &logits).ok());
+    return logits;
+  }
+
+  struct Outcome {
+    std::vector<float> logits, next;  // Of the last token; of one more.
+    int64_t repaired = 0;
+  };
+  // Contexts computed alone, then the prompt over them. Checks that their planes stay as they are.
+  Outcome Composed(const pod::Layout& layout, const std::vector<int32_t>& ids, std::vector<ContextRange> contexts,
+                   absl::string_view repair, int chunk = 512) const {
+    Outcome out;
+    auto composition = Composition::Create(ids, contexts, kOpening, RepairOf(repair));
+    EXPECT_TRUE(composition.ok()) << composition.status();
+    PlaneCache cache = NewCache(layout);
+    std::vector<PlaneCache> alone;
+    std::vector<std::vector<std::byte>> before;
+    for (const Composition::Context& context : composition->contexts()) {
+      alone.push_back(NewCache(layout));
+      EXPECT_TRUE(transformer().Forward(context.ids, alone.back(), Logits::kNone, nullptr).ok());
+      for (const CachedBlock& block : composition->Places(context, alone.back())) {
+        EXPECT_TRUE(cache.Place(block).ok());
+        before.emplace_back(block.distant.get(), block.distant.get() + layout.plane_bytes(pod::PlaneKind::kDistant));
+      }
+    }
+    const CompositionPass pass{.transformer = &transformer(), .chunk_tokens = chunk, .run = [&](BatchItem item) {
+                                 const absl::Status status = transformer().ForwardBatch(std::span(&item, 1));
+                                 return status.ok() ? item.status : status;
+                               }};
+    const absl::Status status = RunComposition(pass, *composition, cache, &out.logits);
+    EXPECT_TRUE(status.ok()) << status;
+    out.repaired = composition->repaired_tokens();
+    size_t i = 0;
+    for (size_t c = 0; c < alone.size(); ++c) {
+      for (const CachedBlock& block : composition->Places(composition->contexts()[c], alone[c])) {
+        EXPECT_EQ(std::memcmp(before[i].data(), block.distant.get(), before[i].size()), 0) << "block " << i;
+        ++i;
+      }
+    }
+    const int32_t next = 77;
+    EXPECT_TRUE(transformer().Forward(std::span(&next, 1), cache, Logits::kLast, &out.next).ok());
+    return out;
+  }
+
+  static float MaxDifference(const std::vector<float>& a, const std::vector<float>& b) {
+    EXPECT_EQ(a.size(), b.size());
+    float most = 0;
+    for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) most = std::max(most, std::fabs(a[i] - b[i]));
+    return most;
+  }
+
+  // BOS, text, context, text, context, question; all but multiples of the block size.
+  std::vector<int32_t> prompt_ = [] {
+    std::vector<int32_t> ids = Ids(301, 5);
+    ids[0] = kBos;
+    return ids;
+  }();
+  const std::vector<ContextRange> contexts_ = {{8, 101}, {113, 150}};
+  const pod::Layout full_ = *pod::Layout::Create(served_->plan(), kBlockTokens);
+
+  static ServedModel* served_;
+};
+ServedModel* ComposedTest::served_ = nullptr;
+
+TEST_F(ComposedTest, WithEverythingComputedAgainIsThePlainPrompt) {
+  const std::vector<float> expected = Whole(full_, prompt_);
+  std::vector<int32_t> longer = prompt_;
+  longer.push_back(77);
+  const std::vector<float> next = Whole(full_, longer);
+  for (const char* repair : {"prefix:4096", "deviation:1"}) {
+    for (const int chunk : {512, 64, 7}) {
+      SCOPED_TRACE(absl::StrCat(repair, " in chunks of ", chunk));
+      const Outcome outcome = Composed(full_, prompt_, contexts_, repair, chunk);
+      EXPECT_EQ(outcome.repaired, 251);
+      EXPECT_LT(MaxDifference(outcome.logits, expected), 0.02f);
+      EXPECT_LT(MaxDifference(outcome.next, next), 0.02f);
+    }
+  }
+}
+
+TEST_F(ComposedTest, AContextAtThePromptsBeginningNeedsNoRepair) {
+  const std::vector<float> expected = Whole(full_, prompt_);
+  for (const char* repair : {"none", "prefix:8", "deviation:0.5"}) {
+    SCOPED_TRACE(repair);
+    const Outcome outcome = Composed(full_, prompt_, {{1, 250}}, repair);
+    EXPECT_EQ(outcome.repaired, 0);
+    EXPECT_LT(MaxDifference(outcome.logits, expected), 0.02f);
+  }
+}
+
+TEST_F(ComposedTest, RepairsComeCloserToThePlainPromptThanNone) {
+  const std::vector<float> expected = Whole(full_, prompt_);
+  const auto divergence = [&](const char* repair) {
+    const std::vector<float> logits = Composed(full_, prompt_, contexts_, repair).logits;
+    double sum = 0;
+    for (size_t i = 0; i < logits.size(); ++i) sum += std::pow(double{logits[i]} - expected[i], 2);
+    return std::sqrt(sum / static_cast<double>(logits.size()));
+  };
+  const double none = divergence("none");
+  EXPECT_GT(none, 0.01);
+  EXPECT_LT(divergence("deviation:0.5"), none);
+  EXPECT_LT(divergence("prefix:100"), none);
+}
+
+TEST_F(ComposedTest, SharedKeysAndNearOnlySlotsWorkOverContexts) {
+  for (const pod::Sharing sharing : {pod::Sharing::kKey, pod::Sharing::kScore}) {
+    const pod::Layout layout = *pod::Layout::Create(PlanOf(sharing), kBlockTokens);
+    const std::vector<float> expected = Whole(layout, prompt_);
+    // Windows are rounded to other borders than in the plain prompt, so it is not quite the same.
+    const Outcome all = Composed(layout, prompt_, contexts_, "prefix:4096", 16);
+    EXPECT_LT(MaxDifference(all.logits, expected), 2.0f);
+    for (const char* repair : {"none", "prefix:16", "deviation:0.2", "parallel:0.9:0.9"}) {
+      const Outcome outcome = Composed(layout, prompt_, contexts_, repair);
+      for (const float logit : outcome.next) ASSERT_TRUE(std::isfinite(logit)) << repair;
+    }
+  }
+}
+
+TEST_F(ComposedTest, AForkGoesOnByItself) {
+  Composition composition = *Composition::Create(prompt_, contexts_, kOpening, RepairOf("prefix:8"));
+  PlaneCache cache = NewCache(full_);
+  for (const Composition::Context& context : composition.contexts()) {
+    PlaneCache alone = NewCache(full_);
+    ASSERT_TRUE(transformer().Forward(context.ids, alone, Logits::kNone, nullptr).ok());
+    for (const CachedBlock& block : composition.Places(context, alone)) ASSERT_TRUE(cache.Place(block).ok());
+  }
+  const CompositionPass pass{.transformer = &transformer(), .run = [&](BatchItem item) {
+                               const absl::Status status = transformer().ForwardBatch(std::span(&item, 1));
+                               return status.ok() ? item.status : status;
+                             }};
+  std::vector<float> logits, a, b, c;
+  ASSERT_TRUE(RunComposition(pass, composition, cache, &logits).ok());
+  auto fork = cache.Fork();
+  ASSERT_TRUE(fork.ok()) << fork.status();
+  const std::vector<int32_t> one = Ids(40, 8), other = Ids(40, 9);
+  ASSERT_TRUE(transformer().Forward(one, cache, Logits::kLast, &a).ok());
+  ASSERT_TRUE(transformer().Forward(other, *fork, Logits::kLast, &b).ok());
+  const Outcome again = Composed(full_, prompt_, contexts_, "prefix:8");
+  PlaneCache fresh = NewCache(full_);
+  EXPECT_NE(a, b);
+  EXPECT_EQ(logits, again.logits);
+}
+
+TEST_F(ComposedTest, RefusesToComputeWhatIsPlacedAndNotHidden) {
+  Composition composition = *Composition::Create(prompt_, contexts_, kOpening, {});
+  PlaneCache alone = NewCache(full_), cache = NewCache(full_);
+  const Composition::Context& context = composition.contexts()[0];
+  ASSERT_TRUE(transformer().Forward(context.ids, alone, Logits::kNone, nullptr).ok());
+  for (const CachedBlock& block : composition.Places(context, alone)) ASSERT_TRUE(cache.Place(block).ok());
+  const int64_t inside[] = {20}, outside[] = {200};
+  BatchItem item{.tokens = std::span(prompt_).first(1), .positions = inside, .cache = &cache};
+  ASSERT_TRUE(transformer().ForwardBatch(std::span(&item, 1)).ok());
+  EXPECT_EQ(item.status.code(), absl::StatusCode::kInvalidArgument) << item.status;
+  EXPECT_EQ(cache.Hide(outside).code(), absl::StatusCode::kNotFound);
+}
+
+}  // namespace
+}  // namespace perigee::model

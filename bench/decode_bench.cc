@@ -6,8 +6,6 @@
 // The defaults take some minutes and 6 GB.
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cstdio>
-#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -16,6 +14,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "decode_node/decode_node.h"
+#include "decode_requests.h"
 #include "kvstore/server.h"
 #include "node/node.h"
 #include "peers/fail.h"
@@ -36,39 +35,6 @@ struct Options {
   int answer_tokens = 24;
   std::vector<int> batches = {1, 2, 4, 8, 16};
 };
-
-void Check(const absl::Status& status) { bench::Check(status, "a step"); }
-template <typename T>
-T Check(absl::StatusOr<T> value) {
-  return bench::Check(std::move(value), "a step");
-}
-
-std::vector<int32_t> Prompt(int tokens, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::vector<int32_t> ids(static_cast<size_t>(tokens));
-  for (int32_t& id : ids) id = static_cast<int32_t>(random() % 32000);
-  return ids;
-}
-
-v1::GenerateRequest Request(const std::vector<int32_t>& ids, int answer_tokens, uint32_t max_compute_tokens) {
-  v1::GenerateRequest request;
-  request.mutable_token_ids()->Assign(ids.begin(), ids.end());
-  request.set_max_tokens(static_cast<uint32_t>(answer_tokens));
-  request.set_ignore_eos(true);
-  request.set_max_compute_tokens(max_compute_tokens);
-  return request;
-}
-
-// Seconds until the first token.
-double FirstToken(decode_node::DecodeNode& decode, const v1::GenerateRequest& request) {
-  const absl::Time start = absl::Now();
-  absl::Duration took;
-  Check(decode.Generate(request, [&](const v1::GenerateEvent& event) {
-    if (event.has_token()) took = absl::Now() - start;
-    return true;
-  }));
-  return absl::ToDoubleSeconds(took);
-}
 
 // Tokens a second of so many answers at once, while all of them are being generated.
 double Throughput(decode_node::DecodeNode& decode, int answers, int answer_tokens) {

@@ -51,6 +51,8 @@ absl::StatusOr<std::vector<Token>> MostDeviating(const CompositionPass& pass, co
                                                  PlaneCache& cache) {
   Span span("deviation");
   std::vector<Token> tokens = composition.Repairable();
+  // A query cannot stand where near-only slots see nothing.
+  std::erase_if(tokens, [&](const Token& token) { return cache.FarOnlyAt(token.position); });
   const size_t wanted = static_cast<size_t>(composition.repair().share * static_cast<double>(tokens.size()) + 0.5);
   span.Set("tokens", tokens.size());
   if (wanted == 0) return std::vector<Token>();

@@ -53,7 +53,7 @@ kernels::BlockRef PlaneCache::RefOf(const CachedBlock& block) const {
           .far_only = block.far_only,
           .context = block.context,
           .hidden = block.hidden,
-          .positions = block.positions.empty() ? nullptr : block.positions.data()};
+          .positions = block.positions.get()};
 }
 
 absl::Status PlaneCache::AddBlock(CachedBlock block) {
@@ -74,7 +74,7 @@ absl::Status PlaneCache::AddBlock(CachedBlock block) {
 }
 
 absl::Status PlaneCache::Place(CachedBlock block) {
-  if (block.position < 0 || block.tokens < 1 || block.tokens > layout_->block_tokens() || !block.positions.empty()) {
+  if (block.position < 0 || block.tokens < 1 || block.tokens > layout_->block_tokens() || block.positions != nullptr) {
     return absl::InvalidArgumentError(
         absl::StrCat("a block of ", block.tokens, " tokens cannot be placed at position ", block.position));
   }
@@ -95,6 +95,11 @@ absl::StatusOr<std::pair<size_t, int>> PlaneCache::FindPlaced(int64_t position) 
     if (token < block.tokens && !IsHidden(block.hidden, token)) return std::pair(it->second, static_cast<int>(token));
   }
   return absl::NotFoundError(absl::StrCat("no token is placed at position ", position));
+}
+
+bool PlaneCache::FarOnlyAt(int64_t position) const {
+  const auto found = FindPlaced(position);
+  return found.ok() && blocks_[found->first].far_only;
 }
 
 absl::Status PlaneCache::Hide(std::span<const int64_t> positions) {
@@ -119,7 +124,7 @@ void PlaneCache::RetireProximal(int64_t position) {
     CachedBlock& block = blocks_[i];
     // A block that is being filled may get tokens that are nearer.
     const int64_t last =
-        block.positions.empty() ? block.position + layout_->block_tokens() - 1 : block.positions.back();
+        block.positions == nullptr ? block.position + layout_->block_tokens() - 1 : block.last_position();
     if (block.position < window.sink_tokens) continue;
     if (pod::IsSpanNear(window, block.position, last, position)) break;
     block.proximal.reset();
@@ -210,9 +215,10 @@ absl::Status PlaneCache::Grow(std::span<const int64_t> positions) {
     // A block that was fetched has no summary yet; Append makes it, over all of its tokens.
     PERIGEE_RETURN_IF_ERROR(AddSummary(block));
     if (overlay) {
-      if (block.positions.empty())
-        block.positions.reserve(static_cast<size_t>(block_tokens));  // Attention points at it.
-      block.positions.push_back(position);
+      if (block.positions == nullptr) {
+        block.positions = std::shared_ptr<int64_t[]>(new int64_t[static_cast<size_t>(block_tokens)]);
+      }
+      block.positions[block.tokens] = position;
     }
     const bool goes_on = !chunk_.empty() && chunk_.back().block == *open;
     if (!goes_on) chunk_.push_back({.block = *open, .first_token = block.tokens, .tokens = 0, .row = row});

@@ -46,9 +46,9 @@ struct CachedBlock {
   bool far_only = false;
   bool context = false;
   kernels::HiddenTokens hidden = {};
-  std::vector<int64_t> positions = {};  // Of an overlay's tokens; empty: one after the other.
+  std::shared_ptr<int64_t[]> positions = nullptr;  // Of an overlay's tokens; null: one after the other.
 
-  int64_t last_position() const { return positions.empty() ? position + tokens - 1 : positions.back(); }
+  int64_t last_position() const { return positions == nullptr ? position + tokens - 1 : positions[tokens - 1]; }
   PlaneBuffer& plane(pod::PlaneKind kind) {
     return kind == pod::PlaneKind::kDistant ? distant : kind == pod::PlaneKind::kProximal ? proximal : summary;
   }
@@ -70,6 +70,8 @@ class PlaneCache : public KvCache {
   // Hides the placed tokens at these positions (ascending): they are to be computed again. NOT_FOUND for a position at
   // which no token is placed.
   absl::Status Hide(std::span<const int64_t> positions);
+  // Whether the token that is placed there lies in a far_only block.
+  bool FarOnlyAt(int64_t position) const;
   // Attention over blocks with `context` set (kernels/attention.h).
   void SetContextAttention(float temperature, float scale);
 

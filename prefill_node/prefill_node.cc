@@ -44,6 +44,7 @@ absl::StatusOr<PrefillNode::Prompt> PrefillNode::Read(const v1::PrefillRequest& 
   }
   PERIGEE_RETURN_IF_ERROR(node_->CheckPrompt(prompt.ids, 0));
   prompt.cached = static_cast<int64_t>(prompt.ids.size()) - (request.whole() ? 0 : 1);
+  prompt.whole = request.whole();
   prompt.background = request.background();
   prompt.replicas = static_cast<int>(std::min(request.replicas(), kvstore::kMaxReplicas));
   const int64_t block_tokens = node_->model().layout().block_tokens();
@@ -191,7 +192,11 @@ absl::Status PrefillNode::Compute(const Prompt& prompt, const node::LoadRequest&
     for (int64_t block_begin = begin; block_begin < end; block_begin += block_tokens) {
       for (PlaneKind kind : pod::kPlaneKinds) {
         if (layout.plane_bytes(kind) == 0) continue;
-        if (kind == PlaneKind::kProximal && !node::KeepsProximal(layout, block_begin, prompt.branch_points)) continue;
+        // Of a context anything may be near to what stands in other prompts.
+        if (kind == PlaneKind::kProximal && !prompt.whole &&
+            !node::KeepsProximal(layout, block_begin, prompt.branch_points)) {
+          continue;
+        }
         planes.push_back({static_cast<size_t>(block_begin / block_tokens), kind});
       }
     }

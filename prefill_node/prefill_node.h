@@ -58,6 +58,7 @@ class PrefillNode {
     int64_t cached = 0;                  // Tokens whose planes are to be stored: all but the last, or all.
     std::vector<pod::BlockKey> keys;     // Of the blocks of the cached tokens.
     std::vector<int64_t> branch_points;  // Segment borders, and the end.
+    bool whole = false;                  // A context's.
     bool background = false;
   };
   absl::StatusOr<Prompt> Read(const v1::PrefillRequest& request) const;

@@ -8,7 +8,7 @@ mkdir -p "$out"
 rm -f "$out"/*.json
 
 # program -> the room its rows begin with
-programs=(crc32c_bench:base transfer_bench:transfer store_bench:store collective_bench:collective attention_bench:kernels streaming_bench:streaming decode_bench:e2e gateway_replay:e2e remote_bench:kvstore ssd_bench:ssd index_bench:kvstore)
+programs=(crc32c_bench:base transfer_bench:transfer store_bench:store collective_bench:collective attention_bench:kernels streaming_bench:streaming decode_bench:e2e rag_bench:e2e gateway_replay:e2e remote_bench:kvstore ssd_bench:ssd index_bench:kvstore)
 
 wanted() {
   [ -z "$prefixes" ] && return 0

@@ -23,6 +23,7 @@ class EtcdContextRegistry final : public ContextRegistry {
   static absl::StatusOr<std::unique_ptr<EtcdContextRegistry>> Open(const EtcdOptions& options,
                                                                    const ContextLimits& limits = {});
 
+  const ContextLimits& limits() const override { return limits_; }
   absl::StatusOr<PutResult> Put(const NewContext& context) override;
   absl::StatusOr<ContextRecord> Get(const std::string& tenant, const std::string& id) override;
   absl::StatusOr<std::string> Content(const ContextRecord& record) override;

@@ -22,6 +22,7 @@ class FolderContextRegistry final : public ContextRegistry {
   static absl::StatusOr<std::unique_ptr<FolderContextRegistry>> Open(const std::string& folder,
                                                                      const ContextLimits& limits = {});
 
+  const ContextLimits& limits() const override { return limits_; }
   absl::StatusOr<PutResult> Put(const NewContext& context) override;
   absl::StatusOr<ContextRecord> Get(const std::string& tenant, const std::string& id) override;
   absl::StatusOr<std::string> Content(const ContextRecord& record) override;

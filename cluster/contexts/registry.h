@@ -53,6 +53,7 @@ struct NewContext {
 class ContextRegistry {
  public:
   virtual ~ContextRegistry() = default;
+  virtual const ContextLimits& limits() const = 0;
 
   struct PutResult {
     ContextRecord record;

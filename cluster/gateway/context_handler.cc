@@ -30,8 +30,11 @@ Json ContextJson(const ContextInfo& info) {
   return json;
 }
 
-// As OpenAI's errors: with what is wrong, and the code that clients look for.
+// As OpenAI's errors: with what is wrong, where that is not said yet, and the code that clients look for.
 absl::Status ForClients(const absl::Status& status, absl::string_view param) {
+  bool said = false;
+  status.ForEachPayload([&said](absl::string_view, const absl::Cord&) { said = true; });
+  if (said) return status;
   if (absl::IsNotFound(status)) return WithDetails(status, param, "context_not_found");
   if (absl::IsFailedPrecondition(status)) return HttpError(409, status.message(), "context_unusable");
   if (absl::IsInvalidArgument(status)) return WithDetails(status, param);
@@ -40,7 +43,7 @@ absl::Status ForClients(const absl::Status& status, absl::string_view param) {
 
 template <typename T>
 void Answer(const absl::StatusOr<T>& json, HttpExchange& exchange, httplib::Response& response) {
-  if (!json.ok()) return AnswerError(ForClients(json.status(), "id"), exchange, response);
+  if (!json.ok()) return AnswerError(ForClients(json.status(), ""), exchange, response);
   response.status = 200;
   // Errors that are shown may have other processes' bytes in them.
   response.set_content(json->dump(-1, ' ', false, Json::error_handler_t::replace), "application/json");

@@ -19,11 +19,14 @@ constexpr size_t kMaxSourceBytes = size_t{1} << 20;
 constexpr size_t kMaxConfigBytes = size_t{8} << 20;
 // What rendering may cost: a third of a second, and many passes over the messages' text.
 constexpr int64_t kBudget = 4'000'000, kBudgetPerByte = 2;
+// Contexts while rendering: four bytes of UTF-8 each, private-use characters that no case or white space changes.
+constexpr char32_t kFirstContextMark = 0xF0000;
+constexpr size_t kContextMarkBytes = 4, kMaxContexts = 0x8000;
 constexpr absl::string_view kRoles[] = {"system", "developer", "user", "assistant", "tool", "function", "ipython"};
 
 absl::Status CheckMessages(std::span<const ChatMessage> messages, size_t max_bytes) {
   if (messages.empty()) return absl::InvalidArgumentError("there are no messages");
-  size_t bytes = 0;
+  size_t bytes = 0, contexts = 0;
   for (size_t i = 0; i < messages.size(); ++i) {
     const ChatMessage& message = messages[i];
     if (std::find(std::begin(kRoles), std::end(kRoles), message.role) == std::end(kRoles)) {
@@ -37,6 +40,20 @@ absl::Status CheckMessages(std::span<const ChatMessage> messages, size_t max_byt
       }
       bytes += text->size();
     }
+    size_t before = 0;
+    for (const size_t at : message.contexts) {
+      const bool inside_character = at < message.content.size() && (message.content[at] & 0xC0) == 0x80;
+      if (at < before || at > message.content.size() || inside_character) {
+        return absl::InvalidArgumentError(absl::StrCat("message ", i, " has a context at byte ", at,
+                                                       ", which is no place between two characters of it"));
+      }
+      before = at;
+    }
+    contexts += message.contexts.size();
+  }
+  if (contexts > kMaxContexts) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the messages have ", contexts, " contexts; at most ", kMaxContexts, " are allowed"));
   }
   if (bytes > max_bytes) {
     return absl::InvalidArgumentError(
@@ -45,10 +62,37 @@ absl::Status CheckMessages(std::span<const ChatMessage> messages, size_t max_byt
   return absl::OkStatus();
 }
 
-jinja::Value MessageValue(const ChatMessage& message) {
+std::string ContextMark(size_t context) {
+  const char32_t c = kFirstContextMark + static_cast<char32_t>(context);
+  return {static_cast<char>(0xF0 | (c >> 18)), static_cast<char>(0x80 | ((c >> 12) & 0x3F)),
+          static_cast<char>(0x80 | ((c >> 6) & 0x3F)), static_cast<char>(0x80 | (c & 0x3F))};
+}
+
+// The context of a mark, or -1.
+int MarkedContext(absl::string_view mark) {
+  if (mark.size() != kContextMarkBytes) return -1;
+  char32_t c = static_cast<unsigned char>(mark[0]) & 0x07;
+  for (const char byte : mark.substr(1)) c = (c << 6) | (static_cast<unsigned char>(byte) & 0x3F);
+  return c < kFirstContextMark ? -1 : static_cast<int>(c - kFirstContextMark);
+}
+
+// The content with its contexts, of which the first is number `context`.
+jinja::Text ContentText(const ChatMessage& message, size_t context) {
+  jinja::Text text;
+  size_t from = 0;
+  for (const size_t at : message.contexts) {
+    text.Append(jinja::Text::FromMessage(absl::string_view(message.content).substr(from, at - from)));
+    text.Append(jinja::Text(ContextMark(context++), jinja::Origin::kContext));
+    from = at;
+  }
+  text.Append(jinja::Text::FromMessage(absl::string_view(message.content).substr(from)));
+  return text;
+}
+
+jinja::Value MessageValue(const ChatMessage& message, size_t context) {
   jinja::Dict fields;
   fields.emplace_back(jinja::Text::Own("role"), jinja::Value::Own(message.role));
-  fields.emplace_back(jinja::Text::Own("content"), jinja::Value::String(jinja::Text::FromMessage(message.content)));
+  fields.emplace_back(jinja::Text::Own("content"), jinja::Value::String(ContentText(message, context)));
   if (!message.name.empty()) {
     fields.emplace_back(jinja::Text::Own("name"), jinja::Value::String(jinja::Text::FromMessage(message.name)));
   }
@@ -58,9 +102,14 @@ jinja::Value MessageValue(const ChatMessage& message) {
 std::vector<ChatSegment> CutByOrigin(const jinja::Text& text) {
   std::vector<ChatSegment> segments;
   for (size_t at = 0; at < text.size();) {
-    size_t end = at + 1;
-    while (end < text.size() && text.from_message(end) == text.from_message(at)) ++end;
-    segments.push_back({.text = std::string(text.bytes().substr(at, end - at)), .is_template = !text.from_message(at)});
+    const bool context = text.origin(at) == jinja::Origin::kContext;
+    const size_t end = context ? std::min(text.RunEnd(at), at + kContextMarkBytes) : text.RunEnd(at);
+    const absl::string_view bytes = text.bytes().substr(at, end - at);
+    if (context) {
+      segments.push_back({.text = "", .context = MarkedContext(bytes)});
+    } else {
+      segments.push_back({.text = std::string(bytes), .is_template = text.origin(at) == jinja::Origin::kOwn});
+    }
     at = end;
   }
   return segments;
@@ -68,11 +117,13 @@ std::vector<ChatSegment> CutByOrigin(const jinja::Text& text) {
 
 std::vector<ChatSegment> RenderPlain(std::span<const ChatMessage> messages, bool add_generation_prompt) {
   std::vector<ChatSegment> segments;
+  size_t context = 0;
   for (const ChatMessage& message : messages) {
     std::string role = message.role;
     role[0] = absl::ascii_toupper(static_cast<unsigned char>(role[0]));
     segments.push_back({.text = role + ": ", .is_template = true, .split = true});
-    segments.push_back({.text = message.content});
+    for (ChatSegment& segment : CutByOrigin(ContentText(message, context))) segments.push_back(std::move(segment));
+    context += message.contexts.size();
     segments.push_back({.text = "\n", .is_template = true});
   }
   if (add_generation_prompt) segments.push_back({.text = "Assistant:", .is_template = true, .split = true});
@@ -169,8 +220,10 @@ absl::StatusOr<std::vector<ChatSegment>> ChatTemplate::Render(std::span<const Ch
   if (is_plain()) return RenderPlain(messages, options.add_generation_prompt);
   jinja::List list;
   int64_t budget = kBudget;
+  size_t contexts = 0;
   for (const ChatMessage& message : messages) {
-    list.push_back(MessageValue(message));
+    list.push_back(MessageValue(message, contexts));
+    contexts += message.contexts.size();
     budget += kBudgetPerByte * static_cast<int64_t>(message.content.size() + message.name.size());
   }
   jinja::Dict variables;
@@ -190,20 +243,40 @@ absl::StatusOr<std::vector<ChatSegment>> ChatTemplate::Render(std::span<const Ch
 }
 
 absl::StatusOr<ChatPrompt> ChatTemplate::Encode(const Tokenizer& tokenizer, std::span<const ChatMessage> messages,
-                                                const ChatOptions& options) const {
-  PERIGEE_ASSIGN_OR_RETURN(const std::vector<ChatSegment> segments, Render(messages, options));
-  std::vector<TextSegment> parts;
-  for (const ChatSegment& segment : segments) {
-    parts.push_back({.text = segment.text,
-                     // The plain form has no special tokens of its own.
-                     .parse_special = segment.is_template && !is_plain(),
-                     .split = segment.split});
+                                                const ChatOptions& options,
+                                                std::span<const std::span<const int32_t>> contexts) const {
+  size_t places = 0;
+  for (const ChatMessage& message : messages) places += message.contexts.size();
+  if (places != contexts.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the messages have ", places, " contexts, but the tokens of ", contexts.size(), " are given"));
   }
-  ChatPrompt prompt;
-  std::vector<int64_t> starts;
+  PERIGEE_ASSIGN_OR_RETURN(const std::vector<ChatSegment> segments, Render(messages, options));
+  std::vector<PromptPart> parts;
+  std::vector<bool> shown(contexts.size());
+  for (const ChatSegment& segment : segments) {
+    if (segment.context >= 0) {  // Below `places`: marks are made for these only, and kept whole or not at all.
+      parts.push_back({.text = {}, .context = contexts[static_cast<size_t>(segment.context)]});
+      shown[static_cast<size_t>(segment.context)] = true;
+      continue;
+    }
+    parts.push_back({.text = {.text = segment.text,
+                              // The plain form has no special tokens of its own.
+                              .parse_special = segment.is_template && !is_plain(),
+                              .split = segment.split},
+                     .context = {}});
+  }
+  if (const auto left_out = std::find(shown.begin(), shown.end(), false); left_out != shown.end()) {
+    return absl::InvalidArgumentError(absl::StrCat("the model's chat template leaves out context ",
+                                                   left_out - shown.begin() + 1, " of the messages' ", shown.size(),
+                                                   ": put it into another message"));
+  }
   // A model's template writes its beginning of sequence itself.
   const bool add_bos = is_plain() && tokenizer.adds_bos_by_default();
-  PERIGEE_ASSIGN_OR_RETURN(prompt.token_ids, tokenizer.EncodeSegments(parts, add_bos, &starts));
+  PERIGEE_ASSIGN_OR_RETURN(PromptTokens encoded, EncodeParts(tokenizer, parts, add_bos));
+  ChatPrompt prompt{
+      .token_ids = std::move(encoded.token_ids), .branch_points = {}, .contexts = std::move(encoded.contexts)};
+  const std::vector<int64_t>& starts = encoded.starts;
   const auto size = static_cast<int64_t>(prompt.token_ids.size());
   bool seen_message = false;
   for (size_t i = 0; i < segments.size(); ++i) {

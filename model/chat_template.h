@@ -9,6 +9,9 @@
 // the template's own bytes may become special tokens when the result is encoded. Roles are one of a few known words and
 // count as the template's, since templates build special tokens from them.
 //
+// A message may have contexts in it: texts that are registered, tokenised alone, and computed alone. While rendering
+// each is one character that no user's text and no template can write, because its bytes have an origin of their own.
+//
 // Immutable: any thread may call.
 #ifndef PERIGEE_MODEL_CHAT_TEMPLATE_H_
 #define PERIGEE_MODEL_CHAT_TEMPLATE_H_
@@ -23,6 +26,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "model/prompt_parts.h"
 #include "model/tokenizer.h"
 
 namespace perigee::model {
@@ -31,12 +35,16 @@ struct ChatMessage {
   std::string role;     // system, developer, user, assistant, tool, function or ipython.
   std::string content;  // UTF-8.
   std::string name;     // "": the template sees none.
+  // Bytes of the content before which a context stands, ascending; several may stand at one. Contexts are counted
+  // through all messages.
+  std::vector<size_t> contexts = {};
 };
 
 struct ChatSegment {
   std::string text;
   bool is_template = false;  // The template's own; else a user's.
   bool split = false;        // No token crosses its beginning.
+  int context = -1;          // 0 and up: this context, instead of the text.
 };
 
 struct ChatPrompt {
@@ -44,6 +52,7 @@ struct ChatPrompt {
   // Token positions at which other conversations are expected to go on differently: where a message's content begins or
   // the last one ends, moved back to the nearest special token or split. Ascending, above 0 and below the size.
   std::vector<int64_t> branch_points;
+  std::vector<TokenSpan> contexts = {};  // Where they stand.
 };
 
 struct ChatOptions {
@@ -75,8 +84,10 @@ class ChatTemplate {
   absl::StatusOr<std::vector<ChatSegment>> Render(std::span<const ChatMessage> messages,
                                                   const ChatOptions& options = {}) const;
 
+  // `contexts`: the tokens of each context in the messages. INVALID_ARGUMENT where the template leaves one out.
   absl::StatusOr<ChatPrompt> Encode(const Tokenizer& tokenizer, std::span<const ChatMessage> messages,
-                                    const ChatOptions& options = {}) const;
+                                    const ChatOptions& options = {},
+                                    std::span<const std::span<const int32_t>> contexts = {}) const;
 
   bool is_plain() const { return program_ == nullptr; }
   ~ChatTemplate();

@@ -23,16 +23,21 @@ void AdminService::Begin(NodeRecord self, std::function<v1::ProgressResponse()> 
   progress_ = std::move(progress);
 }
 
-absl::Status AdminService::Admit(const grpc::ServerContext& context) const {
-  if (Self().id.empty()) return absl::UnavailableError("this process is still starting: try again");
-  if (!options_.admits) return absl::OkStatus();
+absl::Status AdmitOperator(const grpc::ServerContext& context,
+                           const std::function<bool(absl::string_view secret)>& admits) {
+  if (!admits) return absl::OkStatus();
   const auto secret = context.client_metadata().find(kAdminSecretMetadata);
   if (secret != context.client_metadata().end() &&
-      options_.admits(absl::string_view(secret->second.data(), secret->second.size()))) {
+      admits(absl::string_view(secret->second.data(), secret->second.size()))) {
     return absl::OkStatus();
   }
   return absl::UnauthenticatedError(
       "this process takes an operator's orders only with the secret of a trusted client of the stores: name its file");
+}
+
+absl::Status AdminService::Admit(const grpc::ServerContext& context) const {
+  if (Self().id.empty()) return absl::UnavailableError("this process is still starting: try again");
+  return AdmitOperator(context, options_.admits);
 }
 
 absl::StatusOr<Membership*> AdminService::Cluster() const {

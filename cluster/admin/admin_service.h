@@ -35,6 +35,10 @@ struct AdminOptions {
   std::function<bool(absl::string_view secret)> admits;
 };
 
+// UNAUTHENTICATED for a caller without a secret that `admits` (see AdminOptions).
+absl::Status AdmitOperator(const grpc::ServerContext& context,
+                           const std::function<bool(absl::string_view secret)>& admits);
+
 // Any thread may call.
 class AdminService final : public v1::AdminService::Service {
  public:

@@ -11,6 +11,9 @@
 #include "cluster/cli/exit_code.h"
 #include "cluster/cli/member_flags.h"
 #include "cluster/cli/watch_flags.h"
+#include "cluster/contexts/context_rpc.h"
+#include "cluster/contexts/context_service.h"
+#include "cluster/contexts/open_registry.h"
 #include "cluster/gateway/http_server.h"
 #include "cluster/metrics/gateway_metrics.h"
 #include "cluster/process.h"
@@ -20,6 +23,7 @@
 #include "model/chat_template.h"
 #include "model/config.h"
 #include "model/tokenizer.h"
+#include "node/composed_load.h"
 #include "proto/grpc_server.h"
 #include "spdlog/spdlog.h"
 #include "transport/context.h"
@@ -33,7 +37,8 @@ struct Options {
   std::string model_name;
   std::string transports;
   std::string secret_file;
-  std::string admin_listen;  // "": see AdminListen.
+  std::string contexts_folder;  // "": see OpenContextRegistry.
+  std::string admin_listen;     // "": see AdminListen.
   std::string advertise_http;
   WatchFlags watch;
   int ready_fd = -1;
@@ -126,9 +131,20 @@ absl::Status ServeGateway(const Options& o) {
   cluster::ClusterBackendOptions backend_options = o.backend;
   backend_options.store_answers = !o.no_store_answers;
   backend_options.tokenizer_digest = std::string(AsView(tokenizer->digest()));
+  backend_options.context_opening = node::ContextOpening(*tokenizer);
   cluster::ClusterBackend backend(&nodes, &store, backend_options);
 
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<cluster::ContextRegistry> registry,
+                           cluster::OpenContextRegistry(o.member.spec, o.member.etcd, o.contexts_folder));
+  cluster::ContextService contexts(registry.get(), tokenizer.get(),
+                                   [&backend](const std::string& tenant, const std::vector<int32_t>& ids,
+                                              const std::function<bool()>& cancelled) {
+                                     return backend.PrefillAhead(tenant, ids, cancelled);
+                                   },
+                                   {.window_tokens = config.max_positions});
+
   cluster::HttpServerOptions http = o.http;
+  http.contexts = &contexts;
   http.request_timeout = absl::Seconds(o.timeout_s);
   http.read_timeout = absl::Seconds(o.read_timeout_s);
   http.write_timeout = absl::Seconds(o.write_timeout_s);
@@ -157,8 +173,10 @@ absl::Status ServeGateway(const Options& o) {
   if (!store_options.client.secret.empty()) {
     admin_options.admits = [own = store_options.client.secret](absl::string_view secret) { return secret == own; };
   }
+  cluster::ContextRpc context_rpc(&contexts, admin_options.admits);
   cluster::AdminService admin(std::move(admin_options));
-  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> admin_server, GrpcServer::Start(admin_listen, {&admin}));
+  PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> admin_server,
+                           GrpcServer::Start(admin_listen, {&admin, &context_rpc}));
   std::atomic<bool> draining{false};
   PERIGEE_ASSIGN_OR_RETURN(
       const std::unique_ptr<cluster::MetricsServer> metrics_server,
@@ -209,6 +227,9 @@ void AddServeGateway(CLI::App& serve, Action& action) {
   verb->add_option("--model-name", o->model_name, "The model's name in requests (default: its folder's)");
   verb->add_option("--transports", o->transports, "UCX transports, e.g. tcp or shm,tcp (default: UCX chooses)");
   verb->add_option("--store-secret-file", o->secret_file, "File with the secret that the stores ask for");
+  verb->add_option("--contexts-dir", o->contexts_folder,
+                   "Folder for registered contexts, shared by all gateways (default: 'contexts' beside the file of "
+                   "--join static:FILE; with etcd they stand there)");
   verb->add_option("--replicas", o->replicas, "As the nodes', so that all copies are looked at")->capture_default_str();
   verb->add_option("--keys-file", o->http.keys_file,
                    "API keys: a line 'KEY TENANT' each (default: everybody, without a tenant)");

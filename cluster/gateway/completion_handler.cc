@@ -14,16 +14,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/status.h"
+#include "cluster/gateway/context_handler.h"
 
 namespace perigee::cluster {
-
-void AnswerError(const absl::Status& status, HttpExchange& exchange, httplib::Response& response) {
-  const ApiError error = ToApiError(status);
-  response.status = error.http_status;
-  response.set_content(error.body, "application/json");
-  exchange.retry_later = error.retry_later;
-  exchange.record.result = status;
-}
 
 // A place among the requests that may be under way; and, once there is one, the run that Stop() ends.
 class CompletionHandler::Admission {
@@ -187,27 +180,6 @@ CompletionHandler::CompletionHandler(const HttpServerOptions& options, const Fro
 
 namespace {
 
-absl::StatusOr<std::string> ReadBody(const httplib::Request& request, const httplib::ContentReader& content,
-                                     size_t max_bytes, absl::Time deadline) {
-  const std::string type = request.get_header_value("Content-Type");
-  if (request.is_multipart_form_data() || absl::StartsWithIgnoreCase(type, "application/x-www-form-urlencoded")) {
-    return HttpError(
-        415, absl::StrCat("a body of type \"", type.substr(0, 80), "\" is not understood; send application/json"));
-  }
-  std::string body;
-  bool too_large = false;
-  const bool read = content([&](const char* data, size_t bytes) {
-    too_large = body.size() + bytes > max_bytes;
-    if (!too_large) body.append(data, bytes);
-    return !too_large;
-  });
-  if (too_large) return HttpError(413, absl::StrCat("the body has more than the ", max_bytes, " bytes allowed"));
-  if (!read && absl::Now() >= deadline) return HttpError(408, "the request's body did not arrive in time");
-  if (!read)
-    return HttpError(400, "the request's body cannot be read: it ends early or is not encoded as its head says");
-  return body;
-}
-
 // The time that the request has: the server's, or less where it asks for less.
 absl::StatusOr<absl::Duration> TimeFor(const httplib::Request& request, const CompletionCall& call,
                                        absl::Duration most) {
@@ -228,9 +200,7 @@ absl::StatusOr<absl::Duration> TimeFor(const httplib::Request& request, const Co
 
 absl::StatusOr<std::unique_ptr<CompletionHandler::Answer>> CompletionHandler::Begin(
     Endpoint endpoint, const httplib::Request& request, const httplib::ContentReader& content, HttpExchange& exchange) {
-  PERIGEE_ASSIGN_OR_RETURN(const std::string body, ReadBody(request, content, options_.max_body_bytes,
-                                                            exchange.arrived + options_.read_timeout));
-  exchange.close = false;  // The next request begins where it should.
+  PERIGEE_ASSIGN_OR_RETURN(const std::string body, ReadBody(options_, request, content, exchange));
   PERIGEE_ASSIGN_OR_RETURN(std::unique_ptr<Admission> admission, Admission::Enter(*this));
   CallLimits limits = options_.call_limits;
   if (const uint32_t most = options_.most_samples ? options_.most_samples() : 0; most > 0) {
@@ -239,9 +209,12 @@ absl::StatusOr<std::unique_ptr<CompletionHandler::Answer>> CompletionHandler::Be
   PERIGEE_ASSIGN_OR_RETURN(CompletionCall call, ParseCompletionCall(body, endpoint, limits));
   exchange.record.stream = call.stream;
   PERIGEE_ASSIGN_OR_RETURN(const absl::Duration time, TimeFor(request, call, options_.request_timeout));
+  PERIGEE_ASSIGN_OR_RETURN(const std::vector<SharedTokens> contexts,
+                           ResolveContexts(options_.contexts, exchange.record.tenant, call));
   thread_local absl::BitGen random;
-  PERIGEE_ASSIGN_OR_RETURN(std::vector<BackendRequest> requests,
-                           MakeBackendRequests(call, model_, exchange.arrived, absl::Uniform<uint64_t>(random) >> 16));
+  PERIGEE_ASSIGN_OR_RETURN(
+      std::vector<BackendRequest> requests,
+      MakeBackendRequests(call, model_, exchange.arrived, absl::Uniform<uint64_t>(random) >> 16, contexts));
   const absl::Time deadline = exchange.arrived + time;
   for (BackendRequest& one : requests) {
     one.request_id = exchange.record.request_id;

@@ -13,22 +13,9 @@
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "cluster/gateway/completion_run.h"
-#include "cluster/gateway/http_connection.h"
-#include "cluster/gateway/http_server.h"
+#include "cluster/gateway/http_exchange.h"
 
 namespace perigee::cluster {
-
-// One request on its connection, from its arrival to its answer's end. Its connection's thread uses it.
-struct HttpExchange {
-  HttpConnection* connection = nullptr;
-  absl::Time arrived;
-  HttpRequestRecord record;
-  bool close = false;        // The connection ends after the answer.
-  bool retry_later = false;  // The answer has Retry-After.
-};
-
-// Puts the error into the answer.
-void AnswerError(const absl::Status& status, HttpExchange& exchange, httplib::Response& response);
 
 // Any thread may call.
 class CompletionHandler {

@@ -97,6 +97,8 @@ void CompletionRun::Work() {
     if (usage.ok()) {
       usage_.prompt_tokens += usage->prompt_tokens;
       usage_.cached_tokens += usage->cached_tokens;
+      usage_.context_tokens += usage->context_tokens;
+      usage_.repaired_tokens += usage->repaired_tokens;
       usage_.completion_tokens += usage->completion_tokens;
     } else if (failure_.ok()) {
       failure_ = usage.status();

@@ -23,11 +23,13 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "base/file.h"
 #include "base/status.h"
 #include "cluster/gateway/api_keys.h"
 #include "cluster/gateway/completion_handler.h"
+#include "cluster/gateway/context_handler.h"
 #include "cluster/gateway/http_connection.h"
 
 namespace perigee::cluster {
@@ -133,7 +135,8 @@ class HttpServer::Impl {
         model_(model),
         backend_(backend),
         observer_(std::move(observer)),
-        handler_(options_, model_, backend) {
+        handler_(options_, model_, backend),
+        context_handler_(options_) {
     connection_limits_ = {.max_head_bytes = options.max_head_bytes,
                           .max_body_bytes = options.max_body_bytes,
                           .read_timeout = options.read_timeout,
@@ -190,6 +193,7 @@ class HttpServer::Impl {
   std::optional<ApiKeys> keys_;
   TlsContext tls_;
   CompletionHandler handler_;
+  ContextHandler context_handler_;
   Library library_;
 
   UniqueFd listener_;
@@ -217,6 +221,20 @@ void HttpServer::Impl::SetRoutes() {
       handler_.Handle(endpoint, request, content, *current_exchange, response);
     });
   }
+  const std::string one_context = std::string(kContextsPath) + "/([^/]*)";
+  library_.Put(one_context, [this](const httplib::Request& request, httplib::Response& response,
+                                   const httplib::ContentReader& content) {
+    context_handler_.Put(request, content, *current_exchange, response);
+  });
+  library_.Delete(one_context, [this](const httplib::Request& request, httplib::Response& response) {
+    context_handler_.Delete(request, *current_exchange, response);
+  });
+  library_.Get(one_context, [this](const httplib::Request& request, httplib::Response& response) {
+    context_handler_.Get(request, *current_exchange, response);
+  });
+  library_.Get(std::string(kContextsPath), [this](const httplib::Request& request, httplib::Response& response) {
+    context_handler_.List(request, *current_exchange, response);
+  });
   library_.set_exception_handler([](const httplib::Request&, httplib::Response& response, std::exception_ptr) {
     AnswerError(absl::InternalError("the request failed inside of the server"), *current_exchange, response);
   });
@@ -262,12 +280,15 @@ httplib::Server::HandlerResponse HttpServer::Impl::Route(const httplib::Request&
   const absl::string_view path = request.path;
   const bool completion = path == "/v1/completions" || path == "/v1/chat/completions";
   const bool one_model = absl::StartsWith(path, "/v1/models/");
-  if (!completion && !one_model && path != kModels && path != "/health" && path != "/ready") {
+  const bool contexts = IsContextsPath(path);
+  if (!completion && !one_model && !contexts && path != kModels && path != "/health" && path != "/ready") {
     return fail(HttpError(404, absl::StrCat("there is nothing at ", path.substr(0, 200)), "unknown_url"));
   }
-  const bool reads = request.method == "GET" || request.method == "HEAD";
-  if (completion ? request.method != "POST" : !reads) {
-    response.set_header("Allow", completion ? "POST" : "GET, HEAD");
+  const std::vector<std::string> allowed = completion ? std::vector<std::string>{"POST"}
+                                           : contexts ? ContextMethods(path)
+                                                      : std::vector<std::string>{"GET", "HEAD"};
+  if (std::find(allowed.begin(), allowed.end(), request.method) == allowed.end()) {
+    response.set_header("Allow", absl::StrJoin(allowed, ", "));
     return fail(HttpError(405, absl::StrCat(request.method, " is not possible for ", path.substr(0, 200))));
   }
   if (path == "/health") return answer("{\"status\":\"ok\"}");
@@ -284,7 +305,7 @@ httplib::Server::HandlerResponse HttpServer::Impl::Route(const httplib::Request&
     }
     exchange.record.tenant = *std::move(tenant);
   }
-  if (completion) return Answered::Unhandled;
+  if (completion || contexts) return Answered::Unhandled;
   if (path == kModels) return answer(ModelList(model_));
   if (path.substr(kModels.size() + 1) == model_.name) return answer(ModelEntry(model_));
   return fail(WithDetails(absl::NotFoundError(absl::StrCat("The model \"", path.substr(kModels.size() + 1, 200),

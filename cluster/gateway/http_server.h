@@ -2,6 +2,7 @@
 //
 //   POST /v1/completions, /v1/chat/completions   openai.h says which fields; streams are server-sent events
 //   GET  /v1/models, /v1/models/NAME
+//   PUT, GET, DELETE /v1/contexts/ID, GET /v1/contexts   context_handler.h
 //   GET  /health                                 200 while the process lives
 //   GET  /ready                                  200 when requests can be served, else 503 with the reason
 //
@@ -21,6 +22,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "cluster/contexts/context_service.h"
 #include "cluster/gateway/backend.h"
 #include "cluster/gateway/openai.h"
 
@@ -43,6 +45,8 @@ struct HttpServerOptions {
   // Answers to one prompt that the cluster can give at once, now; 0: not known. Any thread calls it; empty: none.
   std::function<uint32_t()> most_samples = nullptr;
   size_t parallel_prompts = 8;  // Of one request with several.
+  // Outlives the server. Null: it keeps no contexts, and refuses requests that name some.
+  ContextService* contexts = nullptr;
 
   absl::Duration request_timeout = absl::Minutes(10);  // From the request's arrival to its answer's end.
   absl::Duration read_timeout = absl::Seconds(30);     // For a request to arrive.

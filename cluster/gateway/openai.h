@@ -9,6 +9,11 @@
 //   cache_salt            answers share cached prompts only with requests of the same salt
 //   timeout               seconds after which the request fails
 //   chat_template_kwargs  switches (true or false) that the chat template sees, e.g. enable_thinking
+//   contexts              ids of registered contexts (cluster/contexts/) that stand before the prompt, in order; in
+//                         chats before the first user message's content
+//   segments              completions, instead of prompt: {"text": "..."} and {"context": "id"} in order
+//   context_repair        what of contexts is computed again (model/repair.h)
+// and, among a chat message's parts, {"type": "context", "id": "..."}. Around a context nothing is put.
 //
 // Errors are absl::Status; what OpenAI's errors have besides (the parameter, a code) travels as payloads, and ApiError
 // says the HTTP status of each in one place. Everything here is a function of its arguments: any thread may call.
@@ -18,6 +23,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -25,6 +31,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "cluster/contexts/token_cache.h"
 #include "cluster/gateway/backend.h"
 #include "model/chat_template.h"
 #include "model/tokenizer.h"
@@ -46,18 +53,30 @@ struct CallLimits {
   size_t max_prompts = 64;  // In one request.
   uint32_t max_samples = 16;
   size_t max_messages = 4096;
+  size_t max_contexts = 1024;
+  size_t max_segments = 4096;
 };
 
 // A request body that has been read and checked.
 struct CompletionCall {
   Endpoint endpoint = Endpoint::kCompletions;
   std::string model;
-  // Completions: one of the two.
+  // Completions: one of the three.
   std::vector<std::string> text_prompts;
   std::vector<std::vector<int32_t>> token_prompts;
+  struct Segment {
+    std::string text;
+    bool is_context = false;  // The next of `contexts`, instead.
+  };
+  std::vector<Segment> segments;
   // Chat.
   std::vector<model::ChatMessage> messages;
   std::map<std::string, bool> template_switches;
+  // Ids, one for each place where a context stands, in the order of the prompt. Completions: the first of them stand
+  // before each prompt. Chat: places are the messages'.
+  std::vector<std::string> contexts;
+  size_t leading_contexts = 0;
+  std::string repair;  // "": the model's default.
 
   uint32_t samples = 1;
   std::optional<uint32_t> max_tokens;
@@ -80,9 +99,10 @@ absl::StatusOr<CompletionCall> ParseCompletionCall(absl::string_view body, Endpo
 
 // One request for each prompt, in their order, tokenised; request_id, tenant and deadline are left to the caller.
 // NOT_FOUND for another model's name; INVALID_ARGUMENT, with OpenAI's code, where the context is too small.
-// `random_seed` is used where the call has none.
+// `random_seed` is used where the call has none; `contexts` are the tokens of the call's contexts.
 absl::StatusOr<std::vector<BackendRequest>> MakeBackendRequests(const CompletionCall& call, const FrontModel& model,
-                                                                absl::Time now, uint64_t random_seed);
+                                                                absl::Time now, uint64_t random_seed,
+                                                                std::span<const SharedTokens> contexts = {});
 
 // An answer, whole or as it comes. Choice number: prompt x samples + sample.
 class AnswerFormat {
@@ -107,6 +127,7 @@ class AnswerFormat {
   std::string Wrapped(const std::string& choice_json) const;
   bool chat_;
   bool include_usage_;
+  bool with_contexts_;
   std::string head_;        // {"id":...,"created":...,"model":..., without the object's kind.
   std::string chunk_kind_;  // The kind of a chunk.
 };

@@ -17,11 +17,16 @@ constexpr char kHttpUrl[] = "perigee/http";
 // Texts of answers are valid UTF-8; anything else is made so rather than thrown about.
 std::string Dump(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
-Json UsageJson(const BackendUsage& usage) {
+Json UsageJson(const BackendUsage& usage, bool with_contexts) {
+  Json details = {{"cached_tokens", usage.cached_tokens}};
+  if (with_contexts) {
+    details["context_tokens"] = usage.context_tokens;
+    details["repaired_tokens"] = usage.repaired_tokens;
+  }
   return {{"prompt_tokens", usage.prompt_tokens},
           {"completion_tokens", usage.completion_tokens},
           {"total_tokens", uint64_t{usage.prompt_tokens} + usage.completion_tokens},
-          {"prompt_tokens_details", {{"cached_tokens", usage.cached_tokens}}}};
+          {"prompt_tokens_details", std::move(details)}};
 }
 
 Json ReasonJson(const std::string& reason) { return reason.empty() ? Json() : Json(reason); }
@@ -39,6 +44,7 @@ AnswerFormat::AnswerFormat(const CompletionCall& call, const std::string& reques
                            absl::Time created)
     : chat_(call.endpoint == Endpoint::kChatCompletions),
       include_usage_(call.include_usage),
+      with_contexts_(!call.contexts.empty()),
       chunk_kind_(chat_ ? "chat.completion.chunk" : "text_completion") {
   const Json head = {{"id", absl::StrCat(chat_ ? "chatcmpl-" : "cmpl-", request_id)},
                      {"created", absl::ToUnixSeconds(created)},
@@ -61,7 +67,7 @@ std::string AnswerFormat::Whole(const std::vector<Choice>& choices, const Backen
     list.push_back(std::move(choice));
   }
   return absl::StrCat(head_, "\"object\":\"", chat_ ? "chat.completion" : "text_completion",
-                      "\",\"choices\":", Dump(list), ",\"usage\":", Dump(UsageJson(usage)), "}");
+                      "\",\"choices\":", Dump(list), ",\"usage\":", Dump(UsageJson(usage, with_contexts_)), "}");
 }
 
 std::string AnswerFormat::Wrapped(const std::string& choice_json) const {
@@ -90,7 +96,7 @@ std::string AnswerFormat::Chunk(size_t choice, const BackendEvent& event) const 
 
 std::string AnswerFormat::UsageChunk(const BackendUsage& usage) const {
   return absl::StrCat("data: ", head_, "\"object\":\"", chunk_kind_,
-                      "\",\"choices\":[],\"usage\":", Dump(UsageJson(usage)), "}\n\n");
+                      "\",\"choices\":[],\"usage\":", Dump(UsageJson(usage, with_contexts_)), "}\n\n");
 }
 
 std::string AnswerFormat::ErrorChunk(const absl::Status& status) {

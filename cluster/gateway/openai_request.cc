@@ -1,108 +1,25 @@
-// Request bodies: read, checked, tokenised.
+// Request bodies: read and checked.
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "cluster/contexts/registry.h"
 #include "cluster/gateway/openai.h"
-#include "nlohmann/json.hpp"
+#include "cluster/gateway/request_fields.h"
+#include "model/repair.h"
 
 namespace perigee::cluster {
 namespace {
 
-using Json = nlohmann::json;
+using Json = RequestJson;
 
-constexpr int kMaxDepth = 32;
 constexpr size_t kMaxStops = 4;
 constexpr size_t kMaxStopBytes = 1024;
 constexpr size_t kMaxSaltBytes = 256;
 constexpr size_t kMaxSwitches = 16;
-
-std::string Shown(const Json& value) {
-  std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
-  return text.size() > 60 ? text.substr(0, 57) + "..." : text;
-}
-
-absl::Status Invalid(absl::string_view param, absl::string_view message) {
-  return WithDetails(absl::InvalidArgumentError(absl::StrCat("\"", param, "\" ", message)), param);
-}
-
-absl::Status Unsupported(absl::string_view param, absl::string_view message = "is not supported by this server") {
-  return WithDetails(absl::UnimplementedError(absl::StrCat("\"", param, "\" ", message)), param,
-                     "unsupported_parameter");
-}
-
-absl::StatusOr<Json> ParseBody(absl::string_view body) {
-  bool too_deep = false;
-  const auto watch = [&](int depth, Json::parse_event_t event, Json&) {
-    if ((event == Json::parse_event_t::object_start || event == Json::parse_event_t::array_start) &&
-        depth >= kMaxDepth) {
-      too_deep = true;
-    }
-    return !too_deep;
-  };
-  Json json = Json::parse(body.begin(), body.end(), watch, /*allow_exceptions=*/false);
-  if (too_deep) {
-    return absl::InvalidArgumentError(absl::StrCat("the body nests deeper than ", kMaxDepth, " levels"));
-  }
-  if (json.is_discarded()) return absl::InvalidArgumentError("the body is not valid JSON, or not valid UTF-8");
-  if (!json.is_object()) return absl::InvalidArgumentError("the body is not a JSON object");
-  return json;
-}
-
-// Reads the fields of one object; null counts as absent.
-class Fields {
- public:
-  explicit Fields(const Json& object) : object_(object) {}
-
-  const Json* Find(const char* name) const {
-    const auto at = object_.find(name);
-    return at == object_.end() || at->is_null() ? nullptr : &*at;
-  }
-  absl::StatusOr<bool> Bool(const char* name, bool fallback) const {
-    const Json* value = Find(name);
-    if (value == nullptr) return fallback;
-    if (!value->is_boolean()) return Invalid(name, absl::StrCat("is ", Shown(*value), "; true or false is needed"));
-    return value->get<bool>();
-  }
-  absl::StatusOr<double> Number(const char* name, double fallback, double low, double high) const {
-    const Json* value = Find(name);
-    if (value == nullptr) return fallback;
-    const double number = value->is_number() ? value->get<double>() : std::numeric_limits<double>::quiet_NaN();
-    if (!(number >= low && number <= high)) {
-      return Invalid(name, absl::StrCat("is ", Shown(*value), "; a number from ", low, " to ", high, " is needed"));
-    }
-    return number;
-  }
-  absl::StatusOr<std::optional<int64_t>> Whole(const char* name, int64_t low, int64_t high) const {
-    const Json* value = Find(name);
-    if (value == nullptr) return std::optional<int64_t>();
-    const bool fits = value->is_number_integer() &&
-                      (!value->is_number_unsigned() ||
-                       value->get<uint64_t>() <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max()));
-    if (!fits || value->get<int64_t>() < low || value->get<int64_t>() > high) {
-      return Invalid(name,
-                     absl::StrCat("is ", Shown(*value), "; a whole number from ", low, " to ", high, " is needed"));
-    }
-    return std::optional<int64_t>(value->get<int64_t>());
-  }
-  absl::StatusOr<std::string> String(const char* name, absl::string_view fallback, size_t max_bytes) const {
-    const Json* value = Find(name);
-    if (value == nullptr) return std::string(fallback);
-    if (!value->is_string()) return Invalid(name, absl::StrCat("is ", Shown(*value), "; a text is needed"));
-    if (value->get_ref<const std::string&>().size() > max_bytes) {
-      return Invalid(name, absl::StrCat("has more than the ", max_bytes, " bytes allowed"));
-    }
-    return value->get<std::string>();
-  }
-
-  const Json& object() const { return object_; }
-
- private:
-  const Json& object_;
-};
+constexpr size_t kMaxRepairBytes = 64;
 
 // Fields that would change the answer: only the values that ask for nothing are taken.
 absl::Status RefuseUnsupported(const Fields& fields, Endpoint endpoint) {
@@ -200,21 +117,66 @@ absl::Status ReadDelivery(const Fields& fields, CompletionCall& call) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<int32_t>> TokenIds(const Json& list) {
-  std::vector<int32_t> ids;
-  ids.reserve(list.size());
-  for (const Json& id : list) {
-    if (!id.is_number_unsigned() || id.get<uint64_t>() > std::numeric_limits<int32_t>::max()) {
-      return Invalid("prompt", absl::StrCat("has ", Shown(id), " where a token id is expected"));
-    }
-    ids.push_back(id.get<int32_t>());
+// A context's id, as one more of the call's.
+absl::Status AddContext(const std::string& where, const Json& id, const CallLimits& limits, CompletionCall& call) {
+  if (!id.is_string()) return Invalid(where, absl::StrCat("has ", Shown(id), " where a context's id is needed"));
+  const std::string& text = id.get_ref<const std::string&>();
+  if (const absl::Status checked = CheckContextId(text); !checked.ok()) return Invalid(where, checked.message());
+  if (call.contexts.size() >= limits.max_contexts) {
+    return Invalid(where, absl::StrCat("has one context more than the ", limits.max_contexts, " allowed in a request"));
   }
-  return ids;
+  call.contexts.push_back(text);
+  return absl::OkStatus();
 }
 
-// A text, a list of texts, a list of token ids, or a list of such lists.
+// Those that stand before the prompt. And what is to be done with all of them.
+absl::Status ReadContexts(const Fields& fields, const CallLimits& limits, CompletionCall& call) {
+  if (const Json* contexts = fields.Find("contexts")) {
+    if (!contexts->is_array()) {
+      return Invalid("contexts", absl::StrCat("is ", Shown(*contexts), "; a list of ids is needed"));
+    }
+    for (const Json& id : *contexts) PERIGEE_RETURN_IF_ERROR(AddContext("contexts", id, limits, call));
+    call.leading_contexts = call.contexts.size();
+  }
+  PERIGEE_ASSIGN_OR_RETURN(const std::string repair, fields.String("context_repair", "", kMaxRepairBytes));
+  if (repair.empty()) return absl::OkStatus();
+  const absl::StatusOr<model::Repair> parsed = model::Repair::Parse(repair);
+  if (!parsed.ok()) return Invalid("context_repair", absl::StrCat("cannot be used: ", parsed.status().message()));
+  call.repair = parsed->ToString();
+  return absl::OkStatus();
+}
+
+// [{"text": "..."}, {"context": "id"}, ...] instead of a prompt.
+absl::Status ReadSegments(const Json& segments, const CallLimits& limits, CompletionCall& call) {
+  if (!segments.is_array() || segments.empty()) {
+    return Invalid("segments", absl::StrCat("is ", Shown(segments), "; a list of at least one segment is needed"));
+  }
+  if (segments.size() > limits.max_segments) {
+    return Invalid("segments", absl::StrCat("has ", segments.size(), " segments; at most ", limits.max_segments,
+                                            " are allowed: join neighbouring texts"));
+  }
+  for (const Json& segment : segments) {
+    const bool one = segment.is_object() && segment.size() == 1;
+    if (one && segment.contains("context")) {
+      PERIGEE_RETURN_IF_ERROR(AddContext("segments", segment["context"], limits, call));
+      call.segments.push_back({.text = "", .is_context = true});
+    } else if (one && segment.contains("text") && segment["text"].is_string()) {
+      call.segments.push_back({.text = segment["text"].get<std::string>(), .is_context = false});
+    } else {
+      return Invalid("segments",
+                     absl::StrCat("has ", Shown(segment), "; {\"text\": \"...\"} or {\"context\": \"id\"} is needed"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+// A text, a list of texts, a list of token ids, or a list of such lists; or segments instead.
 absl::Status ReadPrompt(const Fields& fields, const CallLimits& limits, CompletionCall& call) {
   const Json* prompt = fields.Find("prompt");
+  if (const Json* segments = fields.Find("segments")) {
+    if (prompt != nullptr) return Invalid("segments", "cannot stand beside \"prompt\": they are the prompt");
+    return ReadSegments(*segments, limits, call);
+  }
   if (prompt == nullptr) return Invalid("prompt", "is missing");
   if (prompt->is_string()) {
     call.text_prompts = {prompt->get<std::string>()};
@@ -225,7 +187,7 @@ absl::Status ReadPrompt(const Fields& fields, const CallLimits& limits, Completi
                    absl::StrCat("is ", Shown(*prompt), "; a text, a list of texts, or lists of token ids are needed"));
   }
   if (prompt->front().is_number()) {
-    PERIGEE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, TokenIds(*prompt));
+    PERIGEE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, TokenIds("prompt", *prompt));
     call.token_prompts.push_back(std::move(ids));
     return absl::OkStatus();
   }
@@ -237,7 +199,7 @@ absl::Status ReadPrompt(const Fields& fields, const CallLimits& limits, Completi
     if (one.is_string() && call.token_prompts.empty()) {
       call.text_prompts.push_back(one.get<std::string>());
     } else if (one.is_array() && !one.empty() && call.text_prompts.empty()) {
-      PERIGEE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, TokenIds(one));
+      PERIGEE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, TokenIds("prompt", one));
       call.token_prompts.push_back(std::move(ids));
     } else {
       return Invalid("prompt", absl::StrCat("has ", Shown(one), "; all texts or all lists of token ids are needed"));
@@ -246,23 +208,47 @@ absl::Status ReadPrompt(const Fields& fields, const CallLimits& limits, Completi
   return absl::OkStatus();
 }
 
-// A text, or a list of text parts, which become its lines.
-absl::StatusOr<std::string> MessageContent(const Json& message, const std::string& where) {
+// A text, or a list of parts: texts, of which neighbours become lines, and contexts, around which nothing is put.
+absl::Status ReadContent(const Json& message, const std::string& where, const CallLimits& limits, CompletionCall& call,
+                         model::ChatMessage& read) {
   const Json* content = Fields(message).Find("content");
-  if (content == nullptr && message.value("role", Json()) == "assistant") return std::string();
-  if (content != nullptr && content->is_string()) return content->get<std::string>();
-  if (content == nullptr || !content->is_array())
-    return Invalid(where + ".content", "is neither a text nor a list of text parts");
-  std::string joined;
-  for (const Json& part : *content) {
-    if (!part.is_object() || part.value("type", Json()) != "text" || !part.value("text", Json()).is_string()) {
-      return Unsupported(where + ".content",
-                         absl::StrCat("has the part ", Shown(part), "; only text parts are supported"));
-    }
-    if (&part != &content->front()) joined += "\n";
-    joined += part.at("text").get_ref<const std::string&>();
+  if (content == nullptr && message.value("role", Json()) == "assistant") return absl::OkStatus();
+  if (content != nullptr && content->is_string()) {
+    read.content = content->get<std::string>();
+    return absl::OkStatus();
   }
-  return joined;
+  if (content == nullptr || !content->is_array())
+    return Invalid(where + ".content", "is neither a text nor a list of parts");
+  bool after_text = false;
+  for (const Json& part : *content) {
+    const Json type = part.is_object() ? part.value("type", Json()) : Json();
+    if (type == "context") {
+      PERIGEE_RETURN_IF_ERROR(AddContext(where + ".content", part.value("id", Json()), limits, call));
+      read.contexts.push_back(read.content.size());
+    } else if (type == "text" && part.value("text", Json()).is_string()) {
+      if (after_text) read.content += "\n";
+      read.content += part.at("text").get_ref<const std::string&>();
+    } else {
+      return Unsupported(where + ".content",
+                         absl::StrCat("has the part ", Shown(part), "; only texts and contexts are supported"));
+    }
+    after_text = type == "text";
+  }
+  return absl::OkStatus();
+}
+
+// "contexts" in front of the first user message's content.
+absl::Status PlaceLeadingContexts(std::vector<std::string> leading, CompletionCall& call) {
+  size_t before = 0;
+  for (model::ChatMessage& message : call.messages) {
+    if (message.role == "user") {
+      message.contexts.insert(message.contexts.begin(), leading.size(), 0);
+      call.contexts.insert(call.contexts.begin() + static_cast<ptrdiff_t>(before), leading.begin(), leading.end());
+      return absl::OkStatus();
+    }
+    before += message.contexts.size();
+  }
+  return Invalid("contexts", "stand before the first user message, but there is none");
 }
 
 absl::Status ReadMessages(const Fields& fields, const CallLimits& limits, CompletionCall& call) {
@@ -274,6 +260,8 @@ absl::Status ReadMessages(const Fields& fields, const CallLimits& limits, Comple
     return Invalid("messages",
                    absl::StrCat("has ", messages->size(), " messages; at most ", limits.max_messages, " are allowed"));
   }
+  // They count for the limit, and get their place when it is known.
+  std::vector<std::string> leading = call.contexts;
   for (size_t i = 0; i < messages->size(); ++i) {
     const Json& message = (*messages)[i];
     const std::string where = absl::StrCat("messages[", i, "]");
@@ -295,11 +283,13 @@ absl::Status ReadMessages(const Fields& fields, const CallLimits& limits, Comple
     model::ChatMessage read;
     // OpenAI's newer name for it; templates know the older one.
     read.role = role == "developer" ? "system" : role.get<std::string>();
-    PERIGEE_ASSIGN_OR_RETURN(read.content, MessageContent(message, where));
+    PERIGEE_RETURN_IF_ERROR(ReadContent(message, where, limits, call, read));
     PERIGEE_ASSIGN_OR_RETURN(read.name, of_message.String("name", "", 256));
     call.messages.push_back(std::move(read));
   }
-  return absl::OkStatus();
+  if (leading.empty()) return absl::OkStatus();
+  call.contexts.erase(call.contexts.begin(), call.contexts.begin() + static_cast<ptrdiff_t>(leading.size()));
+  return PlaceLeadingContexts(std::move(leading), call);
 }
 
 absl::Status ReadSwitches(const Fields& fields, CompletionCall& call) {
@@ -326,6 +316,7 @@ absl::StatusOr<CompletionCall> ParseCompletionCall(absl::string_view body, Endpo
   PERIGEE_ASSIGN_OR_RETURN(call.model, fields.String("model", "", 1024));
   if (call.model.empty()) return Invalid("model", "is missing");
   PERIGEE_RETURN_IF_ERROR(RefuseUnsupported(fields, endpoint));
+  PERIGEE_RETURN_IF_ERROR(ReadContexts(fields, limits, call));
   if (endpoint == Endpoint::kCompletions) {
     PERIGEE_RETURN_IF_ERROR(ReadPrompt(fields, limits, call));
   } else {
@@ -335,83 +326,6 @@ absl::StatusOr<CompletionCall> ParseCompletionCall(absl::string_view body, Endpo
   PERIGEE_RETURN_IF_ERROR(ReadSampling(fields, limits, call));
   PERIGEE_RETURN_IF_ERROR(ReadDelivery(fields, call));
   return call;
-}
-
-namespace {
-
-absl::StatusOr<std::vector<model::ChatPrompt>> Tokenise(const CompletionCall& call, const FrontModel& model,
-                                                        absl::Time now) {
-  std::vector<model::ChatPrompt> prompts;
-  if (call.endpoint == Endpoint::kChatCompletions) {
-    auto prompt =
-        model.chat_template->Encode(*model.tokenizer, call.messages, {.switches = call.template_switches, .now = now});
-    if (!prompt.ok()) return WithDetails(prompt.status(), "messages");
-    prompts.push_back(*std::move(prompt));
-  }
-  for (const std::string& text : call.text_prompts) {
-    auto ids = model.tokenizer->Encode(text, model.tokenizer->adds_bos_by_default());
-    if (!ids.ok()) return WithDetails(ids.status(), "prompt");
-    prompts.push_back({.token_ids = *std::move(ids), .branch_points = {}});
-  }
-  for (const std::vector<int32_t>& ids : call.token_prompts) {
-    for (const int32_t id : ids) {
-      if (auto known = model.tokenizer->TokenBytes(id); !known.ok()) return WithDetails(known.status(), "prompt");
-    }
-    prompts.push_back({.token_ids = ids, .branch_points = {}});
-  }
-  return prompts;
-}
-
-constexpr uint32_t kDefaultCompletionTokens = 16;
-
-// How many tokens the answer may have.
-absl::StatusOr<uint32_t> AnswerTokens(const CompletionCall& call, const FrontModel& model, int64_t prompt_tokens) {
-  const bool chat = call.endpoint == Endpoint::kChatCompletions;
-  const char* param = chat ? "messages" : "prompt";
-  const int64_t room = model.context_tokens - prompt_tokens;
-  const int64_t wanted = call.max_tokens.value_or(1);  // A default shrinks to what there is room for.
-  if (wanted > room) {
-    return WithDetails(
-        absl::InvalidArgumentError(absl::StrCat("This model's maximum context length is ", model.context_tokens,
-                                                " tokens. However, you requested ", prompt_tokens + wanted, " tokens (",
-                                                prompt_tokens, " in the ", param, ", ", wanted,
-                                                " in the completion). Please reduce the length of either.")),
-        room > 0 ? call.max_tokens_name : param, "context_length_exceeded");
-  }
-  if (call.max_tokens) return *call.max_tokens;
-  return static_cast<uint32_t>(chat ? room : std::min<int64_t>(room, kDefaultCompletionTokens));
-}
-
-}  // namespace
-
-absl::StatusOr<std::vector<BackendRequest>> MakeBackendRequests(const CompletionCall& call, const FrontModel& model,
-                                                                absl::Time now, uint64_t random_seed) {
-  if (call.model != model.name) {
-    return WithDetails(absl::NotFoundError(absl::StrCat("The model \"", call.model.substr(0, 200),
-                                                        "\" does not exist; this server has \"", model.name, "\"")),
-                       "model", "model_not_found");
-  }
-  PERIGEE_ASSIGN_OR_RETURN(std::vector<model::ChatPrompt> prompts, Tokenise(call, model, now));
-  std::vector<BackendRequest> requests;
-  for (size_t i = 0; i < prompts.size(); ++i) {
-    if (prompts[i].token_ids.empty()) return Invalid("prompt", "has no tokens");
-    BackendRequest request;
-    PERIGEE_ASSIGN_OR_RETURN(request.max_tokens,
-                             AnswerTokens(call, model, static_cast<int64_t>(prompts[i].token_ids.size())));
-    request.token_ids = std::move(prompts[i].token_ids);
-    request.branch_points = std::move(prompts[i].branch_points);
-    request.salt = call.salt;
-    request.samples = call.samples;
-    request.temperature = call.temperature;
-    request.top_p = call.top_p;
-    request.top_k = call.top_k;
-    // Equal prompts of one request get different answers, as samples of one prompt do.
-    request.seed = call.seed.value_or(random_seed) + i * call.samples;
-    request.ignore_eos = call.ignore_eos;
-    request.stop = call.stop;
-    requests.push_back(std::move(request));
-  }
-  return requests;
 }
 
 }  // namespace perigee::cluster

@@ -154,6 +154,14 @@ absl::StatusOr<etcdserverpb::RangeResponse> EtcdClient::GetPrefix(const std::str
   return response;
 }
 
+absl::StatusOr<etcdserverpb::RangeResponse> EtcdClient::Range(const etcdserverpb::RangeRequest& request) {
+  etcdserverpb::RangeResponse response;
+  PERIGEE_RETURN_IF_ERROR(Call("reading", [&](Endpoint& endpoint, grpc::ClientContext* context) {
+    return endpoint.kv->Range(context, request, &response);
+  }));
+  return response;
+}
+
 absl::StatusOr<etcdserverpb::TxnResponse> EtcdClient::Txn(const etcdserverpb::TxnRequest& request) {
   etcdserverpb::TxnResponse response;
   PERIGEE_RETURN_IF_ERROR(Call("a transaction", [&](Endpoint& endpoint, grpc::ClientContext* context) {

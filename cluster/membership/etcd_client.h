@@ -82,6 +82,7 @@ class EtcdClient {
 
   absl::StatusOr<etcdserverpb::RangeResponse> Get(const std::string& key);
   absl::StatusOr<etcdserverpb::RangeResponse> GetPrefix(const std::string& prefix);
+  absl::StatusOr<etcdserverpb::RangeResponse> Range(const etcdserverpb::RangeRequest& request);
   absl::StatusOr<etcdserverpb::TxnResponse> Txn(const etcdserverpb::TxnRequest& request);
   absl::StatusOr<EtcdLease> Grant(absl::Duration ttl);
   // False: there is no such lease any more.

@@ -74,10 +74,9 @@ Text Strip(const Text& text, std::optional<absl::string_view> set, bool left, bo
 Text ToCase(const Text& text, Case to) {
   Text out;
   for (size_t at = 0; at < text.size();) {  // Runs of one origin.
-    size_t end = at + 1;
-    while (end < text.size() && text.from_message(end) == text.from_message(at)) ++end;
+    const size_t end = text.RunEnd(at);
     const std::string cased = InCase(text.bytes().substr(at, end - at), to);
-    out.Append(text.from_message(at) ? Text::FromMessage(cased) : Text::Own(cased));
+    out.Append(Text(cased, text.origin(at)));
     at = end;
   }
   return out;

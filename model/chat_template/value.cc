@@ -19,6 +19,11 @@ Text Text::Part(size_t begin, size_t bytes) const {
   return part;
 }
 
+size_t Text::RunEnd(size_t byte) const {
+  const size_t end = marks_.find_first_not_of(marks_[byte], byte);
+  return end == std::string::npos ? marks_.size() : end;
+}
+
 void Text::Append(const Text& other) {
   bytes_ += other.bytes_;
   marks_ += other.marks_;
@@ -220,13 +225,12 @@ Text JsonString(const Text& text) {
   Text out = Text::Own("\"");
   for (size_t at = 0; at < text.size();) {
     // Runs of one origin, cut before the bytes of a character only where the origin changes.
-    size_t end = at + 1;
-    while (end < text.size() && text.from_message(end) == text.from_message(at)) ++end;
+    const size_t end = text.RunEnd(at);
     const absl::string_view run = text.bytes().substr(at, end - at);
     std::string dumped =
         nlohmann::json(std::string(run)).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
     dumped = dumped.substr(1, dumped.size() - 2);
-    out.Append(text.from_message(at) ? Text::FromMessage(dumped) : Text::Own(dumped));
+    out.Append(Text(dumped, text.origin(at)));
     at = end;
   }
   out.AppendOwn("\"");

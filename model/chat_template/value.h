@@ -1,7 +1,8 @@
 // The values of a chat template while it is rendered, with Python's meaning of truth, equality and order.
 //
 // Text remembers for every byte whether it came out of a message or is the template's own; every operation keeps that
-// per byte, so that a user's "<|im_end|>" is never taken for the template's. Internal to model/chat_template.
+// per byte, so that a user's "<|im_end|>" is never taken for the template's. A context that stands in a message is one
+// character, of an origin that nothing else has. Internal to model/chat_template.
 #ifndef PERIGEE_MODEL_CHAT_TEMPLATE_VALUE_H_
 #define PERIGEE_MODEL_CHAT_TEMPLATE_VALUE_H_
 
@@ -17,26 +18,30 @@
 
 namespace perigee::model::jinja {
 
+enum class Origin : char { kOwn, kMessage, kContext };
+
 // UTF-8 bytes and where each came from.
 class Text {
  public:
   Text() = default;
-  static Text Own(absl::string_view bytes) { return Text(bytes, false); }
-  static Text FromMessage(absl::string_view bytes) { return Text(bytes, true); }
+  Text(absl::string_view bytes, Origin origin)
+      : bytes_(bytes.data(), bytes.size()), marks_(bytes.size(), static_cast<char>(origin)) {}
+  static Text Own(absl::string_view bytes) { return Text(bytes, Origin::kOwn); }
+  static Text FromMessage(absl::string_view bytes) { return Text(bytes, Origin::kMessage); }
 
   absl::string_view bytes() const { return bytes_; }
   size_t size() const { return bytes_.size(); }
-  bool from_message(size_t byte) const { return marks_[byte] != 0; }
+  Origin origin(size_t byte) const { return static_cast<Origin>(marks_[byte]); }
+  // Where the run of one origin ends that begins at `byte`.
+  size_t RunEnd(size_t byte) const;
 
   Text Part(size_t begin, size_t bytes) const;
   void Append(const Text& other);
   void AppendOwn(absl::string_view bytes) { Append(Own(bytes)); }
 
  private:
-  Text(absl::string_view bytes, bool from_message)
-      : bytes_(bytes.data(), bytes.size()), marks_(bytes.size(), from_message ? '\1' : '\0') {}
   std::string bytes_;
-  std::string marks_;  // As long as bytes_: 1 where the byte came out of a message.
+  std::string marks_;  // As long as bytes_: each byte's origin.
 };
 
 struct Node;

@@ -89,6 +89,7 @@ class FakeBackend final : public Backend {
     if (how == "broken") return absl::InternalError("a wrong turn");
     BackendUsage usage{.prompt_tokens = static_cast<uint32_t>(request.token_ids.size()),
                        .cached_tokens = static_cast<uint32_t>(request.token_ids.size() / 2)};
+    for (const ContextSpan& span : request.contexts) usage.context_tokens += static_cast<uint32_t>(span.tokens);
     const uint32_t natural = how == "endless" || request.ignore_eos ? request.max_tokens : 8;
     const uint32_t words = std::min(natural, request.max_tokens);
     for (uint32_t i = 0; i < words || how == "hang" || how == "deaf"; ++i) {

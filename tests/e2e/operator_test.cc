@@ -23,7 +23,7 @@ using Json = nlohmann::json;
 
 const char* const kModel = PERIGEE_SOURCE_DIR "/models/podling";
 
-constexpr int kNotFound = 3, kRefused = 4, kTimeout = 5, kWrongBytes = 6;
+constexpr int kUsage = 2, kNotFound = 3, kRefused = 4, kTimeout = 5, kWrongBytes = 6;
 
 class OperatorTest : public ::testing::Test {
  protected:
@@ -354,35 +354,60 @@ TEST_F(OperatorTest, VerifyAndScrubFindAFlippedByte) {
   EXPECT_EQ(JsonOf({"store", "scrub", "--start"}).size(), 2u);
 }
 
-TEST_F(OperatorTest, AContextIsComputedPinnedAndForgotten) {
-  Write("context.txt", Prose("context"));
-  const Json added =
-      JsonOf({"context", "add", "river", "--file", Path("context.txt"), "--tenant", "lib", "--replicas", "2"});
-  EXPECT_GT(added.at("prefilled_tokens"), 0);
-  EXPECT_GE(added.at("pinned_planes"), added.at("blocks"));
-  EXPECT_EQ(
-      JsonOf({"context", "add", "river", "--file", Path("context.txt"), "--tenant", "lib"}).at("prefilled_tokens"), 0);
-  const Json listed = JsonOf({"context", "ls"});
-  ASSERT_EQ(listed.size(), 1u);
-  EXPECT_EQ(listed[0].at("stored_blocks"), listed[0].at("blocks"));
-  const size_t planes = JsonOf({"store", "ls", "--tenant", "lib"}).size();
-  EXPECT_EQ(listed[0].at("planes"), planes);
-  EXPECT_EQ(listed[0].at("pinned_planes"), planes);
-  EXPECT_EQ(listed[0].at("pin"), "soft");
-  EXPECT_EQ(JsonOf({"context", "show", "river"}).at("keys").size(), added.at("blocks"));
-  for (const Json& plane : JsonOf({"store", "ls", "--tenant", "lib"})) EXPECT_EQ(plane.at("pin"), "soft");
-  // What counts is what the stores say.
-  const Json shown = JsonOf({"context", "show", "river"});
-  JsonOf({"store", "pin", shown.at("keys")[0], "--hard"});
-  EXPECT_EQ(JsonOf({"context", "ls"})[0].at("pin"), "mixed");
-  JsonOf({"store", "unpin", "--all", "--tenant", "lib"});
-  EXPECT_EQ(JsonOf({"context", "ls"})[0].at("pin"), "none");
-  EXPECT_EQ(JsonOf({"context", "ls"})[0].at("pinned_planes"), 0);
-  EXPECT_EQ(JsonOf({"context", "ls"})[0].at("asked_pin"), "soft");
-  EXPECT_THAT(Perigee({"context", "ls"}).out, HasSubstr(absl::StrCat("none, 0 of ", planes, " planes")));
-  ExpectExit(kRefused, {"context", "rm", "river"}, "--yes");
-  JsonOf({"context", "rm", "river", "--yes"});
+TEST_F(OperatorTest, ContextsAreRegisteredComputedUsedAndForgotten) {
+  Write("river.txt", Prose("context"));
+  Write("lake.md", Prose("another"));
+  const std::vector<std::string> lib = {"--tenant", "lib"};
+  const auto with = [&](std::vector<std::string> arguments) {
+    arguments.insert(arguments.end(), lib.begin(), lib.end());
+    return arguments;
+  };
+  const Json added = JsonOf(with({"context", "add", Path("river.txt"), Path("lake.md"), "--wait"}));
+  ASSERT_EQ(added.size(), 2u);
+  EXPECT_EQ(added[0].at("id"), "river");
+  EXPECT_EQ(added[1].at("id"), "lake");
+  EXPECT_EQ(added[1].at("state"), "ready");
+  EXPECT_EQ(added[0].at("new"), true);
+  EXPECT_GT(added[0].at("tokens"), 64);
+  EXPECT_GT(JsonOf({"store", "ls", "--tenant", "lib"}).size(), 0u) << "they were computed ahead";
+  EXPECT_EQ(JsonOf(with({"context", "add", Path("river.txt"), "--wait"}))[0].at("version"), 1);
+  const Json renamed = JsonOf(with({"context", "add", Path("lake.md"), "--id", "river", "--wait"}));
+  EXPECT_EQ(renamed[0].at("version"), 2);
+  EXPECT_EQ(renamed[0].at("new"), false);
+  const Json listed = JsonOf(with({"context", "ls"}));
+  ASSERT_EQ(listed.size(), 2u);
+  EXPECT_EQ(listed[0].at("id"), "lake");
+  EXPECT_THAT(Perigee(with({"context", "ls"})).out, HasSubstr("ready"));
+  EXPECT_TRUE(JsonOf({"context", "ls"}).empty()) << "another tenant's";
+  EXPECT_EQ(JsonOf(with({"context", "show", "river"})).at("version"), 2);
+  ExpectExit(kNotFound, {"context", "show", "river"}, "there is no context \"river\"");
+  ExpectExit(kUsage, with({"context", "add", Path("river.txt"), Path("lake.md"), "--id", "x"}), "--id is for one");
+  ExpectExit(kUsage, with({"context", "add", Path("river.txt"), Path("river.txt")}), "two files");
+  ExpectExit(kRefused, with({"context", "rm", "river"}), "--yes");
+  ExpectExit(kNotFound, with({"context", "rm", "lake", "nothing", "--yes"}));
+  JsonOf(with({"context", "rm", "river", "lake", "--yes"}));
+  EXPECT_TRUE(JsonOf(with({"context", "ls"})).empty());
+}
+
+TEST_F(OperatorTest, ContextsOfTheCommandLineAreThoseOfHttp) {
+  Write("key.txt", "The pass key for Torvek is 4711.");
+  JsonOf({"context", "add", Path("key.txt"), "--wait"});
+  httplib::Client client("http://" + address_["g1"]);
+  client.set_read_timeout(60);
+  const auto shown = client.Get("/v1/contexts/key");
+  ASSERT_TRUE(shown);
+  EXPECT_EQ(Json::parse(shown->body).at("state"), "ready");
+  const Json body = {{"model", "podling"},
+                     {"max_tokens", 4},
+                     {"temperature", 0},
+                     {"segments", {{{"context", "key"}}, {{"text", " What is the pass key for Torvek? "}}}}};
+  const auto answer = client.Post("/v1/completions", body.dump(), "application/json");
+  ASSERT_TRUE(answer);
+  ASSERT_EQ(answer->status, 200) << answer->body;
+  EXPECT_TRUE(Json::parse(answer->body).at("usage").at("prompt_tokens_details").contains("context_tokens"));
+  ASSERT_EQ(client.Delete("/v1/contexts/key")->status, 200);
   EXPECT_TRUE(JsonOf({"context", "ls"}).empty());
+  EXPECT_EQ(client.Post("/v1/completions", body.dump(), "application/json")->status, 404);
 }
 
 TEST_F(OperatorTest, AskingAStoreNeedsItsControlPlaneOnly) {

@@ -332,6 +332,113 @@ TEST(ChatTemplateTest, BranchPointsAreSharedByConversationsThatGoOnDifferently) 
   }
 }
 
+// ---- Contexts in messages.
+
+constexpr char kOneMark[] = "\xF3\xB0\x80\x80";  // What the first context is while rendering.
+
+std::string ContextsShown(const std::vector<ChatSegment>& segments) {
+  std::string text;
+  for (const ChatSegment& segment : segments) {
+    text += segment.context >= 0 ? "[" + std::to_string(segment.context) + "]" : segment.text;
+  }
+  return text;
+}
+
+TEST(ChatTemplateTest, ContextsStandWhereTheMessageHasThem) {
+  const std::vector<ChatMessage> messages = {
+      {.role = "system", .content = "be brief", .name = "", .contexts = {0, 3, 3}},
+      {.role = "user", .content = "\xC3\xA4?", .name = "", .contexts = {2, 3}},
+      {.role = "user", .content = "", .name = "", .contexts = {0}}};
+  const auto chat_ml = ChatTemplate::Parse(kChatMl, {});
+  ASSERT_TRUE(chat_ml.ok());
+  EXPECT_EQ(ContextsShown(*(*chat_ml)->Render(messages)),
+            "<|im_start|>system\n[0]be [1][2]brief<|im_end|>\n<|im_start|>user\n\xC3\xA4[3]?[4]<|im_end|>\n"
+            "<|im_start|>user\n[5]<|im_end|>\n<|im_start|>assistant\n");
+  EXPECT_EQ(ContextsShown(*ChatTemplate::Plain()->Render(messages)),
+            "System: [0]be [1][2]brief\nUser: \xC3\xA4[3]?[4]\nUser: [5]\nAssistant:");
+  // Through whatever the template does with the text.
+  const std::vector<ChatMessage> padded = {{.role = "user", .content = " a,b ", .name = "", .contexts = {1, 3, 5}}};
+  const auto works = ChatTemplate::Parse(
+      "{% set m = messages[0].content|trim %}{{ m.split(',')|join('+') }}|{{ m|upper }}|{{ m[::-1] }}|"
+      "{{ m|replace('a', 'aa') }}|{{ [m]|tojson }}",
+      {});
+  ASSERT_TRUE(works.ok());
+  EXPECT_EQ(ContextsShown(*(*works)->Render(padded)),
+            "[0]a+[1]b [2]|[0]A,[1]B [2]|[2] b[1],a[0]|[0]aa,[1]b [2]|[\"[0]a,[1]b [2]\"]");
+}
+
+TEST(ChatTemplateTest, NobodyCanWriteAContextsMark) {
+  const auto chat_ml = ChatTemplate::Parse(kChatMl, {});
+  ASSERT_TRUE(chat_ml.ok());
+  const std::string own = std::string("{{ '") + kOneMark + "' }}{{ messages[0].content }}";
+  const auto writes = ChatTemplate::Parse(own, {});
+  ASSERT_TRUE(writes.ok());
+  const std::vector<ChatMessage> messages = {
+      {.role = "user", .content = std::string(kOneMark) + "x", .name = kOneMark, .contexts = {5}}};
+  for (const ChatTemplate* chat : {chat_ml->get(), writes->get()}) {
+    int contexts = 0;
+    const auto segments = chat->Render(messages);
+    ASSERT_TRUE(segments.ok()) << segments.status();
+    for (const ChatSegment& segment : *segments) contexts += segment.context >= 0;
+    EXPECT_EQ(contexts, 1);
+  }
+}
+
+TEST(ChatTemplateTest, AContextsTokensAreTakenAsTheyAre) {
+  const auto tokenizer = SmallTokenizer();
+  const auto chat_ml = ChatTemplate::Parse(kChatMl, {});
+  ASSERT_TRUE(chat_ml.ok());
+  const auto plain = ChatTemplate::Plain();
+  // Halves of words on both sides, which would be tokens of their own together.
+  const std::vector<int32_t> first = *tokenizer->Encode("ss ke", false), second = *tokenizer->Encode("word", false);
+  const std::vector<std::span<const int32_t>> contexts = {first, second, first};
+  const std::vector<ChatMessage> messages = {
+      {.role = "user", .content = "the pay?", .name = "", .contexts = {6, 8, 8}}};
+  for (const ChatTemplate* chat : {chat_ml->get(), plain.get()}) {
+    const auto prompt = chat->Encode(*tokenizer, messages, {}, contexts);
+    ASSERT_TRUE(prompt.ok()) << prompt.status();
+    ASSERT_EQ(prompt->contexts.size(), 3u);
+    for (size_t i = 0; i < 3; ++i) {
+      const auto [begin, tokens] = prompt->contexts[i];
+      ASSERT_EQ(static_cast<size_t>(tokens), contexts[i].size());
+      EXPECT_TRUE(std::equal(contexts[i].begin(), contexts[i].end(), prompt->token_ids.begin() + begin));
+      EXPECT_THAT(prompt->branch_points, ::testing::Contains(begin)) << "others stand there in other prompts";
+    }
+    const auto bos = tokenizer->bos_id();
+    EXPECT_EQ(std::count(prompt->token_ids.begin() + 1, prompt->token_ids.end(), bos.value_or(-1)), 0);
+    const std::string text = *tokenizer->Decode(prompt->token_ids);
+    EXPECT_THAT(text, HasSubstr("the pass key?wordss ke"));
+  }
+  // A special token's text that a context completes stays text.
+  const std::vector<int32_t> end = *tokenizer->Encode("end", false);
+  const std::vector<std::span<const int32_t>> half = {end};
+  const auto completes = ChatTemplate::Parse("{{ '<|im_' + messages[0].content + '|>' }}", {});
+  const auto prompt =
+      (*completes)
+          ->Encode(*tokenizer, std::vector<ChatMessage>{{.role = "user", .content = "", .name = "", .contexts = {0}}},
+                   {}, half);
+  ASSERT_TRUE(prompt.ok()) << prompt.status();
+  EXPECT_THAT(prompt->token_ids, ::testing::Each(::testing::Lt(2000)));
+}
+
+TEST(ChatTemplateTest, AContextThatTheTemplateLeavesOutOrThatStandsNowhereIsAnError) {
+  const auto tokenizer = SmallTokenizer();
+  const std::vector<int32_t> ids = {5, 6};
+  const std::vector<std::span<const int32_t>> contexts = {ids, ids};
+  const std::vector<ChatMessage> messages = {{.role = "user", .content = "ab", .name = "", .contexts = {0, 2}}};
+  const auto last_only = ChatTemplate::Parse("{{ messages[0].content[1:] }}", {});
+  const absl::Status left_out = (*last_only)->Encode(*tokenizer, messages, {}, contexts).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(left_out));
+  EXPECT_THAT(std::string(left_out.message()), HasSubstr("leaves out context 1 of the messages' 2"));
+  EXPECT_TRUE(absl::IsInvalidArgument(ChatTemplate::Plain()->Encode(*tokenizer, messages).status()));
+  for (const std::vector<size_t>& places : {std::vector<size_t>{3}, {1, 0}, {5}}) {
+    const std::vector<ChatMessage> wrong = {{.role = "user", .content = "\xC3\xA4", .name = "", .contexts = places}};
+    EXPECT_TRUE(absl::IsInvalidArgument(ChatTemplate::Plain()->Render(wrong).status()));
+  }
+  const std::vector<ChatMessage> inside = {{.role = "user", .content = "\xC3\xA4", .name = "", .contexts = {1}}};
+  EXPECT_TRUE(absl::IsInvalidArgument(ChatTemplate::Plain()->Render(inside).status()));
+}
+
 // ---- The files.
 
 class ChatTemplateFolderTest : public ::testing::Test {

@@ -3,7 +3,6 @@
 // Dot products along the stored rows, up to four query heads at a time per loaded vector.
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <limits>
 
 #include "hwy/aligned_allocator.h"
@@ -288,13 +287,15 @@ void AttendDotTarget(const Call& call, int kv_head, int64_t first_row, int rows,
     }
     if (tokens < block_tokens || at.has_hidden) {
       // What is not seen may be NaN, which even a probability of 0 would let through.
+      uint16_t seen[pod::kMaxBlockTokens];
+      std::fill_n(seen, tokens, uint16_t{0xFFFF});
+      ForEachHidden(block, tokens, [&](size_t t) { seen[t] = 0; });
       for (size_t k = 0; k < dim; ++k) {
-        std::memcpy(tail + k * block_tokens, values + k * block_tokens, tokens * sizeof(uint16_t));
-        std::memset(tail + k * block_tokens + tokens, 0, (block_tokens - tokens) * sizeof(uint16_t));
+        const uint16_t* from = values + k * block_tokens;
+        uint16_t* to = tail + k * block_tokens;
+        for (size_t t = 0; t < tokens; ++t) to[t] = static_cast<uint16_t>(from[t] & seen[t]);
+        std::fill(to + tokens, to + block_tokens, uint16_t{0});
       }
-      ForEachHidden(block, tokens, [&](size_t t) {
-        for (size_t k = 0; k < dim; ++k) tail[k * block_tokens + t] = 0;
-      });
       values = tail;
     }
     for (size_t r = 0; r < urows; r += 4) {

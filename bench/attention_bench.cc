@@ -4,6 +4,9 @@
 //       One layer, one query, 32K tokens of context, 8 kv heads, 32 query heads, head_dim 128, blocks of 64: bytes of
 //       keys and values read per second, beside the read bandwidth measured in the same process, in turns. Contexts
 //       rotate, so that none is found in the last-level cache.
+//   kernels/decode_attention/texts/32K
+//       The same over texts of 1,250 tokens from elsewhere: each read at an offset of its own, its last block ragged,
+//       every seventh token hidden.
 //   kernels/prefill_attention/3000
 //       Causal attention of 3,000 tokens, 8 layers, 4 query heads of 32: seconds, beside the time that its
 //       multiply-adds would take at the rate of oneDNN's float matrix product, measured in the same process.
@@ -30,6 +33,7 @@
 #include "base/parallel.h"
 #include "kernels/attention.h"
 #include "kernels/gemm.h"
+#include "kernels/rope.h"
 #include "pod/layout.h"
 #include "report.h"
 
@@ -125,6 +129,21 @@ Context MakeContext(const pod::Layout& layout, int tokens, uint32_t seed) {
   return context;
 }
 
+// Makes the blocks texts that were computed elsewhere. Fewer tokens are left.
+void MoveApart(std::vector<kernels::BlockRef>& blocks) {
+  constexpr int kTextBlocks = 20, kLastTokens = 34;
+  int64_t position = 0;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    kernels::BlockRef& block = blocks[i];
+    const int64_t in_text = static_cast<int64_t>(i) % kTextBlocks;
+    block.position = position;
+    block.base_position = in_text * block.tokens;
+    if (in_text == kTextBlocks - 1) block.tokens = kLastTokens;
+    for (int t = 0; t + 1 < block.tokens; t += 7) block.hidden[static_cast<size_t>(t) / 64] |= uint64_t{1} << t % 64;
+    position += block.tokens;
+  }
+}
+
 std::vector<float> RandomFloats(size_t n, uint32_t seed) {
   std::vector<float> x(n);
   for (float& v : x) {
@@ -141,25 +160,32 @@ struct Settings {
 };
 
 void BenchDecode(Report& report, const Settings& settings, const Buffer& probe, const char* name, const pod::Plan& plan,
-                 int layer) {
+                 int layer, bool apart) {
   const int tokens = settings.quick ? 2048 : 32768;
   const pod::Layout layout = *pod::Layout::Create(plan, 64);
   const pod::KvShape& shape = plan.shape();
   const int q_heads = 4 * shape.kv_heads;
-  const size_t read_bytes =
-      size_t{4} * static_cast<size_t>(tokens) * static_cast<size_t>(shape.kv_heads * shape.head_dim);
+  const size_t token_bytes = size_t{4} * static_cast<size_t>(shape.kv_heads * shape.head_dim);
+  size_t read_bytes = 0;
   std::vector<Context> contexts;
-  for (size_t total = 0; total < settings.probe_bytes; total += read_bytes) {
+  while (read_bytes < settings.probe_bytes) {
     contexts.push_back(MakeContext(layout, tokens, static_cast<uint32_t>(1 + contexts.size() * 10000)));
+    if (apart) MoveApart(contexts.back().blocks);
+    for (const kernels::BlockRef& block : contexts.back().blocks) {
+      read_bytes += static_cast<size_t>(block.tokens) * token_bytes;
+    }
   }
   const std::vector<float> query = RandomFloats(static_cast<size_t>(q_heads * shape.head_dim), 7);
   const std::vector<const float*> queries(static_cast<size_t>(shape.layers), query.data());
   std::vector<float> out(query.size());
+  const kernels::Rope rope = kernels::MakeRope(shape.head_dim, 10000);
   kernels::AttentionInput input;
   input.layout = &layout;
+  input.rope = &rope;
   input.layer = layer;
   input.q_heads = q_heads;
-  const int64_t last = tokens - 1;
+  const kernels::BlockRef& end = contexts.front().blocks.back();
+  const int64_t last = end.PositionOf(end.tokens - 1);
   input.positions = std::span(&last, 1);
   input.queries = queries;
 
@@ -179,13 +205,13 @@ void BenchDecode(Report& report, const Settings& settings, const Buffer& probe, 
     });
     if (r < 0) continue;
     read_rate.push_back(static_cast<double>(probe.bytes) / read_s / 1e9);
-    attend_rate.push_back(static_cast<double>(read_bytes * contexts.size()) / attend_s / 1e9);
+    attend_rate.push_back(static_cast<double>(read_bytes) / attend_s / 1e9);
   }
   report.Add({.row = std::string("kernels/decode_attention/") + name + "/32K",
               .value = Median(attend_rate),
               .unit = "GB/s",
               .limit = Median(read_rate),
-              .target = ">=0.70",
+              .target = apart ? "" : ">=0.70",
               .command = kReadLimit});
 }
 
@@ -280,7 +306,8 @@ int Main(int argc, char** argv) {
   const auto wanted = [&](const char* name) { return only.empty() || only == name; };
   if (wanted("decode")) {
     const pod::Plan identity = *pod::Plan::Identity({1, 8, 128}, {}, Digest{});
-    BenchDecode(report, settings, probe, "identity", identity, 0);
+    BenchDecode(report, settings, probe, "identity", identity, 0, false);
+    BenchDecode(report, settings, probe, "texts", identity, 0, true);
     std::vector<pod::Slot> slots(16);
     for (int h = 0; h < 8; ++h) {
       slots[static_cast<size_t>(h)] = {pod::Role::kLead, {0, h}, pod::Codec::kBf16};
@@ -288,7 +315,7 @@ int Main(int argc, char** argv) {
     }
     const pod::Plan sharing =
         *pod::Plan::Create({2, 8, 128}, {}, pod::Sharing::kKey, pod::Codec::kBf16, slots, Digest{});
-    BenchDecode(report, settings, probe, "key_sharing", sharing, 1);
+    BenchDecode(report, settings, probe, "key_sharing", sharing, 1, false);
   }
   if (wanted("prefill")) BenchPrefill(report, settings);
   if (wanted("gemm")) BenchGemm(report, settings, probe);

@@ -3,7 +3,6 @@
 // Dot products along the stored rows, up to four query heads at a time per loaded vector.
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <limits>
 
 #include "hwy/aligned_allocator.h"
@@ -42,17 +41,27 @@ void AttendDotTarget(const Call& call, int kv_head, int64_t first_row, int rows,
 #else
 
 // 2N elements as two vectors. bf16: the even and the odd elements, one instruction each; fp16: the first N and the last
-// N. The other factor of a dot product is arranged to match by ArrangePair.
-template <bool kIsBf16, class D, class V = hn::Vec<D> >
-HWY_INLINE void LoadPair(D d, const uint16_t* HWY_RESTRICT in, V& a, V& b) {
+// N. The other factor of a dot product is arranged to match by ArrangePair. Where mask is 0 they are 0, else it is all
+// ones.
+template <bool kIsBf16, bool kMasked, class D, class V = hn::Vec<D> >
+HWY_INLINE void LoadPair(D d, const uint16_t* HWY_RESTRICT in, const uint16_t* HWY_RESTRICT mask, V& a, V& b) {
   if constexpr (kIsBf16) {
     const hn::RebindToUnsigned<D> du;
-    const auto both = hn::LoadU(du, reinterpret_cast<const uint32_t*>(in));
+    auto both = hn::LoadU(du, reinterpret_cast<const uint32_t*>(in));
+    if constexpr (kMasked) both = hn::And(both, hn::LoadU(du, reinterpret_cast<const uint32_t*>(mask)));
     a = hn::BitCast(d, hn::ShiftLeft<16>(both));
     b = hn::BitCast(d, hn::And(both, hn::Set(du, 0xFFFF0000u)));
   } else {
+    const size_t lanes = hn::Lanes(d);
     a = LoadF16(d, in);
-    b = LoadF16(d, in + hn::Lanes(d));
+    b = LoadF16(d, in + lanes);
+    if constexpr (kMasked) {
+      const hn::RebindToSigned<D> di;
+      const hn::Rebind<int16_t, D> dh;
+      const auto* wide = reinterpret_cast<const int16_t*>(mask);
+      a = hn::And(a, hn::BitCast(d, hn::PromoteTo(di, hn::LoadU(dh, wide))));
+      b = hn::And(b, hn::BitCast(d, hn::PromoteTo(di, hn::LoadU(dh, wide + lanes))));
+    }
   }
 }
 
@@ -91,9 +100,9 @@ HWY_INLINE hn::Vec<hn::CappedTag<float, 4> > SumEach(D d, V a, V b, V c, V e) {
 
 // Result of R right factors against `rows` stored rows of `width` elements: result[r * result_stride + row] =
 // result * scale[r] + sum (scale null: sum). right: [R][width], arranged. rows is a multiple of 4, width of 2N.
-// Cache lines of `next` are asked for as rows are read.
-template <int R, bool kIsBf16, class D>
-HWY_INLINE void DotRows(D d, const uint16_t* HWY_RESTRICT stored, size_t width, size_t rows,
+// Cache lines of `next` are asked for as rows are read. mask: [width], of each stored row.
+template <int R, bool kIsBf16, bool kMasked, class D>
+HWY_INLINE void DotRows(D d, const uint16_t* HWY_RESTRICT stored, const uint16_t* mask, size_t width, size_t rows,
                         const float* HWY_RESTRICT right, const float* scale, float* HWY_RESTRICT result,
                         size_t result_stride, const uint16_t* next) {
   const hn::CappedTag<float, 4> d4;
@@ -108,7 +117,9 @@ HWY_INLINE void DotRows(D d, const uint16_t* HWY_RESTRICT stored, size_t width, 
     }
     for (size_t j = 0; j < width; j += 2 * lanes) {
       hn::Vec<D> a[4], b[4];
-      for (int i = 0; i < 4; ++i) LoadPair<kIsBf16>(d, stored + (row + static_cast<size_t>(i)) * width + j, a[i], b[i]);
+      for (int i = 0; i < 4; ++i) {
+        LoadPair<kIsBf16, kMasked>(d, stored + (row + static_cast<size_t>(i)) * width + j, mask + j, a[i], b[i]);
+      }
       for (int r = 0; r < R; ++r) {
         const auto q0 = hn::LoadU(d, right + static_cast<size_t>(r) * width + j);
         const auto q1 = hn::LoadU(d, right + static_cast<size_t>(r) * width + j + lanes);
@@ -127,24 +138,10 @@ HWY_INLINE void DotRows(D d, const uint16_t* HWY_RESTRICT stored, size_t width, 
   }
 }
 
-template <bool kIsBf16, class D>
-HWY_INLINE void DotRowsOf(int count, D d, const uint16_t* stored, size_t width, size_t rows, const float* right,
-                          const float* scale, float* result, size_t result_stride, const uint16_t* next) {
-  switch (count) {
-    case 1:
-      return DotRows<1, kIsBf16>(d, stored, width, rows, right, scale, result, result_stride, next);
-    case 2:
-      return DotRows<2, kIsBf16>(d, stored, width, rows, right, scale, result, result_stride, next);
-    case 3:
-      return DotRows<3, kIsBf16>(d, stored, width, rows, right, scale, result, result_stride, next);
-    default:
-      return DotRows<4, kIsBf16>(d, stored, width, rows, right, scale, result, result_stride, next);
-  }
-}
-
 struct DotArgs {
   int count;
   const uint16_t* stored;
+  const uint16_t* mask;  // Or null: all is seen.
   size_t width, rows;
   const float* right;
   const float* scale;
@@ -153,12 +150,38 @@ struct DotArgs {
   const uint16_t* next;
 };
 
+template <int R, bool kIsBf16, class D>
+HWY_INLINE void DotRowsOf(D d, const DotArgs& a) {
+  if (a.mask == nullptr) {
+    // Any address: nothing is read there.
+    DotRows<R, kIsBf16, false>(d, a.stored, a.stored, a.width, a.rows, a.right, a.scale, a.result, a.result_stride,
+                               a.next);
+  } else {
+    DotRows<R, kIsBf16, true>(d, a.stored, a.mask, a.width, a.rows, a.right, a.scale, a.result, a.result_stride,
+                              a.next);
+  }
+}
+
+template <bool kIsBf16, class D>
+HWY_INLINE void DotCount(D d, const DotArgs& a) {
+  switch (a.count) {
+    case 1:
+      return DotRowsOf<1, kIsBf16>(d, a);
+    case 2:
+      return DotRowsOf<2, kIsBf16>(d, a);
+    case 3:
+      return DotRowsOf<3, kIsBf16>(d, a);
+    default:
+      return DotRowsOf<4, kIsBf16>(d, a);
+  }
+}
+
 template <class D>
 HWY_INLINE void DotCodec(D d, pod::Codec codec, const DotArgs& a) {
   if (codec == pod::Codec::kBf16) {
-    DotRowsOf<true>(a.count, d, a.stored, a.width, a.rows, a.right, a.scale, a.result, a.result_stride, a.next);
+    DotCount<true>(d, a);
   } else {
-    DotRowsOf<false>(a.count, d, a.stored, a.width, a.rows, a.right, a.scale, a.result, a.result_stride, a.next);
+    DotCount<false>(d, a);
   }
 }
 
@@ -232,13 +255,11 @@ void AttendDotTarget(const Call& call, int kv_head, int64_t first_row, int rows,
   const int64_t position = in.positions[static_cast<size_t>(query)];
   const int64_t query_offset = (query * in.q_heads + first_row % call.group) * call.head_dim;
 
-  auto memory = hwy::AllocateAligned<float>(2 * urows * dim + 4 * block_tokens + dim * block_tokens / 2 + 2 * urows);
+  auto memory = hwy::AllocateAligned<float>(2 * urows * dim + 4 * block_tokens + 2 * urows);
   float* near_q = memory.get();
   float* far_q = near_q + urows * dim;
   float* scores = far_q + urows * dim;  // [4][block_tokens]
-  uint16_t* tail =
-      reinterpret_cast<uint16_t*>(scores + 4 * block_tokens);  // Values of a block that is not wholly seen.
-  float* query_scale = scores + 4 * block_tokens + dim * block_tokens / 2;
+  float* query_scale = scores + 4 * block_tokens;
   float* exponent_scale = query_scale + urows;
   for (size_t r = 0; r < urows; ++r) {
     const int64_t offset = query_offset + static_cast<int64_t>(r * dim);
@@ -257,6 +278,8 @@ void AttendDotTarget(const Call& call, int kv_head, int64_t first_row, int rows,
     while (i < range.end && (call.order[i].first > position || !(head.has_far || is_near(call.order[i])))) ++i;
     return i;
   };
+  // All ones where the query sees a token, of a block that it does not wholly see.
+  alignas(64) uint16_t seen[pod::kMaxBlockTokens];
   int32_t rotation = -1;
   for (size_t i = next_read(range.begin); i < range.end;) {
     const OrderedBlock& at = call.order[i];
@@ -286,23 +309,18 @@ void AttendDotTarget(const Call& call, int kv_head, int64_t first_row, int rows,
       after_values = Elements(in.blocks[static_cast<size_t>(next.index)],
                               is_near(next) ? head.tiles.near_keys : head.tiles.far_keys);
     }
-    if (tokens < block_tokens || at.has_hidden) {
-      // What is not seen may be NaN, which even a probability of 0 would let through.
-      for (size_t k = 0; k < dim; ++k) {
-        std::memcpy(tail + k * block_tokens, values + k * block_tokens, tokens * sizeof(uint16_t));
-        std::memset(tail + k * block_tokens + tokens, 0, (block_tokens - tokens) * sizeof(uint16_t));
-      }
-      ForEachHidden(block, tokens, [&](size_t t) {
-        for (size_t k = 0; k < dim; ++k) tail[k * block_tokens + t] = 0;
-      });
-      values = tail;
+    // What is not seen may be NaN, which even a probability of 0 would let through.
+    const bool masked = tokens < block_tokens || at.has_hidden;
+    if (masked) {
+      std::fill(std::fill_n(seen, tokens, uint16_t{0xFFFF}), seen + block_tokens, uint16_t{0});
+      ForEachHidden(block, tokens, [&](size_t t) { seen[t] = 0; });
     }
     for (size_t r = 0; r < urows; r += 4) {
       const int count = static_cast<int>(std::min<size_t>(4, urows - r));
       float rescale[4];
       Dot(key_tile.codec,
-          {count, Elements(block, key_tile), dim, (tokens + 3) / 4 * 4, (near ? near_q : far_q) + r * dim, nullptr,
-           scores, block_tokens, r == 0 ? after_keys : nullptr});
+          {count, Elements(block, key_tile), nullptr, dim, (tokens + 3) / 4 * 4, (near ? near_q : far_q) + r * dim,
+           nullptr, scores, block_tokens, r == 0 ? after_keys : nullptr});
       for (int k = 0; k < count; ++k) {
         const size_t row = r + static_cast<size_t>(k);
         float* s = scores + static_cast<size_t>(k) * block_tokens;
@@ -310,8 +328,8 @@ void AttendDotTarget(const Call& call, int kv_head, int64_t first_row, int rows,
         rescale[k] = SoftmaxRow(s, tokens, block_tokens, exponent_scale[row], &out.m[row], &out.l[row]);
         Arrange(value_tile.codec, block_tokens, block_tokens, s);
       }
-      Dot(value_tile.codec,
-          {count, values, block_tokens, dim, scores, rescale, out.o + r * dim, dim, r == 0 ? after_values : nullptr});
+      Dot(value_tile.codec, {count, values, masked ? seen : nullptr, block_tokens, dim, scores, rescale,
+                             out.o + r * dim, dim, r == 0 ? after_values : nullptr});
     }
   }
 }

@@ -1,9 +1,8 @@
 // Internal to kernels/: how Attend is cut into units, and what the SIMD code is given.
 //
-// A unit is (kv head, range of rows, range of blocks); it yields one partial softmax state per row. Contexts that are
-// weighed apart have ranges of their own. A row is one
+// A unit is (kv head, range of rows, range of blocks); it yields one partial softmax state per row. A row is one
 // (query, query head of the group); rows are numbered query * R + head, R = q_heads / kv_heads, so a group's heads
-// stand side by side and read each tile once.
+// stand side by side and read each tile once. Contexts that are weighed apart have ranges of their own.
 //
 // Scores are kept unscaled and in units of a power of two per row: queries are multiplied by 2^-e, chosen so that no
 // dot product with a finite key can overflow; the softmax takes exp2((s - m) * exponent_scale). Probabilities carry a
@@ -105,7 +104,6 @@ struct PartialState {
 struct RowScale {
   float query_scale = 1;
   float exponent_scale = 1;
-  double exact_exponent_scale = 1;
 };
 RowScale ScaleRow(const float* near_query, const float* far_query, int head_dim, float temperature);
 

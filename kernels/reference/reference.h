@@ -40,7 +40,7 @@ struct ViewToken {
 };
 
 // As Attend, for queries at these positions. Logits of contexts are divided by the temperature; contexts and the rest
-// are weighed by exp(scale * log-sum-exp) and exp(log-sum-exp) (arXiv 2502.05431, section 4).
+// are weighed by exp(scale * log-sum-exp) and exp(log-sum-exp) (arXiv 2502.05431).
 void AttendView(const pod::Plan& plan, int layer, int q_heads, const std::vector<ViewToken>& tokens,
                 const std::vector<int64_t>& positions, const std::vector<const float*>& queries,
                 double context_temperature, double context_scale, float* out);

@@ -95,7 +95,8 @@ absl::StatusOr<uint64_t> ClusterBackend::PrefillContexts(const ClusterModel& mod
       }
       spdlog::info("context {} of {} at prefill node {}: {}", ended.context, work.contexts.size(), ended.node->id(),
                    status->ToString());
-      if (!absl::IsUnavailable(*status)) return Annotate(*status, absl::StrCat("prefill node ", ended.node->id()));
+      // Cancelled by the node, which is stopping.
+      if (!absl::IsUnavailable(*status) && !absl::IsCancelled(*status)) return Annotate(*status, absl::StrCat("prefill node ", ended.node->id()));
       ended.node->ReportFailure();
       avoided.insert(ended.node->id());
       again.push_back(ended.context);

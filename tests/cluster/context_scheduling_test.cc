@@ -133,6 +133,35 @@ TEST_F(ContextSchedulingTest, SpansOutsideThePromptAreRefused) {
   EXPECT_EQ(DecodeCalls(), 0u);
 }
 
+TEST_F(ContextSchedulingTest, PrefillAheadGoesToTheNodeThatHasLeastToDo) {
+  Start(1, 2);
+  nodes_->Usable(Role::kPrefill)[0]->prefill_tokens += 1000;
+  EXPECT_TRUE(backend_->PrefillAhead("t", {1, 2, 3}, nullptr).ok());
+  nodes_->Usable(Role::kPrefill)[0]->prefill_tokens -= 1000;
+  EXPECT_EQ(prefill_[0].service.calls().size() + prefill_[1].service.calls().size(), 1u);
+  EXPECT_EQ(prefill_[1].service.calls().size(), 1u);
+}
+
+TEST_F(ContextSchedulingTest, APrefillNodeThatStopsHangsOrHasNoRoomMeansLater) {
+  Start(1, 1);
+  prefill_[0].service.fate = [](int call, const auto&) {
+    return call == 0 ? absl::CancelledError("stopping") : absl::ResourceExhaustedError("no room");
+  };
+  EXPECT_TRUE(absl::IsUnavailable(backend_->PrefillAhead("t", {1}, nullptr)));
+  ASSERT_TRUE(Becomes([&] { return nodes_->Usable(Role::kPrefill).size() == 1; }));
+  EXPECT_TRUE(absl::IsResourceExhausted(backend_->PrefillAhead("t", {1}, nullptr)));
+  prefill_[0].service.silent = true;
+  EXPECT_TRUE(absl::IsUnavailable(backend_->PrefillAhead("t", {1}, nullptr)));
+}
+
+TEST_F(ContextSchedulingTest, AContextThatNobodyWantsIsGivenUpAtTheNodeToo) {
+  Start(1, 1);
+  FakePrefill& node = prefill_[0].service;
+  node.silent = true;
+  EXPECT_TRUE(absl::IsCancelled(backend_->PrefillAhead("t", {1}, [&] { return !node.calls().empty(); })));
+  EXPECT_TRUE(Becomes([&] { return node.cancelled > 0; }));
+}
+
 TEST_F(ContextSchedulingTest, PrefillAheadIsInTheBackgroundAndSaysWhyItCannot) {
   Start(1, 1);
   ASSERT_TRUE(backend_->PrefillAhead("t", {1, 2, 3}, nullptr).ok());

@@ -33,7 +33,9 @@ absl::Status Unreachable(const absl::Status& status) {
 absl::StatusOr<std::unique_ptr<FolderContextRegistry>> FolderContextRegistry::Open(const std::string& folder,
                                                                                    const ContextLimits& limits) {
   std::error_code error;
-  std::filesystem::create_directories(folder, error);
+  const bool made = std::filesystem::create_directories(folder, error);
+  // Tenants' texts are nobody else's on this machine.
+  if (made) std::filesystem::permissions(folder, std::filesystem::perms::owner_all, error);
   if (error) return ErrnoStatus("create", folder, error.value());
   return std::unique_ptr<FolderContextRegistry>(new FolderContextRegistry(folder, limits));
 }

@@ -18,7 +18,7 @@ namespace perigee::cluster {
 
 class FolderContextRegistry final : public ContextRegistry {
  public:
-  // Makes the folder where it is missing.
+  // Makes the folder where it is missing, for this user only.
   static absl::StatusOr<std::unique_ptr<FolderContextRegistry>> Open(const std::string& folder,
                                                                      const ContextLimits& limits = {});
 

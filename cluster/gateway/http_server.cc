@@ -221,7 +221,7 @@ void HttpServer::Impl::SetRoutes() {
       handler_.Handle(endpoint, request, content, *current_exchange, response);
     });
   }
-  const std::string one_context = std::string(kContextsPath) + "/([^/]*)";
+  const std::string one_context = std::string(kContextsPath) + "/(.*)";  // Whatever the id: it is refused by name.
   library_.Put(one_context, [this](const httplib::Request& request, httplib::Response& response,
                                    const httplib::ContentReader& content) {
     context_handler_.Put(request, content, *current_exchange, response);

@@ -218,6 +218,7 @@ TEST_P(ContextRegistryTest, NeitherMembersNorTheFolderShowUsersTexts) {
     EXPECT_TRUE(client->GetPrefix(Options().prefix)->kvs().empty()) << "every member reads what is there";
     return;
   }
+  EXPECT_EQ(std::filesystem::status(folder_ + "/contexts").permissions(), std::filesystem::perms::owner_all);
   for (const auto& entry : std::filesystem::recursive_directory_iterator(folder_)) {
     const std::string name = entry.path().filename().string();
     EXPECT_EQ(name.find("ann"), std::string::npos) << name;

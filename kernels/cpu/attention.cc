@@ -28,13 +28,13 @@ void FinishRow(float l, const float* o, int head_dim, float* out) {
   for (int d = 0; d < head_dim; ++d) out[d] = o[d] * inverse;
 }
 
+// The state of one row over one kind of blocks.
 struct RowState {
-  double exponent_scale;
-  float m, l;
+  float exponent_scale, m, l;
   const float* o;
 
   // The logarithm to base 2 of the sum of all exp(logit).
-  double LogSum() const { return m * exponent_scale + std::log2(double{l}) - kProbabilityBias; }
+  double LogSum() const { return double{m} * exponent_scale + std::log2(double{l}) - kProbabilityBias; }
 };
 
 // Each state finished by itself, then weighed by its sum, that of the contexts to the power of context_scale.
@@ -106,10 +106,9 @@ RowScale ScaleRow(const float* near_query, const float* far_query, int head_dim,
   RowScale scale;
   scale.query_scale = std::ldexp(1.0f, -shift);
   // An absurd temperature must not make it 0 or infinite: times an infinite or no difference of scores that were NaN.
-  scale.exact_exponent_scale =
+  scale.exponent_scale = static_cast<float>(
       std::clamp(std::ldexp(1.4426950408889634 / std::sqrt(static_cast<double>(head_dim)) / double{temperature}, shift),
-                 double{std::numeric_limits<float>::min()}, double{std::numeric_limits<float>::max()});
-  scale.exponent_scale = static_cast<float>(scale.exact_exponent_scale);
+                 double{std::numeric_limits<float>::min()}, double{std::numeric_limits<float>::max()}));
   return scale;
 }
 
@@ -208,7 +207,7 @@ absl::Status AttendTuned(const AttentionInput& in, const Tuning& tuning, float* 
         MergeState(scale.exponent_scale, call.head_dim, &sum.m[r], &sum.l[r], o, part.m[r], part.l[r],
                    part.o + int64_t{r} * call.head_dim);
       }
-      return RowState{scale.exact_exponent_scale, sum.m[r], sum.l[r], o};
+      return RowState{scale.exponent_scale, sum.m[r], sum.l[r], o};
     };
     for (int r = 0; r < rows; ++r) {
       float* result = out_row(kv_head, first_row + r);

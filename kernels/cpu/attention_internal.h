@@ -104,7 +104,6 @@ struct PartialState {
 struct RowScale {
   float query_scale = 1;
   float exponent_scale = 1;
-  double exact_exponent_scale = 1;
 };
 RowScale ScaleRow(const float* near_query, const float* far_query, int head_dim, float temperature);
 

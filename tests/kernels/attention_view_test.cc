@@ -65,10 +65,10 @@ void Fill(View& view) {
 
 TEST(AttentionView, AnyViewMatchesTheReference) {
   constexpr pod::Window kWindows[] = {{0, 1}, {1, 17}, {16, 48}, {40, 100}, {0, 4096}};
-  for (uint32_t seed = 0; seed < 24; ++seed) {
+  for (uint32_t seed = 0; seed < 20; ++seed) {
     SCOPED_TRACE(absl::StrCat("seed ", seed));
     const pod::Window window = kWindows[seed % 5];
-    const int dim = (std::array{8, 24, 32, 40, 64})[seed / 5 % 5];
+    const int dim = (std::array{8, 24, 32, 40, 64})[(seed + seed / 5) % 5];
     const Sharing sharing = seed % 2 == 0 ? Sharing::kKey : Sharing::kScore;
     const Codec near = seed % 4 < 2 ? Codec::kBf16 : Codec::kFp16, far = seed % 3 < 2 ? Codec::kBf16 : Codec::kFp16;
     const pod::Plan plan =
@@ -115,9 +115,14 @@ TEST(AttentionView, NearAndFarGoByTheBlocksOwnEnds) {
   const absl::Status status = Attend(view.Input(2), out.data());
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(status.message()), HasSubstr("block 1 at position 5 is near to the query at 20"));
-  view.SetQueries({21});
-  view.blocks[0].proximal = view.planes[1].data.get();
-  EXPECT_TRUE(Attend(view.Input(2), out.data()).ok());
+  // A query before the block does not count, nor one at hidden tokens of it, for which an overlay stands.
+  view.blocks[1].hidden[0] = 0b11;
+  view.Add({.position = 5, .base_position = 5, .tokens = 2, .positions = {5, 6}});
+  for (const std::vector<int64_t>& queries : {std::vector<int64_t>{21}, {3, 21}, {6, 21}}) {
+    view.SetQueries(queries);
+    out.resize(view.OutSize());
+    EXPECT_TRUE(Attend(view.Input(2), out.data()).ok());
+  }
 }
 
 TEST(AttentionView, EverythingHiddenButOneTokenIsThatToken) {

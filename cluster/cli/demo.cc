@@ -1,7 +1,8 @@
 // perigee demo: the main job, end to end, with real processes and a real (small) model.
 //
 // A long text with pass keys hidden in it is asked about twice, and once more after the store's process was killed and
-// started again. Every figure is measured on the way; the same go to a JSON report.
+// started again. Then documents are registered, and asked about in other orders. Every figure is measured on the way;
+// the same go to a JSON report.
 #include <cinttypes>
 #include <cstdio>
 #include <filesystem>
@@ -13,6 +14,7 @@
 #include "base/file.h"
 #include "base/status.h"
 #include "cluster/cli/command.h"
+#include "cluster/cli/demo_rag.h"
 #include "cluster/client.h"
 #include "cluster/local_cluster.h"
 #include "pod/layout.h"
@@ -126,13 +128,14 @@ absl::StatusOr<Json> Ask(cluster::ClusterClient& client, const std::string& cont
 
 absl::Status Run(const Options& options) {
   PERIGEE_ASSIGN_OR_RETURN(std::string prose, ReadFile(options.prose_file, 64 << 20));
-  PERIGEE_ASSIGN_OR_RETURN(const std::string context, HideKeys(std::move(prose), options.prose_bytes));
+  PERIGEE_ASSIGN_OR_RETURN(const std::string context, HideKeys(prose, options.prose_bytes));
 
   // A demo starts from nothing: what an earlier run stored would turn its miss into a hit.
   std::error_code error;
   std::filesystem::remove_all(options.state_folder, error);
   cluster::LocalClusterOptions cluster_options;
   cluster_options.keep_planes = false;  // It shows what is fetched.
+  cluster_options.gateway = true;
   cluster_options.model_folder = options.model_folder;
   cluster_options.plan_file = options.plan_file;
   cluster_options.state_folder = options.state_folder;
@@ -178,6 +181,10 @@ absl::Status Run(const Options& options) {
   PERIGEE_RETURN_IF_ERROR(running->StartStore());
   const Question again = {"3. The first question again: everything comes from disk", "after_restart", kPassKeys[0]};
   PERIGEE_ASSIGN_OR_RETURN(report[again.report_name], Ask(client, context, again));
+
+  PERIGEE_ASSIGN_OR_RETURN(report["documents"],
+                           AskAboutDocuments(running->addresses().gateway, info.model_name(),
+                                             absl::StrReplaceAll(prose, {{"\r", ""}, {"\n", " "}})));
 
   PERIGEE_RETURN_IF_ERROR(running->Stop());
   std::printf("\nBy the plan's formula a cache of %" PRId64 " tokens needs %.1f %% fewer bytes than a dense one.\n",

@@ -222,11 +222,12 @@ absl::StatusOr<RequestRun::Choice> RequestRun::Choose(const Attempt& attempt, co
     figures.local_tokens =
         std::min<int64_t>(static_cast<int64_t>(blocks) * model_.layout.block_tokens(), prompt.tokens);
   }
-  for (const auto& node : prefill) prefill_figures.push_back(FiguresOf(*node));
+  // What stands between and behind contexts is computed where they are attended.
+  for (const auto& node : prefill) {
+    if (!composed()) prefill_figures.push_back(FiguresOf(*node));
+  }
   RouteOptions options = backend_.options_.route;
   if (prefill_first_) options.max_direct_tokens = -1;
-  // What stands between and behind contexts is computed where they are attended.
-  if (composed()) options.max_direct_tokens = INT64_MAX;
   const std::optional<Route> route = ChooseRoute(prompt, prefill_figures, decode_figures, options);
   if (!route.has_value()) return absl::UnavailableError("no decode node answers; try again later");
   Choice choice(decode[route->decode], route->prefill.has_value() ? prefill[*route->prefill] : nullptr,

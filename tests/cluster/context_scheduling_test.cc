@@ -37,6 +37,8 @@ class ContextSchedulingTest : public SchedulerTest {
 
 TEST_F(ContextSchedulingTest, StoredContextsGoStraightToADecodeNodeHoweverLong) {
   Start(1, 1);
+  decode_[0].service.running = 7;  // A prefill node would have time for it.
+  ASSERT_TRUE(Becomes([&] { return nodes_->Usable(Role::kDecode)[0]->info()->load().running() == 7; }));
   const BackendRequest request = WithContexts();
   ExpectWhole(Run(request), request);
   EXPECT_TRUE(PrefillCalls().empty());

@@ -85,6 +85,18 @@ TEST(DemoTest, ReportHoldsMeasuredFactsThatAgreeAndRightAnswers) {
     EXPECT_GT(q["decode_tokens_per_s"].get<double>(), 0);
   }
   EXPECT_EQ(report["miss"]["prefilled_tokens"], report["miss"]["prompt_tokens"].get<int64_t>() - 1);
+  // Documents: sent as text all is computed, as contexts only the question and the repair.
+  ASSERT_EQ(report["documents"].size(), 5u);
+  for (const Json& row : report["documents"]) {
+    SCOPED_TRACE(row.dump());
+    EXPECT_EQ(row["answer"], row["expected"]);
+    const double computed = row["computed_tokens"].get<double>() / row["prompt_tokens"].get<double>();
+    if (row["name"] == "text") {
+      EXPECT_EQ(computed, 1);
+    } else {
+      EXPECT_LT(computed, row["name"] == "deviation" ? 0.2 : 0.05);
+    }
+  }
   EXPECT_NE(report["miss"]["expected"], report["hit"]["expected"]);
   // Only the question, and at most one partial block before it.
   EXPECT_GT(report["hit"]["prefilled_tokens"].get<int>(), 0);

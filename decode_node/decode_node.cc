@@ -147,7 +147,12 @@ absl::Status DecodeNode::LoadComposed(const v1::GenerateRequest& request, const 
                                       node::ComposedReport* report) const {
   PERIGEE_ASSIGN_OR_RETURN(const model::Repair repair, model::Repair::Parse(request.repair()));
   std::vector<model::ContextRange> contexts;
-  for (const v1::ContextSpan& span : request.contexts()) contexts.push_back({span.begin(), span.tokens()});
+  for (const v1::ContextSpan& span : request.contexts()) {
+    contexts.push_back({.begin = span.begin(),
+                        .tokens = span.tokens(),
+                        .source = {span.source().data(), static_cast<size_t>(span.source_size())},
+                        .source_begin = span.source_begin()});
+  }
   const int block_tokens = node_->model().layout().block_tokens();
   const node::ComposedRequest wanted{.identity = &identity,
                                      .ids = PromptOf(request),

@@ -46,7 +46,7 @@ struct BlockRef {
   const std::byte* distant = nullptr;
   const std::byte* proximal =
       nullptr;                // May be null while no query of the call is near to the block, or the plane is empty.
-  int64_t position = 0;       // Of the block's first token, in the request.
+  int64_t position = 0;       // Of the block's first token, in the request. May be negative where that is hidden.
   int64_t base_position = 0;  // Of the block's first token, when its keys were rotated.
   int32_t tokens = 0;
   // Its proximal plane is not to be had: every query reads it as a far one, and near-only slots do not see it.

@@ -49,19 +49,22 @@ absl::StatusOr<Composition> Composition::Create(std::span<const int32_t> ids, st
     const int64_t first = parallel ? contexts[0].begin : position;
     const std::span<const int32_t> own =
         ids.subspan(static_cast<size_t>(range.begin), static_cast<size_t>(range.tokens));
-    const bool begins = !parallel && range.begin == open && std::equal(opening.begin(), opening.end(), ids.begin());
-    if (first < open) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("context ", i, " stands at position ", first, "; in front of it there must be the model's ",
-                       open, " opening token(s): let the prompt begin with the begin-of-sequence token"));
+    const std::span<const int32_t> source = range.source.empty() ? own : range.source;
+    const int64_t from = range.source.empty() ? 0 : range.source_begin;
+    if (from < 0 || from > static_cast<int64_t>(source.size()) - range.tokens ||
+        !std::equal(own.begin(), own.end(), source.begin() + from)) {
+      return absl::InvalidArgumentError(absl::StrCat("context ", i, " is not what its source of ", source.size(),
+                                                     " tokens has from token ", from, " on"));
     }
+    const bool begins =
+        !parallel && from == 0 && range.begin == open && std::equal(opening.begin(), opening.end(), ids.begin());
     Context& context = out.contexts_.emplace_back();
-    context.range = range;
     context.ids.assign(opening.begin(), opening.end());
-    context.ids.insert(context.ids.end(), own.begin(), own.end());
-    context.position = first - open;
+    context.ids.insert(context.ids.end(), source.begin(), source.end());
+    context.position = first - open - from;
     context.moved = !begins;
-    context.hidden = begins ? 0 : static_cast<int32_t>(open);
+    context.first = begins ? 0 : open + from;
+    context.end = open + from + range.tokens;
     if (begins) out.computed_.clear();  // The opening is its own.
     out.context_tokens_ += range.tokens + (begins ? open : 0);
     if (repair.kind == RepairKind::kPrefix && context.moved) {
@@ -80,9 +83,8 @@ std::vector<Composition::Token> Composition::Repairable() const {
   std::vector<Token> out;
   for (const Context& context : contexts_) {
     if (!context.moved) continue;
-    const int64_t open = static_cast<int64_t>(context.ids.size()) - context.range.tokens;
-    for (int64_t t = 0; t < context.range.tokens; ++t) {
-      out.push_back({context.position + open + t, context.ids[static_cast<size_t>(open + t)], true});
+    for (int64_t t = context.first; t < context.end; ++t) {
+      out.push_back({context.position + t, context.ids[static_cast<size_t>(t)], true});
     }
   }
   return out;
@@ -97,7 +99,7 @@ void Composition::Add(std::span<const Token> repaired) {
 size_t Composition::leading() const {
   for (const Context& context : contexts_) {
     if (!context.moved) continue;
-    const int64_t first = context.position + context.hidden;
+    const int64_t first = context.position + context.first;
     return static_cast<size_t>(std::count_if(computed_.begin(), computed_.end(),
                                              [first](const Token& token) { return token.position < first; }));
   }
@@ -106,14 +108,13 @@ size_t Composition::leading() const {
 
 std::vector<CachedBlock> Composition::Places(const Context& context, int block_tokens) const {
   std::vector<CachedBlock> blocks;
-  const int64_t tokens = static_cast<int64_t>(context.ids.size());
-  for (int64_t begin = 0; begin < tokens; begin += block_tokens) {
+  for (int64_t begin = context.first / block_tokens * block_tokens; begin < context.end; begin += block_tokens) {
     CachedBlock& block = blocks.emplace_back();
     block.position = context.position + begin;
     block.base_position = begin;
-    block.tokens = static_cast<int32_t>(std::min<int64_t>(block_tokens, tokens - begin));
+    block.tokens = static_cast<int32_t>(std::min<int64_t>(block_tokens, context.end - begin));
     block.context = repair_.kind == RepairKind::kParallel;
-    for (int64_t t = begin; t < std::min<int64_t>(context.hidden, begin + block.tokens); ++t) {
+    for (int64_t t = begin; t < std::min(context.first, begin + block.tokens); ++t) {
       block.hidden[static_cast<size_t>(t - begin) / 64] |= uint64_t{1} << (t - begin) % 64;
     }
   }
@@ -121,12 +122,14 @@ std::vector<CachedBlock> Composition::Places(const Context& context, int block_t
 }
 
 std::vector<CachedBlock> Composition::Places(const Context& context, const PlaneCache& alone) const {
-  std::vector<CachedBlock> blocks = Places(context, alone.layout().block_tokens());
+  const int block_tokens = alone.layout().block_tokens();
+  std::vector<CachedBlock> blocks = Places(context, block_tokens);
   const bool has_proximal = alone.layout().plane_bytes(pod::PlaneKind::kProximal) > 0;
   for (size_t b = 0; b < blocks.size(); ++b) {
-    blocks[b].distant = alone.blocks()[b].distant;
-    blocks[b].proximal = alone.blocks()[b].proximal;
-    blocks[b].far_only = has_proximal && blocks[b].proximal == nullptr;
+    const CachedBlock& from = alone.blocks()[context.first_block(block_tokens) + b];
+    blocks[b].distant = from.distant;
+    blocks[b].proximal = from.proximal;
+    blocks[b].far_only = has_proximal && from.proximal == nullptr;
   }
   return blocks;
 }

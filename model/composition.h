@@ -7,6 +7,10 @@
 // tokens hidden; only one that begins the prompt, right behind the same opening, is the prompt's own prefix, and needs
 // no repair. Everything else is text: computed with all before it in sight, the last token always.
 //
+// A range may also be a slice of a longer text that was computed alone: what an edit has left of a document stands in
+// front of and behind what was changed (PIE, "Let the Code LLM Edit Itself"). Then only the slice's tokens are seen,
+// and only its blocks are read.
+//
 // Pure: no I/O, no threads.
 #ifndef PERIGEE_MODEL_COMPOSITION_H_
 #define PERIGEE_MODEL_COMPOSITION_H_
@@ -26,20 +30,28 @@ namespace perigee::model {
 struct ContextRange {
   int64_t begin = 0;
   int64_t tokens = 0;
+  // Where it is a slice: the ids of the whole text, of which those from source_begin on stand here; they need not
+  // outlive the call. Empty: the range is the whole text.
+  std::span<const int32_t> source = {};
+  int64_t source_begin = 0;
 };
 
 class Composition {
  public:
   struct Context {
-    ContextRange range;
-    std::vector<int32_t> ids;  // Opening and tokens: what its chain of blocks is derived from.
-    int64_t position = 0;      // Of the first id, the opening's included.
+    std::vector<int32_t> ids;  // Opening and text: what its chain of blocks is derived from.
+    int64_t position = 0;      // Of ids[0], seen or not: may be negative.
     bool moved = false;        // Not the prompt's own prefix.
-    int32_t hidden = 0;        // First ids that are not seen.
+    int64_t first = 0;         // ids [first, end) are seen.
+    int64_t end = 0;
+
+    int64_t tokens() const { return end - first; }  // That are seen.
+    // Of its chain: the first block of which something is seen.
+    size_t first_block(int block_tokens) const { return static_cast<size_t>(first / block_tokens); }
   };
 
   // INVALID_ARGUMENT: ranges that are empty, overlap, are out of order, outside the prompt or reach its last token; a
-  // moved context without room for its opening's positions in front of it.
+  // slice that is not in its source.
   static absl::StatusOr<Composition> Create(std::span<const int32_t> ids, std::span<const ContextRange> contexts,
                                             std::span<const int32_t> opening, const Repair& repair);
 
@@ -64,7 +76,7 @@ class Composition {
   // Leading tokens of computed() that stand before all moved contexts.
   size_t leading() const;
 
-  // The places of a context's blocks, planes left out.
+  // The places of a context's blocks, from first_block() to the last of which something is seen, planes left out.
   std::vector<CachedBlock> Places(const Context& context, int block_tokens) const;
   // With the planes of a cache in which the context was computed alone.
   std::vector<CachedBlock> Places(const Context& context, const PlaneCache& alone) const;

@@ -74,7 +74,7 @@ absl::Status PlaneCache::AddBlock(CachedBlock block) {
 }
 
 absl::Status PlaneCache::Place(CachedBlock block) {
-  if (block.position < 0 || block.tokens < 1 || block.tokens > layout_->block_tokens() || block.positions != nullptr) {
+  if (block.tokens < 1 || block.tokens > layout_->block_tokens() || block.positions != nullptr) {
     return absl::InvalidArgumentError(
         absl::StrCat("a block of ", block.tokens, " tokens cannot be placed at position ", block.position));
   }

@@ -96,7 +96,7 @@ class Loader {
     LoadReport& load = report_->load;
     for (const Source& source : sources_) {
       if (source.fetch == nullptr) continue;
-      load.prefix_tokens += static_cast<int64_t>(source.context->ids.size()) - source.context->hidden;
+      load.prefix_tokens += source.context->tokens();
       load.bytes += source.fetch->bytes();
       load.planes += source.fetch->planes();
       load.planes_from_ssd += source.fetch->planes_from_ssd();
@@ -126,9 +126,11 @@ class Loader {
     for (const model::CachedBlock& block : places) {
       wants_proximal.push_back(composition.ReadsProximal(layout.plan().window(), block));
     }
-    PERIGEE_ASSIGN_OR_RETURN(source.fetch,
-                             PromptFetch::StartContext(node_, *request_.identity, source.keys, std::move(places),
-                                                       wants_proximal, request_.deadline));
+    const std::span<const pod::BlockKey> seen =
+        std::span(source.keys).subspan(source.context->first_block(layout.block_tokens()), places.size());
+    PERIGEE_ASSIGN_OR_RETURN(
+        source.fetch, PromptFetch::StartContext(node_, *request_.identity, source.keys.front(), seen, std::move(places),
+                                                wants_proximal, request_.deadline));
     return absl::OkStatus();
   }
 

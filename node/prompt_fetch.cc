@@ -72,7 +72,7 @@ absl::StatusOr<std::unique_ptr<PromptFetch>> PromptFetch::Start(const Node& node
     return Reads(layout, kind, static_cast<int64_t>(b) * block_tokens, tokens);
   };
   PERIGEE_ASSIGN_OR_RETURN(std::unique_ptr<PromptFetch> out,
-                           StartView(node, identity, keys, std::move(view), wants, false, give_up));
+                           StartView(node, identity, keys[0], keys, std::move(view), wants, false, give_up));
   if (!out->missing_.empty()) return out;
   for (model::CachedBlock& block : out->view_) PERIGEE_RETURN_IF_ERROR(cache.AddBlock(std::move(block)));
   out->view_.clear();
@@ -82,24 +82,20 @@ absl::StatusOr<std::unique_ptr<PromptFetch>> PromptFetch::Start(const Node& node
   return out;
 }
 
-absl::StatusOr<std::unique_ptr<PromptFetch>> PromptFetch::StartContext(const Node& node, const pod::Identity& identity,
-                                                                       std::span<const pod::BlockKey> keys,
-                                                                       std::vector<model::CachedBlock> places,
-                                                                       const std::vector<bool>& wants_proximal,
-                                                                       absl::Time give_up) {
+absl::StatusOr<std::unique_ptr<PromptFetch>> PromptFetch::StartContext(
+    const Node& node, const pod::Identity& identity, const pod::BlockKey& root, std::span<const pod::BlockKey> keys,
+    std::vector<model::CachedBlock> places, const std::vector<bool>& wants_proximal, absl::Time give_up) {
   const pod::Layout& layout = node.model().layout();
   const auto wants = [&](PlaneKind kind, size_t b) {
     return layout.plane_bytes(kind) > 0 && kind != PlaneKind::kSummary &&
            (kind == PlaneKind::kDistant || wants_proximal[b]);
   };
-  return StartView(node, identity, keys, std::move(places), wants, true, give_up);
+  return StartView(node, identity, root, keys, std::move(places), wants, true, give_up);
 }
 
-absl::StatusOr<std::unique_ptr<PromptFetch>> PromptFetch::StartView(const Node& node, const pod::Identity& identity,
-                                                                    std::span<const pod::BlockKey> keys,
-                                                                    std::vector<model::CachedBlock> view,
-                                                                    const Wants& wants, bool is_context,
-                                                                    absl::Time give_up) {
+absl::StatusOr<std::unique_ptr<PromptFetch>> PromptFetch::StartView(
+    const Node& node, const pod::Identity& identity, const pod::BlockKey& root, std::span<const pod::BlockKey> keys,
+    std::vector<model::CachedBlock> view, const Wants& wants, bool is_context, absl::Time give_up) {
   const Span span("acquire");
   const absl::Time start = absl::Now();
   std::unique_ptr<PromptFetch> out(new PromptFetch);
@@ -121,7 +117,7 @@ absl::StatusOr<std::unique_ptr<PromptFetch>> PromptFetch::StartView(const Node& 
       out->block_of_.push_back(b);
     }
   }
-  if (!out->ids_.empty()) PERIGEE_RETURN_IF_ERROR(out->StartFetch(identity, keys[0]));
+  if (!out->ids_.empty()) PERIGEE_RETURN_IF_ERROR(out->StartFetch(identity, root));
   out->acquire_time_ = absl::Now() - start;
   return out;
 }

@@ -47,10 +47,12 @@ class PromptFetch {
                                                             std::span<const pod::BlockKey> keys, int64_t tokens,
                                                             model::PlaneCache& cache,
                                                             absl::Time give_up = absl::InfiniteFuture());
-  // A context's blocks, for a cache in which they stand elsewhere: `places` says where, by block of its chain. They lie
-  // in blocks(), and their bytes come as WaitForLayer says. wants_proximal: by block; where that plane is not to be had
-  // the block becomes far_only. Nothing is in blocks() where distant planes are missing.
+  // A context's blocks, for a cache in which they stand elsewhere: keys are those of a chain that begins with `root`,
+  // or of a part of it; `places` says where they stand. They lie in blocks(), and their bytes come as WaitForLayer
+  // says. wants_proximal: by block; where that plane is not to be had the block becomes far_only. Nothing is in
+  // blocks() where distant planes are missing.
   static absl::StatusOr<std::unique_ptr<PromptFetch>> StartContext(const Node& node, const pod::Identity& identity,
+                                                                   const pod::BlockKey& root,
                                                                    std::span<const pod::BlockKey> keys,
                                                                    std::vector<model::CachedBlock> places,
                                                                    const std::vector<bool>& wants_proximal,
@@ -91,11 +93,9 @@ class PromptFetch {
   PromptFetch() = default;
   // The planes that the view wants: here already, or to be fetched.
   using Wants = std::function<bool(pod::PlaneKind kind, size_t block)>;
-  static absl::StatusOr<std::unique_ptr<PromptFetch>> StartView(const Node& node, const pod::Identity& identity,
-                                                                std::span<const pod::BlockKey> keys,
-                                                                std::vector<model::CachedBlock> view,
-                                                                const Wants& wants, bool is_context,
-                                                                absl::Time give_up);
+  static absl::StatusOr<std::unique_ptr<PromptFetch>> StartView(
+      const Node& node, const pod::Identity& identity, const pod::BlockKey& root, std::span<const pod::BlockKey> keys,
+      std::vector<model::CachedBlock> view, const Wants& wants, bool is_context, absl::Time give_up);
   absl::Status StartFetch(const pod::Identity& identity, const pod::BlockKey& root);
   bool Complete(size_t block) const;
   absl::Status Settle(absl::Status arrived);

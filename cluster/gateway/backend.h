@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,9 @@ namespace perigee::cluster {
 struct ContextSpan {
   int64_t begin = 0;  // Into token_ids.
   int64_t tokens = 0;
+  // Where it is a slice of a longer text that was computed alone: that text's ids, and where in it the slice begins.
+  std::shared_ptr<const std::vector<int32_t>> source = nullptr;
+  int64_t source_begin = 0;
 };
 
 struct BackendRequest {

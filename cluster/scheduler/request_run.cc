@@ -71,7 +71,11 @@ RequestRun::RequestRun(ClusterBackend* backend, const ClusterModel& model, const
   for (const ContextSpan& span : request.contexts) {
     std::vector<int32_t>& ids = contexts_.emplace_back(backend_.options_.context_opening);
     const auto begin = request.token_ids.begin() + span.begin;
-    ids.insert(ids.end(), begin, begin + span.tokens);
+    if (span.source == nullptr) {
+      ids.insert(ids.end(), begin, begin + span.tokens);
+    } else {
+      ids.insert(ids.end(), span.source->begin(), span.source->end());
+    }
     context_keys_.push_back(pod::DeriveChain(identity_, ids));
   }
 }
@@ -366,6 +370,9 @@ absl::Status RequestRun::Generate(NodeHandle& node, const Attempt& attempt, uint
     v1::ContextSpan* context = request.add_contexts();
     context->set_begin(static_cast<uint32_t>(span.begin));
     context->set_tokens(static_cast<uint32_t>(span.tokens));
+    if (span.source == nullptr) continue;
+    context->mutable_source()->Assign(span.source->begin(), span.source->end());
+    context->set_source_begin(static_cast<uint32_t>(span.source_begin));
   }
   if (composed()) request.set_repair(request_.repair.empty() ? backend_.options_.default_repair : request_.repair);
 

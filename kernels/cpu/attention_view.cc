@@ -60,9 +60,6 @@ bool HasHidden(const BlockRef& block) { return block.hidden != HiddenTokens{}; }
 
 absl::Status CheckBlock(const AttentionInput& in, size_t index) {
   const BlockRef& block = in.blocks[index];
-  if (block.position < 0) {
-    return absl::InvalidArgumentError(absl::StrCat("attend: block ", index, " stands at position ", block.position));
-  }
   if (block.tokens < 1 || block.tokens > in.layout->block_tokens()) {
     return absl::InvalidArgumentError(absl::StrCat("attend: block ", index, " holds ", block.tokens,
                                                    " tokens; at least 1 and at most ", in.layout->block_tokens(),
@@ -73,6 +70,14 @@ absl::Status CheckBlock(const AttentionInput& in, size_t index) {
       return absl::InvalidArgumentError(
           absl::StrCat("attend: block ", index, " hides token ", t, " and holds ", block.tokens));
     }
+  }
+  // Hidden tokens may stand before everything.
+  for (int t = 0; block.PositionOf(t) < 0; ++t) {
+    if (t < block.tokens && !IsHidden(block, t)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("attend: token ", t, " of block ", index, " stands at position ", block.PositionOf(t)));
+    }
+    if (t == block.tokens) break;
   }
   if (block.positions == nullptr) return absl::OkStatus();
   if (block.positions[0] != block.position || block.base_position != block.position) {

@@ -82,6 +82,19 @@ TEST_F(ContextSchedulingTest, ContextsThatAreNotStoredArePrefilledAloneEachBehin
   EXPECT_EQ(backend_->stats().contexts_prefilled, 2u);
 }
 
+TEST_F(ContextSchedulingTest, OfASliceTheWholeSourceIsPrefilled) {
+  Start(1, 1);
+  Lack(1);
+  BackendRequest request = WithContexts();
+  request.contexts = {{100, 800, std::make_shared<const std::vector<int32_t>>(1500, 3), 40}};
+  ExpectWhole(Run(request), request);
+  ASSERT_EQ(PrefillCalls().size(), 1u);
+  EXPECT_EQ(PrefillCalls()[0].segments(0).tokens().ids_size(), 1501);
+  const v1::GenerateRequest call = decode_[0].service.calls()[1];
+  EXPECT_EQ(call.contexts(0).source_size(), 1500);
+  EXPECT_EQ(call.contexts(0).source_begin(), 40u);
+}
+
 TEST_F(ContextSchedulingTest, APrefillNodeThatDiesWithAContextIsReplaced) {
   Start(1, 2);
   Lack(1);

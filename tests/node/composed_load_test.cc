@@ -224,6 +224,35 @@ TEST_P(ComposedLoadTest, SeveralAnswersShareOnePrompt) {
   EXPECT_EQ(answers.finishes, 3);
 }
 
+TEST_P(ComposedLoadTest, WhatAnEditHasLeftIsReadFromTheDocumentAsItWas) {
+  StoreContext(second_);
+  // 101 tokens of the middle are replaced by 20 others.
+  const std::vector<int32_t> change = Ids(20, 77), question = Ids(31, 3);
+  std::vector<int32_t> ids = opening();
+  const size_t head = ids.size();
+  ids.insert(ids.end(), second_.begin(), second_.begin() + 150);
+  ids.insert(ids.end(), change.begin(), change.end());
+  const size_t tail = ids.size();
+  ids.insert(ids.end(), second_.begin() + 251, second_.end());
+  ids.insert(ids.end(), question.begin(), question.end());
+  v1::GenerateRequest request = AskFor(ids, 4);
+  for (const auto& [begin, from, tokens] : {std::tuple(head, 0, 150), std::tuple(tail, 251, 150)}) {
+    v1::ContextSpan* span = request.add_contexts();
+    span->set_begin(static_cast<uint32_t>(begin));
+    span->set_tokens(static_cast<uint32_t>(tokens));
+    span->mutable_source()->Assign(second_.begin(), second_.end());
+    span->set_source_begin(static_cast<uint32_t>(from));
+  }
+  request.set_repair("prefix:8");
+  const Answer answer = Generate(decode_, request);
+  ASSERT_TRUE(answer.status.ok()) << answer.status;
+  EXPECT_EQ(answer.started.computed_tokens(), 20u + 31u + 8u);
+  EXPECT_EQ(answer.started.repaired_tokens(), 8u);
+  EXPECT_LE(answer.started.planes_fetched(), 2u * (3 + 4)) << "blocks of which something is seen, and only those";
+  request.mutable_contexts(1)->set_source_begin(250);
+  EXPECT_TRUE(absl::IsInvalidArgument(Generate(decode_, request).status)) << "the slice is not there";
+}
+
 TEST_P(ComposedLoadTest, WhatCannotBeIsRefusedBeforeAnything) {
   StoreContext(first_);
   const auto refused = [&](const std::function<void(v1::GenerateRequest&)>& change) {

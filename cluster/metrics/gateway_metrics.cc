@@ -24,6 +24,8 @@ void GatewayMetrics::Observe(const HttpRequestRecord& record) {
   tenant.prompt_tokens += record.usage.prompt_tokens;
   tenant.cached_tokens += record.usage.cached_tokens;
   tenant.completion_tokens += record.usage.completion_tokens;
+  tenant.context_tokens += record.usage.context_tokens;
+  tenant.repaired_tokens += record.usage.repaired_tokens;
   if (record.status == 200 && !record.result.ok()) ++broken_;
 }
 
@@ -37,13 +39,20 @@ void GatewayMetrics::Collect(const ClusterBackendStats& backend, MetricFamilies&
       }
     }
     for (const auto& [name, tenant] : tenants_) {
-      const char* const help = "Tokens of prompts, those of them that were not computed, and tokens of answers.";
+      const char* const help =
+          "Tokens of prompts; of them those that were not computed, that were read from contexts wherever they stood, "
+          "and "
+          "that were computed again in contexts; and tokens of answers.";
       out.Counter("perigee_gateway_tokens_total", help, Number(tenant.prompt_tokens),
                   {{"tenant", name}, {"kind", "prompt"}});
       out.Counter("perigee_gateway_tokens_total", help, Number(tenant.cached_tokens),
                   {{"tenant", name}, {"kind", "cached"}});
       out.Counter("perigee_gateway_tokens_total", help, Number(tenant.completion_tokens),
                   {{"tenant", name}, {"kind", "completion"}});
+      out.Counter("perigee_gateway_tokens_total", help, Number(tenant.context_tokens),
+                  {{"tenant", name}, {"kind", "context"}});
+      out.Counter("perigee_gateway_tokens_total", help, Number(tenant.repaired_tokens),
+                  {{"tenant", name}, {"kind", "repaired"}});
     }
     out.Counter("perigee_gateway_broken_streams_total", "Streams that began with 200 and ended with an error.",
                 Number(broken_));
@@ -59,6 +68,10 @@ void GatewayMetrics::Collect(const ClusterBackendStats& backend, MetricFamilies&
   out.Counter("perigee_gateway_attempts_total", "Attempts at nodes, with and without a prefill node.",
               Number(backend.prefilled), {{"way", "prefill"}});
   out.Counter("perigee_gateway_attempts_total", "", Number(backend.direct), {{"way", "direct"}});
+  out.Counter("perigee_gateway_context_attempts_total", "Attempts in whose prompts contexts stand.",
+              Number(backend.contexts));
+  out.Counter("perigee_gateway_contexts_prefilled_total", "Contexts that prefill nodes were asked for.",
+              Number(backend.contexts_prefilled));
   out.Counter("perigee_gateway_retries_total", "Attempts that failed and were made again.", Number(backend.retries));
   out.Counter("perigee_gateway_resumed_total", "Answers that another node went on with.", Number(backend.resumed));
 }

@@ -31,7 +31,7 @@ class GatewayMetrics {
  private:
   struct Tenant {
     std::map<int, uint64_t> requests;  // By HTTP status.
-    uint64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;
+    uint64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0, context_tokens = 0, repaired_tokens = 0;
   };
   DurationHistogram first_token_, duration_;
   mutable absl::Mutex mu_;

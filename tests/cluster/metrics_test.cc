@@ -58,7 +58,8 @@ HttpRequestRecord Record(const std::string& tenant, int status = 200) {
   record.status = status;
   record.took = absl::Milliseconds(30);
   record.first_token = absl::Milliseconds(20);
-  record.usage = {.prompt_tokens = 10, .cached_tokens = 8, .completion_tokens = 2};
+  record.usage = {
+      .prompt_tokens = 10, .cached_tokens = 8, .context_tokens = 7, .repaired_tokens = 1, .completion_tokens = 2};
   return record;
 }
 
@@ -80,6 +81,8 @@ TEST(GatewayMetricsTest, CompletionsCountByTenantAndStatus) {
   EXPECT_THAT(text, HasSubstr("perigee_gateway_requests_total{tenant=\"acme\",status=\"200\"} 2\n"));
   EXPECT_THAT(text, HasSubstr("perigee_gateway_requests_total{tenant=\"acme\",status=\"429\"} 1\n"));
   EXPECT_THAT(text, HasSubstr("perigee_gateway_tokens_total{tenant=\"acme\",kind=\"cached\"} 24\n"));
+  EXPECT_THAT(text, HasSubstr("perigee_gateway_tokens_total{tenant=\"acme\",kind=\"context\"} 21\n"));
+  EXPECT_THAT(text, HasSubstr("perigee_gateway_tokens_total{tenant=\"acme\",kind=\"repaired\"} 3\n"));
   EXPECT_THAT(text, HasSubstr("perigee_gateway_first_token_seconds_count 4\n"));
   EXPECT_THAT(text, HasSubstr("perigee_gateway_broken_streams_total 1\n"));
   EXPECT_THAT(text, HasSubstr("perigee_gateway_retries_total 5\n"));

@@ -274,6 +274,7 @@ absl::Status Remove(const Options& o) {
 void AddContext(CLI::App& app, Action& action) {
   CLI::App* group = app.add_subcommand("context", "Texts that are computed once and kept, by name");
   group->require_subcommand(1);
+  AddContextEval(*group, action);
   auto o = std::make_shared<Options>();
   const auto add = [&](const char* name, const char* what, absl::Status (*run)(const Options&), bool named) {
     CLI::App* verb = group->add_subcommand(name, what);

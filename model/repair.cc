@@ -16,8 +16,9 @@ absl::Status NotUnderstood(absl::string_view text) {
       "and parallel:TEMPERATURE:SCALE (above 0, at most 2)"));
 }
 
+// Six digits count, as ToString writes them.
 bool Number(absl::string_view text, double most, double* out) {
-  return absl::SimpleAtod(text, out) && *out > 0 && *out <= most;
+  return absl::SimpleAtod(text, out) && absl::SimpleAtod(absl::StrCat(*out), out) && *out > 0 && *out <= most;
 }
 
 }  // namespace

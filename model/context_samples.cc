@@ -24,6 +24,10 @@ absl::Status Check(const ContextSampleOptions& o) {
     return absl::InvalidArgumentError(absl::StrCat("documents of ", o.min_tokens, " to ", o.max_tokens,
                                                    " tokens cannot be; there must be 16 to 1000000"));
   }
+  if (!(o.cut_share >= 0 && o.cut_share <= 1) || (o.cut_share > 0 && o.titles)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a share of ", o.cut_share, " of cut statements cannot be; it must be 0 to 1, without titles"));
+  }
   return absl::OkStatus();
 }
 
@@ -46,13 +50,8 @@ absl::StatusOr<Words> SplitProse(const Tokenizer& tokenizer, absl::string_view p
   return out;
 }
 
-struct Document {
-  std::string text;
-  size_t statement_begin = 0, statement_end = 0;  // Bytes of the text: of the first key's.
-};
-
 // Words from a random place on, until there are enough tokens; each key between two of them.
-Document MakeDocument(const Words& prose, size_t tokens, const std::vector<PassKey>& keys, Random& random) {
+std::string MakeDocument(const Words& prose, size_t tokens, const std::vector<PassKey>& keys, Random& random) {
   // Words near the end would not suffice: the text goes on at its beginning.
   size_t word = random.Below(prose.words.size());
   std::vector<absl::string_view> words;
@@ -62,20 +61,14 @@ Document MakeDocument(const Words& prose, size_t tokens, const std::vector<PassK
   }
   std::vector<size_t> places;
   for (size_t k = 0; k < keys.size(); ++k) places.push_back(1 + random.Below(words.size()));
-  Document document;
+  std::string text;
   for (size_t w = 0; w <= words.size(); ++w) {
     for (size_t k = 0; k < keys.size(); ++k) {
-      if (places[k] != w) continue;
-      const size_t begin = document.text.size();
-      document.text += Statement(keys[k]);
-      if (k == 0) {
-        document.statement_begin = begin;
-        document.statement_end = document.text.size();
-      }
+      if (places[k] == w) text += Statement(keys[k]);
     }
-    if (w < words.size()) absl::StrAppend(&document.text, w == 0 ? "" : " ", words[w]);
+    if (w < words.size()) absl::StrAppend(&text, w == 0 ? "" : " ", words[w]);
   }
-  return document;
+  return text;
 }
 
 absl::StatusOr<ContextSample> MakeSample(const Tokenizer& tokenizer, const Words& prose, const ContextSampleOptions& o,
@@ -86,29 +79,32 @@ absl::StatusOr<ContextSample> MakeSample(const Tokenizer& tokenizer, const Words
   const size_t documents = between(o.min_documents, o.max_documents);
   const std::vector<PassKey> all = MakeKeys(random, documents * kMaxKeysPerDocument);
   ContextSample sample;
-  sample.target = random.Below(documents);
-  if (tokenizer.adds_bos_by_default() && tokenizer.bos_id().has_value()) sample.prompt.push_back(*tokenizer.bos_id());
+  // In turn, so that any share is met as nearly as it can be.
+  const auto cuts = [&o](int questions) { return static_cast<int>(o.cut_share * questions + 0.5); };
+  sample.cut = documents > 1 && cuts(index + 1) > cuts(index);
+  sample.target = sample.cut ? 1 + random.Below(documents - 1) : random.Below(documents);
+  std::vector<std::string> texts;
   for (size_t d = 0; d < documents; ++d) {
     const auto first = all.begin() + static_cast<ptrdiff_t>(d * kMaxKeysPerDocument);
-    const std::vector<PassKey> keys(first, first + static_cast<ptrdiff_t>(1 + random.Below(kMaxKeysPerDocument)));
-    const Document document = MakeDocument(prose, between(o.min_tokens, o.max_tokens), keys, random);
+    std::vector<PassKey> keys(first, first + static_cast<ptrdiff_t>(1 + random.Below(kMaxKeysPerDocument)));
+    if (sample.cut && d == sample.target) keys.erase(keys.begin());
+    texts.push_back(MakeDocument(prose, between(o.min_tokens, o.max_tokens), keys, random));
+  }
+  if (sample.cut) {
+    const PassKey& key = all[sample.target * kMaxKeysPerDocument];
+    texts[sample.target - 1] += absl::StrCat(" The pass key for ", key.name, " is");
+    texts[sample.target] = absl::StrCat(" ", key.digits, ". ", texts[sample.target]);
+  }
+  if (tokenizer.adds_bos_by_default() && tokenizer.bos_id().has_value()) sample.prompt.push_back(*tokenizer.bos_id());
+  for (size_t d = 0; d < documents; ++d) {
     if (o.titles) {
       PERIGEE_ASSIGN_OR_RETURN(const std::vector<int32_t> title,
                                tokenizer.Encode(absl::StrCat("\n\nDocument ", d + 1, ":\n"), /*add_bos=*/false));
       sample.prompt.insert(sample.prompt.end(), title.begin(), title.end());
     }
-    PERIGEE_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, tokenizer.Encode(document.text, /*add_bos=*/false));
-    const int64_t begin = static_cast<int64_t>(sample.prompt.size());
-    sample.documents.push_back({begin, static_cast<int64_t>(ids.size())});
+    PERIGEE_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, tokenizer.Encode(texts[d], /*add_bos=*/false));
+    sample.documents.push_back({static_cast<int64_t>(sample.prompt.size()), static_cast<int64_t>(ids.size())});
     sample.prompt.insert(sample.prompt.end(), ids.begin(), ids.end());
-    if (d != sample.target) continue;
-    const absl::string_view text(document.text);
-    PERIGEE_ASSIGN_OR_RETURN(const std::vector<int32_t> before,
-                             tokenizer.Encode(text.substr(0, document.statement_begin), /*add_bos=*/false));
-    PERIGEE_ASSIGN_OR_RETURN(const std::vector<int32_t> until,
-                             tokenizer.Encode(text.substr(0, document.statement_end), /*add_bos=*/false));
-    sample.statement = {begin + static_cast<int64_t>(before.size()),
-                        static_cast<int64_t>(until.size()) - static_cast<int64_t>(before.size())};
   }
   const PassKey& asked = all[sample.target * kMaxKeysPerDocument];
   PERIGEE_ASSIGN_OR_RETURN(const QuestionTokens question,

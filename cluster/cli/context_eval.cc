@@ -130,6 +130,7 @@ absl::Status Run(Options o) {
                {"seed", o.samples.seed},
                {"documents", {o.samples.min_documents, o.samples.max_documents}},
                {"document_tokens", {o.samples.min_tokens, o.samples.max_tokens}},
+               {"cut_share", o.samples.cut_share},
                {"titles", o.samples.titles},
                {"block_tokens", o.block_tokens},
                {"threshold", o.threshold},
@@ -189,6 +190,10 @@ void AddContextEval(CLI::App& context_group, Action& action) {
   verb->add_option("--documents", o->documents, "A question's, LOW-HIGH")->capture_default_str();
   verb->add_option("--document-tokens", o->document_tokens, "Of each document, about, LOW-HIGH")->capture_default_str();
   verb->add_flag("--titles", o->samples.titles, "Put 'Document 1:' and so on in front of each, as text");
+  verb->add_option("--cut", o->samples.cut_share,
+                   "Share of the questions whose answer begins a document and is named at the end of the one before")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1.0));
   verb->add_option("--repair", o->repairs, "What to measure (repeat it)")->capture_default_str();
   verb->add_option("--threshold", o->threshold, "Share of the plain prompt's right answers that a default must keep")
       ->capture_default_str()

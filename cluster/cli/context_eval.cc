@@ -180,6 +180,7 @@ void AddContextEval(CLI::App& context_group, Action& action) {
   CLI::App* verb = context_group.add_subcommand(
       "eval", "Measure what the reuse of contexts costs in answers, and choose a model's default repair");
   auto o = std::make_shared<Options>();
+  o->samples.cut_share = 0.25;
   verb->add_option("--model", o->model_folder, "Model folder")->capture_default_str();
   verb->add_option("--plan", o->plan_file, "A plan file, or 'identity' (default: the model's plan.json)");
   verb->add_option("--block-tokens", o->block_tokens, "As served")->capture_default_str();

@@ -24,9 +24,12 @@ absl::Status Check(const ContextSampleOptions& o) {
     return absl::InvalidArgumentError(absl::StrCat("documents of ", o.min_tokens, " to ", o.max_tokens,
                                                    " tokens cannot be; there must be 16 to 1000000"));
   }
-  if (!(o.cut_share >= 0 && o.cut_share <= 1) || (o.cut_share > 0 && o.titles)) {
+  if (!(o.cut_share >= 0 && o.cut_share <= 1)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("a share of ", o.cut_share, " of cut statements cannot be; it must be 0 to 1, without titles"));
+        absl::StrCat("the share of cut statements is ", o.cut_share, "; it must be 0 to 1"));
+  }
+  if (o.cut_share > 0 && o.titles) {
+    return absl::InvalidArgumentError("titles would stand between the halves of cut statements: have none cut (0)");
   }
   return absl::OkStatus();
 }

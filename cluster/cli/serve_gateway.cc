@@ -105,6 +105,13 @@ uint32_t MostSamples(const cluster::NodeSet& nodes) {
 absl::Status ServeGateway(const Options& o) {
   cluster::BlockTerminationSignals();
   PERIGEE_RETURN_IF_ERROR(o.watch.StartLogging("gateway"));
+  cluster::ClusterBackendOptions backend_options = o.backend;
+  if (!o.context_repair.empty()) {
+    const absl::StatusOr<model::Repair> repair = model::Repair::Parse(o.context_repair);
+    if (!repair.ok()) return UsageError(absl::StrCat("--context-repair: ", repair.status().message()));
+    backend_options.context_repair = *repair;
+  }
+  PERIGEE_ASSIGN_OR_RETURN(backend_options.measured_repair, model::MeasuredRepair::Load(o.model_folder));
   PERIGEE_ASSIGN_OR_RETURN(const std::string admin_listen, AdminListen(o));
   cluster::RaiseDescriptorLimit();
   PERIGEE_ASSIGN_OR_RETURN(const model::ModelConfig config, model::ModelConfig::Load(o.model_folder));
@@ -126,16 +133,9 @@ absl::Status ServeGateway(const Options& o) {
   }
   kvstore::ShardedStore store(member->stores(), engine.get(), store_options);
   const cluster::NodeSet nodes(&member->membership(), {});
-  cluster::ClusterBackendOptions backend_options = o.backend;
   backend_options.store_answers = !o.no_store_answers;
   backend_options.tokenizer_digest = std::string(AsView(tokenizer->digest()));
   backend_options.context_opening = node::ContextOpening(*tokenizer);
-  if (!o.context_repair.empty()) {
-    const absl::StatusOr<model::Repair> repair = model::Repair::Parse(o.context_repair);
-    if (!repair.ok()) return UsageError(absl::StrCat("--context-repair: ", repair.status().message()));
-    backend_options.context_repair = *repair;
-  }
-  PERIGEE_ASSIGN_OR_RETURN(backend_options.measured_repair, model::MeasuredRepair::Load(o.model_folder));
   cluster::ClusterBackend backend(&nodes, &store, backend_options);
 
   cluster::HttpServerOptions http = o.http;

@@ -124,6 +124,7 @@ TEST(ContextSamplesTest, RefusesWhatCannotBe) {
   EXPECT_EQ(refused([](auto& o) { o.min_documents = 5; }).code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(refused([](auto& o) { o.min_tokens = 1; }).code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(refused([](auto& o) { o.cut_share = 1.5; }).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(refused([](auto& o) { o.cut_share = o.titles = true; }).code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(refused([](auto& o) { o.max_documents = 1000; }).code(), absl::StatusCode::kInvalidArgument);
 }
 

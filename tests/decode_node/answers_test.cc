@@ -61,8 +61,9 @@ INSTANTIATE_TEST_SUITE_P(Plans, AnswersTest, ::testing::Values("identity", ""),
 TEST_P(AnswersTest, InFullContextsAreTextLikeAnyOther) {
   const auto prompt = Ids(200, 1);
   DecodeNode decode(node_.get()), reference(other_.get());
-  const Answer plain = Generate(reference, AskFor(prompt, 20));
   v1::GenerateRequest ask = AskFor(prompt, 20);
+  ask.set_max_compute_tokens(1000);
+  const Answer plain = Generate(reference, ask);
   v1::ContextSpan* context = ask.add_contexts();
   context->set_begin(40);
   context->set_tokens(100);

@@ -256,6 +256,35 @@ TEST_F(ComposedTest, RepairsComeCloserToThePlainPromptThanNone) {
   EXPECT_LT(divergence("prefix:100"), none);
 }
 
+TEST_F(ComposedTest, TheDeviationRepairBeginsWithTheFirstTokensOfEveryContext) {
+  const auto repaired = [&](const char* repair) {
+    Composition composition = *Composition::Create(prompt_, contexts_, kOpening, RepairOf(repair));
+    PlaneCache cache = NewCache(full_);
+    for (const Composition::Context& context : composition.contexts()) {
+      PlaneCache alone = NewCache(full_);
+      EXPECT_TRUE(transformer().Forward(context.ids, alone, Logits::kNone, nullptr).ok());
+      for (const CachedBlock& block : composition.Places(context, alone)) EXPECT_TRUE(cache.Place(block).ok());
+    }
+    const auto run = [&](BatchItem item) {
+      const absl::Status status = transformer().ForwardBatch(std::span(&item, 1));
+      return status.ok() ? item.status : status;
+    };
+    std::vector<float> logits;
+    EXPECT_TRUE(RunComposition({.transformer = &transformer(), .run = run}, composition, cache, &logits).ok());
+    std::vector<int64_t> positions;
+    for (const Token& token : composition.computed()) {
+      if (token.repaired) positions.push_back(token.position);
+    }
+    return positions;
+  };
+  EXPECT_THAT(repaired("deviation:0.016"), ElementsAre(8, 9, 113, 114));
+  const std::vector<int64_t> more = repaired("deviation:0.1");
+  EXPECT_EQ(more.size(), 25u);
+  for (const int64_t first : {8, 113}) {
+    for (int64_t t = 0; t < 8; ++t) EXPECT_THAT(more, ::testing::Contains(first + t));
+  }
+}
+
 TEST_F(ComposedTest, SharedKeysAndNearOnlySlotsWorkOverContexts) {
   for (const pod::Sharing sharing : {pod::Sharing::kKey, pod::Sharing::kScore}) {
     const pod::Layout layout = *pod::Layout::Create(PlanOf(sharing), kBlockTokens);

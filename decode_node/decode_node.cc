@@ -20,6 +20,12 @@ std::span<const int32_t> PromptOf(const v1::GenerateRequest& request) {
 
 uint32_t SamplesOf(const v1::GenerateRequest& request) { return std::max<uint32_t>(request.samples(), 1); }
 
+// Whether contexts stand in the prompt; in full they are text like any other.
+absl::StatusOr<bool> IsComposed(const v1::GenerateRequest& request) {
+  PERIGEE_ASSIGN_OR_RETURN(const model::Repair repair, model::Repair::Parse(request.repair()));
+  return request.contexts_size() > 0 && repair.kind != model::RepairKind::kFull;
+}
+
 absl::Status CheckDigest(const char* what, const std::string& wanted, const Digest& served) {
   if (wanted.empty() || wanted == AsView(served)) return absl::OkStatus();
   return absl::FailedPreconditionError(
@@ -98,7 +104,8 @@ absl::Status DecodeNode::LoadPrompt(const v1::GenerateRequest& request, const po
                                     absl::Time deadline, const std::function<bool()>& cancelled,
                                     std::unique_ptr<model::PlaneCache>* cache, std::vector<float>* logits,
                                     node::ComposedReport* composed) const {
-  if (request.contexts_size() > 0) return LoadComposed(request, identity, deadline, cancelled, cache, logits, composed);
+  PERIGEE_ASSIGN_OR_RETURN(const bool is_composed, IsComposed(request));
+  if (is_composed) return LoadComposed(request, identity, deadline, cancelled, cache, logits, composed);
   node::LoadReport* const report = &composed->load;
   const std::span<const int32_t> ids = PromptOf(request);
   const int64_t cached = static_cast<int64_t>(ids.size()) - 1;
@@ -198,7 +205,7 @@ void DecodeNode::Describe(const v1::GenerateRequest& request, const node::Compos
 void DecodeNode::KeepAnswers(const v1::GenerateRequest& request, const pod::Identity& identity,
                              std::vector<Answer>& answers) {
   // What was computed behind contexts is no prompt's prefix.
-  if (request.contexts_size() > 0) return;
+  if (IsComposed(request).value_or(true)) return;
   for (Answer& answer : answers) {
     // The last token was sampled, and not run.
     std::vector<int32_t> ids(answer.ids().begin(), answer.ids().begin() + answer.cache().tokens());

@@ -3,85 +3,12 @@
 #include <algorithm>
 #include <array>
 
-#include "absl/strings/str_format.h"
+#include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "model/pass_keys.h"
 
 namespace perigee::model {
 namespace {
-
-// SplitMix64: the standard library's distributions differ between implementations.
-class Random {
- public:
-  explicit Random(uint64_t seed) : state_(seed) {}
-  uint64_t Next() {
-    uint64_t z = state_ += 0x9E3779B97F4A7C15u;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return z ^ (z >> 31);
-  }
-  // Below n, which must be positive. The bias of the remainder does not matter for texts.
-  size_t Below(size_t n) { return static_cast<size_t>(Next() % n); }
-  template <size_t n>
-  const char* Pick(const std::array<const char*, n>& from) {
-    return from[Below(n)];
-  }
-
- private:
-  uint64_t state_;
-};
-
-constexpr std::array kOnsets = {"b", "c", "d", "f",  "g",  "h",  "j",  "k",  "l",  "m",  "n",  "p",  "r",  "s", "t",
-                                "v", "w", "z", "br", "ch", "cr", "dr", "fl", "gr", "kl", "pr", "st", "th", "tr"};
-constexpr std::array kVowels = {"a", "e", "i", "o", "u", "ai", "ea", "oo"};
-constexpr std::array kCodas = {"n", "r", "l", "s", "t", "m", "k", "d", "x", "nd", "rk", "th"};
-
-// Two syllables, capitalised: Torvek, Braimel, Plosun.
-std::string MakeName(Random& random) {
-  std::string name = random.Pick(kOnsets);
-  name += random.Pick(kVowels);
-  if (random.Below(5) < 2) name += random.Pick(kCodas);
-  name += random.Pick(kOnsets);
-  name += random.Pick(kVowels);
-  name += random.Pick(kCodas);
-  name[0] = static_cast<char>(name[0] - 'a' + 'A');
-  return name;
-}
-
-struct PassKey {
-  std::string name;
-  std::string digits;
-};
-
-// One sample's keys, names apart from each other.
-std::vector<PassKey> MakeKeys(Random& random, size_t count) {
-  std::vector<PassKey> keys;
-  while (keys.size() < count) {
-    std::string name = MakeName(random);
-    if (std::any_of(keys.begin(), keys.end(), [&](const PassKey& k) { return k.name == name; })) continue;
-    keys.push_back({std::move(name), absl::StrFormat("%05d", random.Below(100000))});
-  }
-  return keys;
-}
-
-// A question and its answer as the tokenizer writes them together; the answer begins where the two writings part.
-struct QuestionTokens {
-  std::vector<int32_t> ids;
-  size_t answer_begin = 0;
-};
-
-absl::StatusOr<QuestionTokens> EncodeQuestion(const Tokenizer& tokenizer, const std::string& question,
-                                              const std::string& answer) {
-  PERIGEE_ASSIGN_OR_RETURN(const std::vector<int32_t> alone, tokenizer.Encode(question, /*add_bos=*/false));
-  QuestionTokens out;
-  PERIGEE_ASSIGN_OR_RETURN(out.ids, tokenizer.Encode(question + answer, /*add_bos=*/false));
-  const auto part = std::mismatch(alone.begin(), alone.end(), out.ids.begin(), out.ids.end());
-  out.answer_begin = static_cast<size_t>(part.second - out.ids.begin());
-  if (out.answer_begin == 0 || out.answer_begin == out.ids.size()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the tokenizer writes '", question, answer, "' in a way that leaves no answer token"));
-  }
-  return out;
-}
 
 struct Insertion {
   size_t at = 0;  // In the filler.
@@ -94,16 +21,13 @@ absl::StatusOr<CalibrationSample> MakeRecallSample(const Tokenizer& tokenizer, s
                                                    int index, Random& random) {
   const std::vector<PassKey> keys = MakeKeys(random, static_cast<size_t>(options.distractors) + 1);
   const std::string& name = keys[0].name;
-  const std::string ask = index % 2 == 0 ? absl::StrCat(" What is the pass key for ", name, "? ")
-                                         : absl::StrCat(" The pass key for ", name, " is ");
-  PERIGEE_ASSIGN_OR_RETURN(const QuestionTokens question, EncodeQuestion(tokenizer, ask, keys[0].digits));
+  PERIGEE_ASSIGN_OR_RETURN(const QuestionTokens question,
+                           EncodeQuestion(tokenizer, QuestionAbout(name, index), keys[0].digits));
   std::vector<Insertion> insertions;
   size_t inserted = 0;
   for (const PassKey& key : keys) {
     Insertion insertion;
-    PERIGEE_ASSIGN_OR_RETURN(
-        insertion.ids,
-        tokenizer.Encode(absl::StrCat(" The pass key for ", key.name, " is ", key.digits, "."), /*add_bos=*/false));
+    PERIGEE_ASSIGN_OR_RETURN(insertion.ids, tokenizer.Encode(Statement(key), /*add_bos=*/false));
     insertion.target = insertions.empty();
     inserted += insertion.ids.size();
     insertions.push_back(std::move(insertion));

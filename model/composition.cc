@@ -33,6 +33,7 @@ absl::StatusOr<Composition> Composition::Create(std::span<const int32_t> ids, st
   PERIGEE_RETURN_IF_ERROR(CheckRanges(contexts, static_cast<int64_t>(ids.size())));
   Composition out;
   out.repair_ = repair;
+  if (repair.kind == RepairKind::kFull) contexts = {};
   const bool parallel = repair.kind == RepairKind::kParallel;
   const int64_t open = static_cast<int64_t>(opening.size());
   int64_t longest = 0;

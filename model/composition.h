@@ -5,7 +5,8 @@
 // computed alone, its tokens behind `opening` ids (the begin-of-sequence token, where the model has one): its chain of
 // blocks is that of opening + tokens, wherever it is used. In a prompt its blocks stand moved, with the opening's
 // tokens hidden; only one that begins the prompt, right behind the same opening, is the prompt's own prefix, and needs
-// no repair. Everything else is text: computed with all before it in sight, the last token always.
+// no repair. Everything else is text: computed with all before it in sight, the last token always. By the repair "full"
+// all is text.
 //
 // A range may also be a slice of a longer text that was computed alone: what an edit has left of a document stands in
 // front of and behind what was changed (PIE, "Let the Code LLM Edit Itself"). Then only the slice's tokens are seen,

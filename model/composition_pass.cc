@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <span>
+#include <tuple>
 
 #include "base/status.h"
 #include "base/trace.h"
@@ -11,6 +12,10 @@ namespace perigee::model {
 namespace {
 
 using Token = Composition::Token;
+
+// The deviation repair's share begins with so many of every context. The paper does not have them; by deviation alone
+// a small share misses some of what the borders broke (docs/contexts.md, section 3).
+constexpr int64_t kAlwaysFirst = 8;
 
 void Split(std::span<const Token> tokens, std::vector<int32_t>& ids, std::vector<int64_t>& positions) {
   ids.clear();
@@ -56,7 +61,12 @@ absl::StatusOr<std::vector<Token>> MostDeviating(const CompositionPass& pass, co
   const size_t wanted = static_cast<size_t>(composition.repair().share * static_cast<double>(tokens.size()) + 0.5);
   span.Set("tokens", tokens.size());
   if (wanted == 0) return std::vector<Token>();
-  std::vector<std::pair<double, size_t>> deviation;  // Largest first, then by position.
+  // In front of all others the first tokens of every context, by how far in they stand; then the largest, by position.
+  std::vector<std::tuple<int64_t, double, size_t>> deviation;
+  std::vector<int64_t> depth;
+  for (const Composition::Context& context : composition.contexts()) {
+    for (int64_t t = 0; context.moved && t < context.range.tokens; ++t) depth.push_back(std::min(t, kAlwaysFirst));
+  }
   std::vector<int32_t> ids;
   std::vector<int64_t> positions;
   std::vector<float> fresh, stored;
@@ -75,12 +85,12 @@ absl::StatusOr<std::vector<Token>> MostDeviating(const CompositionPass& pass, co
         const double difference = double{fresh[i]} - double{stored[i]};
         if (std::isfinite(difference)) sum += difference * difference;
       }
-      deviation.emplace_back(-sum, begin + t);
+      deviation.emplace_back(depth[begin + t], -sum, begin + t);
     }
   }
   std::nth_element(deviation.begin(), deviation.begin() + static_cast<std::ptrdiff_t>(wanted - 1), deviation.end());
   std::vector<Token> chosen;
-  for (size_t i = 0; i < wanted; ++i) chosen.push_back(tokens[deviation[i].second]);
+  for (size_t i = 0; i < wanted; ++i) chosen.push_back(tokens[std::get<2>(deviation[i])]);
   std::sort(chosen.begin(), chosen.end(), [](const Token& a, const Token& b) { return a.position < b.position; });
   return chosen;
 }

@@ -28,7 +28,8 @@ absl::Status RunComposition(const CompositionPass& pass, Composition& compositio
                             std::vector<float>* logits);
 
 // By the deviation repair: of composition.Repairable(), the share whose stored values in the second layer differ most
-// from what they would be in this prompt (arXiv 2405.16444, section 4; the first layer's differ in nothing). The cache
+// from what they would be in this prompt (arXiv 2405.16444, section 4; the first layer's differ in nothing). The share
+// begins with the first few tokens of every context, which the paper does not have. The cache
 // holds everything that stands before the contexts. Ascending.
 absl::StatusOr<std::vector<Composition::Token>> MostDeviating(const CompositionPass& pass,
                                                               const Composition& composition, PlaneCache& cache);

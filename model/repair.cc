@@ -12,12 +12,13 @@ namespace {
 absl::Status NotUnderstood(absl::string_view text) {
   return absl::InvalidArgumentError(absl::StrCat(
       "the repair '", text.substr(0, 80),
-      "' is not understood; there are none, prefix:TOKENS (1 to 4096), deviation:SHARE (above 0, at most 1) "
+      "' is not understood; there are none, full, prefix:TOKENS (1 to 4096), deviation:SHARE (above 0, at most 1) "
       "and parallel:TEMPERATURE:SCALE (above 0, at most 2)"));
 }
 
+// Six digits count, as ToString writes them.
 bool Number(absl::string_view text, double most, double* out) {
-  return absl::SimpleAtod(text, out) && *out > 0 && *out <= most;
+  return absl::SimpleAtod(text, out) && absl::SimpleAtod(absl::StrCat(*out), out) && *out > 0 && *out <= most;
 }
 
 }  // namespace
@@ -27,6 +28,7 @@ absl::StatusOr<Repair> Repair::Parse(absl::string_view text) {
   Repair repair;
   const size_t given = parts.size() - 1;
   if (text.empty() || text == "none") return repair;
+  if (text == "full") return Repair{.kind = RepairKind::kFull};
   if (parts[0] == "prefix" && given <= 1) {
     repair = {.kind = RepairKind::kPrefix, .prefix_tokens = 32};
     if (given == 0 || (absl::SimpleAtoi(parts[1], &repair.prefix_tokens) && repair.prefix_tokens >= 1 &&
@@ -51,6 +53,8 @@ std::string Repair::ToString() const {
       return absl::StrCat("deviation:", share);
     case RepairKind::kParallel:
       return absl::StrCat("parallel:", temperature, ":", scale);
+    case RepairKind::kFull:
+      return "full";
     case RepairKind::kNone:
       break;
   }

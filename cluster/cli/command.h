@@ -41,6 +41,7 @@ void AddStoreCheck(CLI::App& store, Action& action);    // Likewise.
 void AddStoreArchive(CLI::App& store, Action& action);  // Likewise.
 void AddWhy(CLI::App& app, Action& action);
 void AddContext(CLI::App& app, Action& action);
+void AddContextEval(CLI::App& context_group, Action& action);  // Of AddContext.
 void AddConfig(CLI::App& app, Action& action);
 void AddBench(CLI::App& app, Action& action);
 void AddCompletion(CLI::App& app, Action& action);

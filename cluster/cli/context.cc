@@ -216,6 +216,7 @@ absl::Status Remove(const Options& o) {
 void AddContext(CLI::App& app, Action& action) {
   CLI::App* group = app.add_subcommand("context", "Texts that are computed once and reused wherever they stand");
   group->require_subcommand(1);
+  AddContextEval(*group, action);
   auto o = std::make_shared<Options>();
   const auto add = [&](const char* name, const char* what, absl::Status (*run)(const Options&)) {
     CLI::App* verb = group->add_subcommand(name, what);

@@ -22,6 +22,7 @@
 #include "kvstore/sharded_store.h"
 #include "model/chat_template.h"
 #include "model/config.h"
+#include "model/measured_repair.h"
 #include "model/tokenizer.h"
 #include "node/composed_load.h"
 #include "proto/grpc_server.h"
@@ -50,6 +51,7 @@ struct Options {
   MemberFlags member;
   cluster::HttpServerOptions http;
   cluster::ClusterBackendOptions backend;
+  std::string context_repair;  // "": as measured.
   bool no_store_answers = false;
 };
 
@@ -107,6 +109,13 @@ uint32_t MostSamples(const cluster::NodeSet& nodes) {
 absl::Status ServeGateway(const Options& o) {
   cluster::BlockTerminationSignals();
   PERIGEE_RETURN_IF_ERROR(o.watch.StartLogging("gateway"));
+  cluster::ClusterBackendOptions backend_options = o.backend;
+  if (!o.context_repair.empty()) {
+    const absl::StatusOr<model::Repair> repair = model::Repair::Parse(o.context_repair);
+    if (!repair.ok()) return UsageError(absl::StrCat("--context-repair: ", repair.status().message()));
+    backend_options.context_repair = *repair;
+  }
+  PERIGEE_ASSIGN_OR_RETURN(backend_options.measured_repair, model::MeasuredRepair::Load(o.model_folder));
   PERIGEE_ASSIGN_OR_RETURN(const std::string admin_listen, AdminListen(o));
   cluster::RaiseDescriptorLimit();
   PERIGEE_ASSIGN_OR_RETURN(const model::ModelConfig config, model::ModelConfig::Load(o.model_folder));
@@ -128,7 +137,6 @@ absl::Status ServeGateway(const Options& o) {
   }
   kvstore::ShardedStore store(member->stores(), engine.get(), store_options);
   const cluster::NodeSet nodes(&member->membership(), {});
-  cluster::ClusterBackendOptions backend_options = o.backend;
   backend_options.store_answers = !o.no_store_answers;
   backend_options.tokenizer_digest = std::string(AsView(tokenizer->digest()));
   backend_options.context_opening = node::ContextOpening(*tokenizer);
@@ -222,7 +230,8 @@ void AddServeGateway(CLI::App& serve, Action& action) {
   verb->add_option("--advertise-http", o->advertise_http,
                    "host:port of the HTTP API as the others are told it (default: where it listens; where that is a "
                    "wildcard, under --advertise's host)");
-  verb->add_option("--model", o->model_folder, "Model folder; only its config and tokenizer are read")
+  verb->add_option("--model", o->model_folder,
+                   "Model folder; only its config, its tokenizer and context_repair.json are read")
       ->capture_default_str();
   verb->add_option("--model-name", o->model_name, "The model's name in requests (default: its folder's)");
   verb->add_option("--transports", o->transports, "UCX transports, e.g. tcp or shm,tcp (default: UCX chooses)");
@@ -269,6 +278,9 @@ void AddServeGateway(CLI::App& serve, Action& action) {
   verb->add_option("--max-direct-tokens", o->backend.route.max_direct_tokens,
                    "Missing prompt tokens that a decode node computes itself, where there are prefill nodes")
       ->capture_default_str();
+  verb->add_option("--context-repair", o->context_repair,
+                   "Of contexts, where a request does not say: full, none, prefix:32 ... (default: what context eval "
+                   "measured with the model and plan that are served, else full)");
   verb->add_flag("--no-store-answers", o->no_store_answers, "Do not keep answers for the next turn of a conversation");
   o->watch.Add(*verb);
   verb->add_option("--ready-fd", o->ready_fd, "Write 'ready ADDRESS' to this descriptor once serving");

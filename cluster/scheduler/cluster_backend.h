@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,8 @@
 #include "cluster/scheduler/node_set.h"
 #include "cluster/scheduler/route.h"
 #include "kvstore/sharded_store.h"
+#include "model/measured_repair.h"
+#include "model/repair.h"
 #include "pod/layout.h"
 
 namespace perigee::cluster {
@@ -35,7 +38,10 @@ struct ClusterBackendOptions {
   absl::Duration longest_request = absl::Minutes(60);
   std::string tokenizer_digest;  // Of those who encode prompts; nodes that decode with another get none. "": not known.
   std::vector<int32_t> context_opening = {};  // Ids in front of every context's own (node/composed_load.h).
-  std::string default_repair;                 // Of contexts, where a request does not say.
+  // Of contexts, where a request does not say: what the operator says, or else what was measured with the model and
+  // plan that are served, or else "full".
+  std::optional<model::Repair> context_repair = std::nullopt;
+  std::optional<model::MeasuredRepair> measured_repair = std::nullopt;
 };
 
 // The one model that the cluster serves, as its nodes tell it.

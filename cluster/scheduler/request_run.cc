@@ -66,8 +66,11 @@ RequestRun::RequestRun(ClusterBackend* backend, const ClusterModel& model, const
                 .model_fingerprint = model.fingerprint,
                 .plan_id = model.layout.plan().id(),
                 .block_tokens = model.layout.block_tokens()},
+      repair_(ChooseRepair()),
       samples_(std::max<uint32_t>(request.samples, 1)) {
   usage_.prompt_tokens = static_cast<uint32_t>(request.token_ids.size());
+  // In full, contexts are text like any other.
+  if (!repair_.ok() || repair_->kind == model::RepairKind::kFull) return;
   for (const ContextSpan& span : request.contexts) {
     std::vector<int32_t>& ids = contexts_.emplace_back(backend_.options_.context_opening);
     const auto begin = request.token_ids.begin() + span.begin;
@@ -80,7 +83,17 @@ RequestRun::RequestRun(ClusterBackend* backend, const ClusterModel& model, const
   }
 }
 
+absl::StatusOr<model::Repair> RequestRun::ChooseRepair() const {
+  if (!request_.repair.empty()) return model::Repair::Parse(request_.repair);
+  const ClusterBackendOptions& options = backend_.options_;
+  if (options.context_repair.has_value()) return *options.context_repair;
+  const std::optional<model::MeasuredRepair>& measured = options.measured_repair;
+  if (measured.has_value() && measured->IsOf(model_.fingerprint, model_.layout.plan().id())) return measured->repair;
+  return model::Repair{.kind = model::RepairKind::kFull};
+}
+
 absl::StatusOr<BackendUsage> RequestRun::Run() {
+  PERIGEE_RETURN_IF_ERROR(repair_.status());
   PERIGEE_RETURN_IF_ERROR(pod::ValidateIdentity(identity_));
   const absl::Time busy_until = std::min(deadline_, absl::Now() + backend_.options_.queue.max_wait);
   const auto complete = [this] {
@@ -366,15 +379,17 @@ absl::Status RequestRun::Generate(NodeHandle& node, const Attempt& attempt, uint
   request.set_answered_tokens(static_cast<uint32_t>(attempt.ids.size() - request_.token_ids.size()));
   request.set_max_compute_tokens(max_compute_tokens);
   request.set_store_answer(backend_.options_.store_answers);
-  for (const ContextSpan& span : request_.contexts) {
-    v1::ContextSpan* context = request.add_contexts();
-    context->set_begin(static_cast<uint32_t>(span.begin));
-    context->set_tokens(static_cast<uint32_t>(span.tokens));
-    if (span.source == nullptr) continue;
-    context->mutable_source()->Assign(span.source->begin(), span.source->end());
-    context->set_source_begin(static_cast<uint32_t>(span.source_begin));
+  if (composed()) {
+    for (const ContextSpan& span : request_.contexts) {
+      v1::ContextSpan* context = request.add_contexts();
+      context->set_begin(static_cast<uint32_t>(span.begin));
+      context->set_tokens(static_cast<uint32_t>(span.tokens));
+      if (span.source == nullptr) continue;
+      context->mutable_source()->Assign(span.source->begin(), span.source->end());
+      context->set_source_begin(static_cast<uint32_t>(span.source_begin));
+    }
+    request.set_repair(repair_->ToString());
   }
-  if (composed()) request.set_repair(request_.repair.empty() ? backend_.options_.default_repair : request_.repair);
 
   GenerateCall call(node.decode(), request, request_.request_id, deadline_);
   std::optional<absl::Status> ended;

@@ -52,6 +52,8 @@ class RequestRun {
   // Those of the request's contexts that the stores lack.
   absl::Status PrefillContexts();
   bool composed() const { return !contexts_.empty(); }
+  // Which repair the request's contexts get.
+  absl::StatusOr<model::Repair> ChooseRepair() const;
   absl::Status Generate(NodeHandle& node, const Attempt& attempt, uint32_t max_compute_tokens);
   absl::Status Take(const v1::GenerateEvent& event, NodeHandle& node, const Attempt& attempt);
   absl::Status GivesUp(const absl::Status& status) const;
@@ -66,7 +68,8 @@ class RequestRun {
   const absl::FunctionRef<bool(const BackendEvent&)> emit_;
   const absl::FunctionRef<bool()> cancelled_;
   pod::Identity identity_;
-  std::vector<std::vector<int32_t>> contexts_;            // Ids of each, opening included.
+  absl::StatusOr<model::Repair> repair_;
+  std::vector<std::vector<int32_t>> contexts_;            // Ids of each, opening included. None with "full".
   std::vector<std::vector<pod::BlockKey>> context_keys_;  // Theirs.
   std::vector<Sample> samples_;
   std::set<std::string> avoided_;  // Nodes that failed this request.

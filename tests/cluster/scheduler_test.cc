@@ -418,5 +418,71 @@ TEST_F(SchedulerTest, ManyRequestsWhileNodesBreakOffAreAllWhole) {
   for (const auto& node : nodes_->All(Role::kDecode)) EXPECT_EQ(node->requests, 0);
 }
 
+class ContextRepairTest : public SchedulerTest {
+ protected:
+  static model::MeasuredRepair Measured(absl::string_view repair) {
+    const pod::Plan plan = *pod::Plan::Parse(*ReadFile(PERIGEE_SOURCE_DIR "/models/podling/plan.json"));
+    model::MeasuredRepair measured;
+    measured.model_fingerprint = plan.model_fingerprint();
+    measured.plan_id = plan.id();
+    measured.repair = *model::Repair::Parse(repair);
+    return measured;
+  }
+  // As the decode node was asked: the repair, or "plain" where the prompt is text and nothing else.
+  std::string Asked(const std::string& repair) {
+    if (backend_ == nullptr) Start(1, 0);
+    BackendRequest request = Request();
+    request.contexts = {{10, 40}};
+    request.repair = repair;
+    ExpectWhole(Run(request), request);
+    const v1::GenerateRequest call = decode_[0].service.calls().back();
+    if (call.contexts_size() == 0) return call.repair().empty() ? "plain" : "a repair of nothing";
+    EXPECT_EQ(call.contexts(0).begin(), 10u);
+    EXPECT_EQ(call.contexts(0).tokens(), 40u);
+    return call.repair();
+  }
+};
+
+TEST_F(ContextRepairTest, WhatWasNotMeasuredIsComputedInFull) {
+  EXPECT_EQ(Asked(""), "plain");
+  EXPECT_EQ(Asked("prefix:8"), "prefix:8");
+  EXPECT_EQ(Asked("full"), "plain");
+}
+
+TEST_F(ContextRepairTest, WhatWasMeasuredWithThisModelAndPlanIsTheDefault) {
+  options_.measured_repair = Measured("prefix:16");
+  EXPECT_EQ(Asked(""), "prefix:16");
+  EXPECT_EQ(Asked("none"), "none");
+  EXPECT_EQ(Asked("full"), "plain");
+}
+
+TEST_F(ContextRepairTest, WhatWasMeasuredWithAnotherModelDoesNotCount) {
+  options_.measured_repair = Measured("none");
+  options_.measured_repair->model_fingerprint[0] ^= 1;
+  EXPECT_EQ(Asked(""), "plain");
+}
+
+TEST_F(ContextRepairTest, WhatWasMeasuredWithAnotherPlanDoesNotCount) {
+  options_.measured_repair = Measured("none");
+  options_.measured_repair->plan_id[0] ^= 1;
+  EXPECT_EQ(Asked(""), "plain");
+}
+
+TEST_F(ContextRepairTest, TheOperatorsWordCountsBeforeWhatWasMeasured) {
+  options_.measured_repair = Measured("prefix:16");
+  options_.context_repair = *model::Repair::Parse("deviation:0.15");
+  EXPECT_EQ(Asked(""), "deviation:0.15");
+  EXPECT_EQ(Asked("none"), "none");
+}
+
+TEST_F(ContextRepairTest, ARepairThatIsNotUnderstoodIsRefusedBeforeAnyNodeIsAsked) {
+  Start(1, 0);
+  BackendRequest request = Request();
+  request.contexts = {{10, 40}};
+  request.repair = "perfect";
+  EXPECT_EQ(Run(request).usage.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(decode_[0].service.calls().empty());
+}
+
 }  // namespace
 }  // namespace perigee::cluster

@@ -58,6 +58,23 @@ class AnswersTest : public ::testing::TestWithParam<std::string> {
 INSTANTIATE_TEST_SUITE_P(Plans, AnswersTest, ::testing::Values("identity", ""),
                          [](const auto& info) { return info.param.empty() ? "PodlingsPlan" : "IdentityPlan"; });
 
+TEST_P(AnswersTest, InFullContextsAreTextLikeAnyOther) {
+  const auto prompt = Ids(200, 1);
+  DecodeNode decode(node_.get()), reference(other_.get());
+  v1::GenerateRequest ask = AskFor(prompt, 20);
+  ask.set_max_compute_tokens(1000);
+  const Answer plain = Generate(reference, ask);
+  v1::ContextSpan* context = ask.add_contexts();
+  context->set_begin(40);
+  context->set_tokens(100);
+  ask.set_repair("full");
+  const Answer full = Generate(decode, ask);
+  ASSERT_TRUE(full.status.ok()) << full.status;
+  EXPECT_EQ(full.tokens, plain.tokens);
+  EXPECT_EQ(full.started.context_tokens() + full.started.repaired_tokens(), 0u);
+  EXPECT_EQ(full.started.computed_tokens(), prompt.size());
+}
+
 TEST_P(AnswersTest, EightAtOnceShareTheirPassesAndAnswerAsAlone) {
   constexpr size_t kRequests = 8;
   std::vector<v1::GenerateRequest> asks;

@@ -73,6 +73,7 @@ TEST_F(CliTest, HelpOfEveryVerbExitsWithZero) {
                                "context ls",
                                "context show",
                                "context rm",
+                               "context eval",
                                "model",
                                "model inspect",
                                "model fingerprint",
@@ -125,6 +126,11 @@ TEST_F(CliTest, AWrongCommandLineExitsWithTwo) {
       {"store", "rm"},
       {"store", "gc", "--store", "s1"},
       {"model", "calibrate", kModel, "--method", "given"},
+      {"context", "eval", "--repair", "perfect"},
+      {"context", "eval", "--documents", "many"},
+      {"context", "eval", "--cut", "1.5"},
+      {"context", "eval", "--repair", "none", "--repair", "none"},
+      {"serve", "gateway", "--context-repair", "perfect"},
       {"serve", "gateway", "--max-requests", "0"},
       {"serve", "gateway", "--max-body-mib", "0"}};
   for (const auto& arguments : wrong) {
@@ -132,6 +138,21 @@ TEST_F(CliTest, AWrongCommandLineExitsWithTwo) {
     EXPECT_EQ(ran.exit_code, 2) << ::testing::PrintToString(arguments) << ran.out << ran.err;
     EXPECT_NE(ran.err, "") << ::testing::PrintToString(arguments);
   }
+}
+
+TEST_F(CliTest, ContextEvalMeasuresAndWritesTheDefaultBesideTheModel) {
+  const std::string copy = home_.path() + "/podling";
+  fs::copy(kModel, copy);
+  fs::remove(copy + "/context_repair.json");
+  const std::vector<std::string> arguments = {
+      "context",     "eval", "--model",           copy,       "--questions",     "4",
+      "--documents", "2-3",  "--document-tokens", "40-60",    "--cut",           "1",
+      "--repair",    "none", "--repair",          "prefix:8", "--write-default", "--json"};
+  const Ran ran = Perigee(arguments);
+  ASSERT_EQ(ran.exit_code, 0) << ran.err;
+  EXPECT_THAT(ran.out, HasSubstr("\"repair\": \"prefix:8\""));
+  EXPECT_THAT(ran.out, HasSubstr("\"computed_share\""));
+  EXPECT_TRUE(fs::exists(copy + "/context_repair.json"));
 }
 
 TEST_F(CliTest, WithoutAClusterTheMissingFileIsNamed) {

@@ -39,14 +39,15 @@ std::vector<int64_t> Positions(const std::vector<Token>& tokens) {
 Repair RepairOf(absl::string_view text) { return *Repair::Parse(text); }
 
 TEST(RepairTest, SaysWhatItReadsAndRefusesWhatItDoesNotUnderstand) {
-  for (const char* text : {"none", "prefix:32", "deviation:0.15", "parallel:0.9:0.8"}) {
+  for (const char* text : {"none", "full", "prefix:32", "deviation:0.15", "parallel:0.9:0.8"}) {
     EXPECT_EQ(RepairOf(text).ToString(), text);
   }
   EXPECT_EQ(RepairOf(""), Repair{});
   EXPECT_EQ(RepairOf("prefix"), RepairOf("prefix:32"));
+  EXPECT_EQ(RepairOf("deviation:0.12345678"), RepairOf(RepairOf("deviation:0.12345678").ToString()));
   EXPECT_EQ(RepairOf("deviation"), RepairOf("deviation:0.15"));
   for (const char* text : {"prefix:0", "prefix:x", "prefix:99999", "deviation:0", "deviation:1.1", "deviation:nan",
-                           "parallel:1", "parallel:0:1", "parallel:inf:1", "none:1", "perfect"}) {
+                           "parallel:1", "parallel:0:1", "parallel:inf:1", "none:1", "full:1", "perfect"}) {
     EXPECT_EQ(Repair::Parse(text).status().code(), absl::StatusCode::kInvalidArgument) << text;
   }
 }
@@ -81,6 +82,18 @@ TEST(CompositionTest, WhatBeginsThePromptBehindTheSameOpeningIsItsOwnPrefix) {
   EXPECT_EQ(c.repaired_tokens(), 2);
   EXPECT_EQ(c.context_tokens(), 10 + 5);
   EXPECT_EQ(c.leading(), 2u);
+}
+
+TEST(CompositionTest, InFullAllIsText) {
+  std::vector<int32_t> ids = Ids(20, 2);
+  ids[0] = kBos;
+  const ContextRange contexts[] = {{1, 9}, {12, 5}};
+  const Composition c = *Composition::Create(ids, contexts, kOpening, RepairOf("full"));
+  EXPECT_TRUE(c.contexts().empty());
+  EXPECT_EQ(c.computed().size(), ids.size());
+  EXPECT_EQ(c.context_tokens() + c.repaired_tokens(), 0);
+  const ContextRange overlapping[] = {{5, 3}, {7, 2}};
+  EXPECT_FALSE(Composition::Create(ids, overlapping, kOpening, RepairOf("full")).ok());
 }
 
 TEST(CompositionTest, SideBySideContextsStandWhereTheFirstOneDoesAndTextsBehindTheLongest) {
@@ -276,6 +289,35 @@ TEST_F(ComposedTest, RepairsComeCloserToThePlainPromptThanNone) {
   EXPECT_GT(none, 0.01);
   EXPECT_LT(divergence("deviation:0.5"), none);
   EXPECT_LT(divergence("prefix:100"), none);
+}
+
+TEST_F(ComposedTest, TheDeviationRepairBeginsWithTheFirstTokensOfEveryContext) {
+  const auto repaired = [&](const char* repair) {
+    Composition composition = *Composition::Create(prompt_, contexts_, kOpening, RepairOf(repair));
+    PlaneCache cache = NewCache(full_);
+    for (const Composition::Context& context : composition.contexts()) {
+      PlaneCache alone = NewCache(full_);
+      EXPECT_TRUE(transformer().Forward(context.ids, alone, Logits::kNone, nullptr).ok());
+      for (const CachedBlock& block : composition.Places(context, alone)) EXPECT_TRUE(cache.Place(block).ok());
+    }
+    const auto run = [&](BatchItem item) {
+      const absl::Status status = transformer().ForwardBatch(std::span(&item, 1));
+      return status.ok() ? item.status : status;
+    };
+    std::vector<float> logits;
+    EXPECT_TRUE(RunComposition({.transformer = &transformer(), .run = run}, composition, cache, &logits).ok());
+    std::vector<int64_t> positions;
+    for (const Token& token : composition.computed()) {
+      if (token.repaired) positions.push_back(token.position);
+    }
+    return positions;
+  };
+  EXPECT_THAT(repaired("deviation:0.016"), ElementsAre(8, 9, 113, 114));
+  const std::vector<int64_t> more = repaired("deviation:0.1");
+  EXPECT_EQ(more.size(), 25u);
+  for (const int64_t first : {8, 113}) {
+    for (int64_t t = 0; t < 8; ++t) EXPECT_THAT(more, ::testing::Contains(first + t));
+  }
 }
 
 TEST_F(ComposedTest, SharedKeysAndNearOnlySlotsWorkOverContexts) {

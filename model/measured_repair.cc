@@ -134,7 +134,7 @@ absl::StatusOr<std::optional<MeasuredRepair>> MeasuredRepair::Load(const std::st
   if (absl::IsNotFound(text.status())) return std::nullopt;
   PERIGEE_RETURN_IF_ERROR(text.status());
   absl::StatusOr<MeasuredRepair> parsed = Parse(*text);
-  if (!parsed.ok()) return Annotate(parsed.status(), path);
+  if (!parsed.ok()) return Annotate(parsed.status(), folder);
   return std::optional<MeasuredRepair>(*std::move(parsed));
 }
 

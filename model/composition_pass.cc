@@ -55,18 +55,22 @@ absl::Status Run(const CompositionPass& pass, const Composition& composition, si
 absl::StatusOr<std::vector<Token>> MostDeviating(const CompositionPass& pass, const Composition& composition,
                                                  PlaneCache& cache) {
   Span span("deviation");
-  std::vector<Token> tokens = composition.Repairable();
-  // A query cannot stand where near-only slots see nothing.
-  std::erase_if(tokens, [&](const Token& token) { return cache.FarOnlyAt(token.position); });
+  std::vector<Token> tokens;
+  std::vector<int64_t> depth;  // How far into its context each stands, up to where that matters.
+  for (const Token& token : composition.Repairable()) {
+    // A query cannot stand where near-only slots see nothing.
+    if (cache.FarOnlyAt(token.position)) continue;
+    const auto context =
+        std::find_if(composition.contexts().begin(), composition.contexts().end(),
+                     [&](const Composition::Context& c) { return c.moved && token.position < c.position + c.end; });
+    tokens.push_back(token);
+    depth.push_back(std::min(token.position - context->position - context->first, kAlwaysFirst));
+  }
   const size_t wanted = static_cast<size_t>(composition.repair().share * static_cast<double>(tokens.size()) + 0.5);
   span.Set("tokens", tokens.size());
   if (wanted == 0) return std::vector<Token>();
   // In front of all others the first tokens of every context, by how far in they stand; then the largest, by position.
   std::vector<std::tuple<int64_t, double, size_t>> deviation;
-  std::vector<int64_t> depth;
-  for (const Composition::Context& context : composition.contexts()) {
-    for (int64_t t = 0; context.moved && t < context.range.tokens; ++t) depth.push_back(std::min(t, kAlwaysFirst));
-  }
   std::vector<int32_t> ids;
   std::vector<int64_t> positions;
   std::vector<float> fresh, stored;

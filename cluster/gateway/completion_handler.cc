@@ -15,6 +15,7 @@
 #include "absl/time/clock.h"
 #include "base/status.h"
 #include "cluster/gateway/context_handler.h"
+#include "cluster/gateway/text_chunks.h"
 
 namespace perigee::cluster {
 
@@ -220,6 +221,7 @@ absl::StatusOr<std::unique_ptr<CompletionHandler::Answer>> CompletionHandler::Be
     one.request_id = exchange.record.request_id;
     one.tenant = exchange.record.tenant;
     one.deadline = deadline;
+    if (options_.chunks != nullptr) AdmitChunks(*options_.chunks, one);
   }
   const size_t prompts = requests.size();
   PERIGEE_ASSIGN_OR_RETURN(

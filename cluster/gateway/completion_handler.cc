@@ -209,6 +209,7 @@ absl::StatusOr<std::unique_ptr<CompletionHandler::Answer>> CompletionHandler::Be
   }
   PERIGEE_ASSIGN_OR_RETURN(CompletionCall call, ParseCompletionCall(body, endpoint, limits));
   exchange.record.stream = call.stream;
+  if (options_.chunks == nullptr) call.separator.clear();
   PERIGEE_ASSIGN_OR_RETURN(const absl::Duration time, TimeFor(request, call, options_.request_timeout));
   PERIGEE_ASSIGN_OR_RETURN(const std::vector<SharedTokens> contexts,
                            ResolveContexts(options_.contexts, exchange.record.tenant, call));

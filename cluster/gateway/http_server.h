@@ -48,7 +48,7 @@ struct HttpServerOptions {
   size_t parallel_prompts = 8;  // Of one request with several.
   // Outlives the server. Null: it keeps no contexts, and refuses requests that name some.
   ContextService* contexts = nullptr;
-  // Outlives the server. Null: none is remembered, and chunks are computed with their prompts.
+  // Outlives the server. Null: nothing is cut into chunks, a context_separator does nothing.
   ChunkIndex* chunks = nullptr;
 
   absl::Duration request_timeout = absl::Minutes(10);  // From the request's arrival to its answer's end.

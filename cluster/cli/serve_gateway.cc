@@ -11,6 +11,7 @@
 #include "cluster/cli/exit_code.h"
 #include "cluster/cli/member_flags.h"
 #include "cluster/cli/watch_flags.h"
+#include "cluster/contexts/chunk_index.h"
 #include "cluster/contexts/context_rpc.h"
 #include "cluster/contexts/context_service.h"
 #include "cluster/contexts/open_registry.h"
@@ -52,6 +53,7 @@ struct Options {
   cluster::HttpServerOptions http;
   cluster::ClusterBackendOptions backend;
   std::string context_repair;  // "": as measured.
+  cluster::ChunkIndexOptions chunks;
   bool no_store_answers = false;
 };
 
@@ -144,15 +146,17 @@ absl::Status ServeGateway(const Options& o) {
 
   PERIGEE_ASSIGN_OR_RETURN(const std::unique_ptr<cluster::ContextRegistry> registry,
                            cluster::OpenContextRegistry(o.member.spec, o.member.etcd, o.contexts_folder));
-  cluster::ContextService contexts(registry.get(), tokenizer.get(),
-                                   [&backend](const std::string& tenant, const std::vector<int32_t>& ids,
-                                              const std::function<bool()>& cancelled) {
-                                     return backend.PrefillAhead(tenant, ids, cancelled);
-                                   },
-                                   {.window_tokens = config.max_positions});
+  cluster::ContextService contexts(
+      registry.get(), tokenizer.get(),
+      [&backend](const std::string& tenant, const std::vector<int32_t>& ids, const std::function<bool()>& cancelled) {
+        return backend.PrefillAhead(tenant, ids, cancelled);
+      },
+      {.window_tokens = config.max_positions});
 
+  cluster::ChunkIndex chunks(o.chunks);
   cluster::HttpServerOptions http = o.http;
   http.contexts = &contexts;
+  if (o.chunks.tokens_per_tenant > 0) http.chunks = &chunks;
   http.request_timeout = absl::Seconds(o.timeout_s);
   http.read_timeout = absl::Seconds(o.read_timeout_s);
   http.write_timeout = absl::Seconds(o.write_timeout_s);
@@ -189,7 +193,7 @@ absl::Status ServeGateway(const Options& o) {
   PERIGEE_ASSIGN_OR_RETURN(
       const std::unique_ptr<cluster::MetricsServer> metrics_server,
       o.watch.Serve(
-          "gateway", [&](cluster::MetricFamilies& out) { metrics.Collect(backend.stats(), out); },
+          "gateway", [&](cluster::MetricFamilies& out) { metrics.Collect(backend.stats(), chunks.stats(), out); },
           [&] { return draining ? absl::UnavailableError("it is going to stop") : backend.Ready(); }));
   PERIGEE_ASSIGN_OR_RETURN(cluster::NodeRecord self, o.member.Record(cluster::Role::kGateway, admin_server->address()));
   PERIGEE_ASSIGN_OR_RETURN(self.http_address, HttpAddress(o, server->address(), self.address));
@@ -239,6 +243,13 @@ void AddServeGateway(CLI::App& serve, Action& action) {
   verb->add_option("--contexts-dir", o->contexts_folder,
                    "Folder for registered contexts, shared by all gateways (default: 'contexts' beside the file of "
                    "--join static:FILE; with etcd they stand there)");
+  verb->add_option("--chunk-index-entries", o->chunks.entries,
+                   "Chunks of prompts with a context_separator that are remembered, to know those that come again")
+      ->capture_default_str()
+      ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 30));
+  verb->add_option("--chunk-tokens-per-tenant", o->chunks.tokens_per_tenant,
+                   "Of a tenant's chunks that are reused as contexts; 0: none is, and context_separator does nothing")
+      ->capture_default_str();
   verb->add_option("--replicas", o->replicas, "As the nodes', so that all copies are looked at")->capture_default_str();
   verb->add_option("--keys-file", o->http.keys_file,
                    "API keys: a line 'KEY TENANT' each (default: everybody, without a tenant)");

@@ -31,10 +31,13 @@ struct BackendRequest {
   std::vector<int32_t> token_ids;          // The whole prompt, begin-of-sequence token and all.
   std::vector<int64_t> branch_points;      // Token positions at which other prompts are expected to go on differently.
   std::vector<ContextSpan> contexts = {};  // Ascending, without overlap.
-  std::string repair = {};                 // model/repair.h; "": the model's default.
-  uint32_t samples = 1;                    // Answers to this prompt.
-  uint32_t max_tokens = 0;                 // Of each answer.
-  double temperature = 0;                  // 0: greedy.
+  // Stretches that may come again elsewhere (text_chunks.h), ascending, apart from contexts and from each other; where
+  // the prompt is computed they are text.
+  std::vector<ContextSpan> chunks = {};
+  std::string repair = {};  // model/repair.h; "": the model's default.
+  uint32_t samples = 1;     // Answers to this prompt.
+  uint32_t max_tokens = 0;  // Of each answer.
+  double temperature = 0;   // 0: greedy.
   double top_p = 1;
   uint32_t top_k = 0;  // 0: off.
   uint64_t seed = 0;   // Answer i is sampled with seed + i.

@@ -15,6 +15,7 @@
 #include "absl/time/clock.h"
 #include "base/status.h"
 #include "cluster/gateway/context_handler.h"
+#include "cluster/gateway/text_chunks.h"
 
 namespace perigee::cluster {
 
@@ -208,6 +209,7 @@ absl::StatusOr<std::unique_ptr<CompletionHandler::Answer>> CompletionHandler::Be
   }
   PERIGEE_ASSIGN_OR_RETURN(CompletionCall call, ParseCompletionCall(body, endpoint, limits));
   exchange.record.stream = call.stream;
+  if (options_.chunks == nullptr) call.separator.clear();
   PERIGEE_ASSIGN_OR_RETURN(const absl::Duration time, TimeFor(request, call, options_.request_timeout));
   PERIGEE_ASSIGN_OR_RETURN(const std::vector<SharedTokens> contexts,
                            ResolveContexts(options_.contexts, exchange.record.tenant, call));
@@ -220,6 +222,7 @@ absl::StatusOr<std::unique_ptr<CompletionHandler::Answer>> CompletionHandler::Be
     one.request_id = exchange.record.request_id;
     one.tenant = exchange.record.tenant;
     one.deadline = deadline;
+    if (options_.chunks != nullptr) AdmitChunks(*options_.chunks, one);
   }
   const size_t prompts = requests.size();
   PERIGEE_ASSIGN_OR_RETURN(

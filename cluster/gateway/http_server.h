@@ -22,6 +22,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "cluster/contexts/chunk_index.h"
 #include "cluster/contexts/context_service.h"
 #include "cluster/gateway/backend.h"
 #include "cluster/gateway/openai.h"
@@ -47,6 +48,8 @@ struct HttpServerOptions {
   size_t parallel_prompts = 8;  // Of one request with several.
   // Outlives the server. Null: it keeps no contexts, and refuses requests that name some.
   ContextService* contexts = nullptr;
+  // Outlives the server. Null: nothing is cut into chunks, a context_separator does nothing.
+  ChunkIndex* chunks = nullptr;
 
   absl::Duration request_timeout = absl::Minutes(10);  // From the request's arrival to its answer's end.
   absl::Duration read_timeout = absl::Seconds(30);     // For a request to arrive.

@@ -12,6 +12,7 @@
 //   contexts              ids of registered contexts (cluster/contexts/) that stand before the prompt, in order; in
 //                         chats before the first user message's content
 //   segments              completions, instead of prompt: {"text": "..."} and {"context": "id"} in order
+//   context_separator     what stands between the chunks of a text prompt, and of user messages (text_chunks.h)
 //   context_repair        what of contexts is computed again (model/repair.h)
 // and, among a chat message's parts, {"type": "context", "id": "..."}. Around a context nothing is put.
 //
@@ -76,7 +77,8 @@ struct CompletionCall {
   // before each prompt. Chat: places are the messages'.
   std::vector<std::string> contexts;
   size_t leading_contexts = 0;
-  std::string repair;  // "": the model's default.
+  std::string repair;     // "": the model's default.
+  std::string separator;  // Of chunks, in the text prompt and in users' messages; "": there are none.
 
   uint32_t samples = 1;
   std::optional<uint32_t> max_tokens;
@@ -99,6 +101,7 @@ absl::StatusOr<CompletionCall> ParseCompletionCall(absl::string_view body, Endpo
 
 // One request for each prompt, in their order, tokenised; request_id, tenant and deadline are left to the caller.
 // NOT_FOUND for another model's name; INVALID_ARGUMENT, with OpenAI's code, where the context is too small.
+// Chunks are cut out and not yet contexts: who is asked for them is not a function of the call (AdmitChunks).
 // `random_seed` is used where the call has none; `contexts` are the tokens of the call's contexts.
 absl::StatusOr<std::vector<BackendRequest>> MakeBackendRequests(const CompletionCall& call, const FrontModel& model,
                                                                 absl::Time now, uint64_t random_seed,

@@ -44,7 +44,7 @@ AnswerFormat::AnswerFormat(const CompletionCall& call, const std::string& reques
                            absl::Time created)
     : chat_(call.endpoint == Endpoint::kChatCompletions),
       include_usage_(call.include_usage),
-      with_contexts_(!call.contexts.empty()),
+      with_contexts_(!call.contexts.empty() || !call.separator.empty()),
       chunk_kind_(chat_ ? "chat.completion.chunk" : "text_completion") {
   const Json head = {{"id", absl::StrCat(chat_ ? "chatcmpl-" : "cmpl-", request_id)},
                      {"created", absl::ToUnixSeconds(created)},

@@ -7,6 +7,7 @@
 #include "base/status.h"
 #include "cluster/gateway/openai.h"
 #include "cluster/gateway/request_fields.h"
+#include "cluster/gateway/text_chunks.h"
 #include "model/prompt_parts.h"
 
 namespace perigee::cluster {
@@ -54,26 +55,118 @@ absl::StatusOr<model::ChatPrompt> TokenPrompt(const FrontModel& model, const Par
   return FromParts(std::move(encoded));
 }
 
-absl::StatusOr<std::vector<model::ChatPrompt>> Tokenise(const CompletionCall& call, const FrontModel& model,
-                                                        std::span<const std::span<const int32_t>> contexts,
-                                                        absl::Time now) {
-  std::vector<model::ChatPrompt> prompts;
-  const auto add = [&](absl::StatusOr<model::ChatPrompt> prompt, const char* param) -> absl::Status {
+// A prompt, whose contexts are those that the call names, and its chunks.
+struct PromptAndChunks {
+  model::ChatPrompt prompt;
+  std::vector<model::TokenSpan> chunks;
+};
+
+// `is_chunk`: for each context that has tokens whether it is a chunk.
+PromptAndChunks SetApart(model::ChatPrompt prompt, const std::vector<bool>& is_chunk) {
+  PromptAndChunks out;
+  std::vector<model::TokenSpan> contexts;
+  for (size_t i = 0; i < prompt.contexts.size(); ++i) {
+    (i < is_chunk.size() && is_chunk[i] ? out.chunks : contexts).push_back(prompt.contexts[i]);
+  }
+  prompt.contexts = std::move(contexts);
+  // Who comes with the same chunk again has it as a context, whatever stood before it: nobody goes on from behind it.
+  if (!out.chunks.empty()) std::erase_if(prompt.branch_points, [&](int64_t p) { return p > out.chunks[0].begin; });
+  out.prompt = std::move(prompt);
+  return out;
+}
+
+// The contexts of `parts` and the chunks of the text behind them.
+absl::StatusOr<PromptAndChunks> ChunkedPrompt(const FrontModel& model, Parts parts, absl::string_view text,
+                                              absl::string_view separator, size_t most) {
+  PERIGEE_ASSIGN_OR_RETURN(const std::vector<TextChunk> chunks, CutChunks(*model.tokenizer, text, separator, {}, most));
+  std::vector<bool> is_chunk;
+  for (const model::PromptPart& part : parts) {
+    if (part.context && !part.context->empty()) is_chunk.push_back(false);
+  }
+  size_t at = 0;
+  for (const TextChunk& chunk : chunks) {
+    if (chunk.begin > at) parts.push_back(TextPart(text.substr(at, chunk.begin - at)));
+    parts.push_back({.text = {}, .context = chunk.ids});
+    is_chunk.push_back(true);
+    at = chunk.end;
+  }
+  PERIGEE_ASSIGN_OR_RETURN(model::ChatPrompt prompt, TextPrompt(model, std::move(parts), text.substr(at)));
+  return SetApart(std::move(prompt), is_chunk);
+}
+
+// Where a chunk stands, the template is given a context.
+absl::StatusOr<PromptAndChunks> ChatPromptOf(const CompletionCall& call, const FrontModel& model,
+                                             std::span<const std::span<const int32_t>> contexts, absl::Time now,
+                                             size_t most) {
+  std::vector<model::ChatMessage> messages = call.messages;
+  std::vector<std::vector<TextChunk>> kept;  // Whose tokens `tokens` looks at.
+  std::vector<std::span<const int32_t>> tokens;
+  std::vector<bool> is_chunk;
+  size_t next = 0;
+  const auto add = [&](std::span<const int32_t> ids, bool chunk) {
+    tokens.push_back(ids);
+    if (!ids.empty()) is_chunk.push_back(chunk);
+  };
+  for (model::ChatMessage& message : messages) {
+    const std::string text = std::move(message.content);
+    const std::vector<size_t> places = std::move(message.contexts);
+    message.content.clear();
+    message.contexts.clear();
+    kept.emplace_back();
+    if (!call.separator.empty() && message.role == "user") {
+      PERIGEE_ASSIGN_OR_RETURN(kept.back(), CutChunks(*model.tokenizer, text, call.separator, places, most));
+      most -= kept.back().size();
+    }
+    size_t at = 0, place = 0;
+    const auto copy_until = [&](size_t end) {
+      for (; place < places.size() && places[place] <= end; ++place) {
+        message.content.append(text, at, places[place] - at);
+        at = places[place];
+        message.contexts.push_back(message.content.size());
+        add(contexts[next++], false);
+      }
+      message.content.append(text, at, end - at);
+      at = end;
+    };
+    for (const TextChunk& chunk : kept.back()) {
+      copy_until(chunk.begin);
+      message.contexts.push_back(message.content.size());
+      add(chunk.ids, true);
+      at = chunk.end;
+    }
+    copy_until(text.size());
+  }
+  PERIGEE_ASSIGN_OR_RETURN(model::ChatPrompt prompt,
+                           model.chat_template->Encode(*model.tokenizer, messages,
+                                                       {.switches = call.template_switches, .now = now}, tokens));
+  return SetApart(std::move(prompt), is_chunk);
+}
+
+constexpr size_t kMaxContextsAndChunks = 1024;
+
+absl::StatusOr<std::vector<PromptAndChunks>> Tokenise(const CompletionCall& call, const FrontModel& model,
+                                                      std::span<const std::span<const int32_t>> contexts,
+                                                      absl::Time now) {
+  std::vector<PromptAndChunks> prompts;
+  const size_t most_chunks = kMaxContextsAndChunks - std::min(kMaxContextsAndChunks, contexts.size());
+  const auto add = [&](absl::StatusOr<PromptAndChunks> prompt, const char* param) -> absl::Status {
     if (!prompt.ok()) return WithDetails(prompt.status(), param);
     prompts.push_back(*std::move(prompt));
     return absl::OkStatus();
   };
   if (call.endpoint == Endpoint::kChatCompletions) {
-    PERIGEE_RETURN_IF_ERROR(add(model.chat_template->Encode(*model.tokenizer, call.messages,
-                                                            {.switches = call.template_switches, .now = now}, contexts),
-                                "messages"));
+    PERIGEE_RETURN_IF_ERROR(add(ChatPromptOf(call, model, contexts, now, most_chunks), "messages"));
     return prompts;
   }
   Parts leading;
   for (const auto context : contexts.first(call.leading_contexts)) leading.push_back({.text = {}, .context = context});
   for (const std::string& text : call.text_prompts)
-    PERIGEE_RETURN_IF_ERROR(add(TextPrompt(model, leading, text), "prompt"));
-  for (const auto& ids : call.token_prompts) PERIGEE_RETURN_IF_ERROR(add(TokenPrompt(model, leading, ids), "prompt"));
+    PERIGEE_RETURN_IF_ERROR(add(ChunkedPrompt(model, leading, text, call.separator, most_chunks), "prompt"));
+  for (const auto& ids : call.token_prompts) {
+    absl::StatusOr<model::ChatPrompt> prompt = TokenPrompt(model, leading, ids);
+    if (!prompt.ok()) return WithDetails(prompt.status(), "prompt");
+    prompts.push_back({.prompt = *std::move(prompt), .chunks = {}});
+  }
   if (!call.segments.empty()) {
     size_t next = call.leading_contexts;
     for (const CompletionCall::Segment& segment : call.segments) {
@@ -83,7 +176,7 @@ absl::StatusOr<std::vector<model::ChatPrompt>> Tokenise(const CompletionCall& ca
     absl::StatusOr<model::PromptTokens> encoded =
         model::EncodeParts(*model.tokenizer, leading, model.tokenizer->adds_bos_by_default());
     if (!encoded.ok()) return WithDetails(encoded.status(), "segments");
-    prompts.push_back(FromParts(*std::move(encoded)));
+    prompts.push_back({.prompt = FromParts(*std::move(encoded)), .chunks = {}});
   }
   return prompts;
 }
@@ -127,18 +220,18 @@ absl::StatusOr<std::vector<BackendRequest>> MakeBackendRequests(const Completion
   }
   // Before a thousand large ones are put together.
   PERIGEE_RETURN_IF_ERROR(AnswerTokens(call, model, in_contexts).status());
-  PERIGEE_ASSIGN_OR_RETURN(std::vector<model::ChatPrompt> prompts, Tokenise(call, model, context_tokens, now));
+  PERIGEE_ASSIGN_OR_RETURN(std::vector<PromptAndChunks> prompts, Tokenise(call, model, context_tokens, now));
   std::vector<BackendRequest> requests;
   for (size_t i = 0; i < prompts.size(); ++i) {
-    if (prompts[i].token_ids.empty()) return Invalid("prompt", "has no tokens");
+    auto& [prompt, chunks] = prompts[i];
+    if (prompt.token_ids.empty()) return Invalid("prompt", "has no tokens");
     BackendRequest request;
     PERIGEE_ASSIGN_OR_RETURN(request.max_tokens,
-                             AnswerTokens(call, model, static_cast<int64_t>(prompts[i].token_ids.size())));
-    request.token_ids = std::move(prompts[i].token_ids);
-    request.branch_points = std::move(prompts[i].branch_points);
-    for (const auto& [begin, tokens] : prompts[i].contexts) {
-      request.contexts.push_back({.begin = begin, .tokens = tokens});
-    }
+                             AnswerTokens(call, model, static_cast<int64_t>(prompt.token_ids.size())));
+    request.token_ids = std::move(prompt.token_ids);
+    request.branch_points = std::move(prompt.branch_points);
+    for (const auto& [begin, tokens] : prompt.contexts) request.contexts.push_back({.begin = begin, .tokens = tokens});
+    for (const auto& [begin, tokens] : chunks) request.chunks.push_back({.begin = begin, .tokens = tokens});
     request.repair = call.repair;
     request.salt = call.salt;
     request.samples = call.samples;

@@ -20,6 +20,7 @@ constexpr size_t kMaxStopBytes = 1024;
 constexpr size_t kMaxSaltBytes = 256;
 constexpr size_t kMaxSwitches = 16;
 constexpr size_t kMaxRepairBytes = 64;
+constexpr size_t kMaxSeparatorBytes = 64;
 
 // Fields that would change the answer: only the values that ask for nothing are taken.
 absl::Status RefuseUnsupported(const Fields& fields, Endpoint endpoint) {
@@ -126,6 +127,16 @@ absl::Status AddContext(const std::string& where, const Json& id, const CallLimi
     return Invalid(where, absl::StrCat("has one context more than the ", limits.max_contexts, " allowed in a request"));
   }
   call.contexts.push_back(text);
+  return absl::OkStatus();
+}
+
+absl::Status ReadSeparator(const Fields& fields, CompletionCall& call) {
+  if (fields.Find("context_separator") == nullptr) return absl::OkStatus();
+  PERIGEE_ASSIGN_OR_RETURN(call.separator, fields.String("context_separator", "", kMaxSeparatorBytes));
+  if (call.separator.empty()) return Invalid("context_separator", "is empty; a text of 1 to 64 bytes is needed");
+  if (call.text_prompts.size() + call.token_prompts.size() > 1 || !call.token_prompts.empty()) {
+    return Invalid("context_separator", "stands in texts: one prompt, and that a text, is needed with it");
+  }
   return absl::OkStatus();
 }
 
@@ -323,6 +334,7 @@ absl::StatusOr<CompletionCall> ParseCompletionCall(absl::string_view body, Endpo
     PERIGEE_RETURN_IF_ERROR(ReadMessages(fields, limits, call));
     PERIGEE_RETURN_IF_ERROR(ReadSwitches(fields, call));
   }
+  PERIGEE_RETURN_IF_ERROR(ReadSeparator(fields, call));
   PERIGEE_RETURN_IF_ERROR(ReadSampling(fields, limits, call));
   PERIGEE_RETURN_IF_ERROR(ReadDelivery(fields, call));
   return call;

@@ -29,7 +29,8 @@ void GatewayMetrics::Observe(const HttpRequestRecord& record) {
   if (record.status == 200 && !record.result.ok()) ++broken_;
 }
 
-void GatewayMetrics::Collect(const ClusterBackendStats& backend, MetricFamilies& out) const {
+void GatewayMetrics::Collect(const ClusterBackendStats& backend, const ChunkIndexStats& chunks,
+                             MetricFamilies& out) const {
   {
     absl::MutexLock lock(&mu_);
     for (const auto& [name, tenant] : tenants_) {
@@ -74,6 +75,14 @@ void GatewayMetrics::Collect(const ClusterBackendStats& backend, MetricFamilies&
               Number(backend.contexts_prefilled));
   out.Counter("perigee_gateway_retries_total", "Attempts that failed and were made again.", Number(backend.retries));
   out.Counter("perigee_gateway_resumed_total", "Answers that another node went on with.", Number(backend.resumed));
+  const char* const seen = "Chunks of requests with a context_separator: as contexts, and as text.";
+  out.Counter("perigee_gateway_chunks_total", seen, Number(chunks.reused), {{"as", "context"}});
+  out.Counter("perigee_gateway_chunks_total", seen, Number(chunks.seen - chunks.reused), {{"as", "text"}});
+  out.Counter("perigee_gateway_chunks_admitted_total", "Chunks that were seen again, and became contexts.",
+              Number(chunks.admitted));
+  out.Gauge("perigee_gateway_chunks_remembered", "Chunks in the index: contexts, and those seen once.",
+            Number(chunks.admitted_now), {{"as", "context"}});
+  out.Gauge("perigee_gateway_chunks_remembered", "", Number(chunks.entries - chunks.admitted_now), {{"as", "text"}});
 }
 
 }  // namespace perigee::cluster

@@ -12,6 +12,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "base/histogram.h"
+#include "cluster/contexts/chunk_index.h"
 #include "cluster/gateway/http_server.h"
 #include "cluster/metrics/metric_families.h"
 #include "cluster/scheduler/cluster_backend.h"
@@ -26,7 +27,7 @@ class GatewayMetrics {
 
   // A request that has ended. Only completions count.
   void Observe(const HttpRequestRecord& record);
-  void Collect(const ClusterBackendStats& backend, MetricFamilies& out) const;
+  void Collect(const ClusterBackendStats& backend, const ChunkIndexStats& chunks, MetricFamilies& out) const;
 
  private:
   struct Tenant {

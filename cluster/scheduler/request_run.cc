@@ -6,11 +6,13 @@
 #include <optional>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/status.h"
 #include "base/trace.h"
 #include "cluster/scheduler/calls.h"
+#include "cluster/scheduler/passing_blocks.h"
 #include "node/stored_prompt.h"
 
 namespace perigee::cluster {
@@ -95,6 +97,7 @@ absl::StatusOr<model::Repair> RequestRun::ChooseRepair() const {
 absl::StatusOr<BackendUsage> RequestRun::Run() {
   PERIGEE_RETURN_IF_ERROR(repair_.status());
   PERIGEE_RETURN_IF_ERROR(pod::ValidateIdentity(identity_));
+  const absl::Cleanup drop = [this] { DropPassingBlocks(); };
   const absl::Time busy_until = std::min(deadline_, absl::Now() + backend_.options_.queue.max_wait);
   const auto complete = [this] {
     return std::all_of(samples_.begin(), samples_.end(), [](const Sample& s) { return s.finished; });
@@ -123,6 +126,16 @@ absl::StatusOr<BackendUsage> RequestRun::Run() {
   }
   for (const Sample& sample : samples_) usage_.completion_tokens += static_cast<uint32_t>(sample.ids.size());
   return usage_;
+}
+
+void RequestRun::DropPassingBlocks() const {
+  if (!prefilled_ || backend_.store_ == nullptr || request_.chunks.empty()) return;
+  const auto stored = std::span(request_.token_ids).first(request_.token_ids.size() - 1);
+  const std::vector<pod::BlockKey> keys = pod::DeriveChain(identity_, stored);
+  const auto passing = PassingBlocks(request_, keys, model_.layout.block_tokens());
+  if (passing.empty()) return;
+  const absl::StatusOr<uint32_t> deleted = backend_.store_->Delete(keys[0], passing);
+  if (!deleted.ok()) spdlog::info("a prompt's planes stay until others need the room: {}", deleted.status().ToString());
 }
 
 absl::Status RequestRun::Pause() {
@@ -327,6 +340,7 @@ absl::Status RequestRun::Prefill(NodeHandle& node, const Attempt& attempt) {
   }
   add(static_cast<int64_t>(attempt.ids.size()));
 
+  prefilled_ = true;
   PrefillCall call(node.prefill(), request, request_.request_id, deadline_);
   for (;;) {
     if (const std::optional<absl::Status> status = call.Wait(kLookEvery); status.has_value()) {
@@ -378,7 +392,8 @@ absl::Status RequestRun::Generate(NodeHandle& node, const Attempt& attempt, uint
   request.set_samples(static_cast<uint32_t>(attempt.samples.size()));
   request.set_answered_tokens(static_cast<uint32_t>(attempt.ids.size() - request_.token_ids.size()));
   request.set_max_compute_tokens(max_compute_tokens);
-  request.set_store_answer(backend_.options_.store_answers);
+  // Behind chunks that are contexts from now on nobody goes on.
+  request.set_store_answer(backend_.options_.store_answers && request_.chunks.empty());
   if (composed()) {
     for (const ContextSpan& span : request_.contexts) {
       v1::ContextSpan* context = request.add_contexts();

@@ -51,6 +51,8 @@ class RequestRun {
   absl::Status Prefill(NodeHandle& node, const Attempt& attempt);
   // Those of the request's contexts that the stores lack.
   absl::Status PrefillContexts();
+  // What stays of no use in the stores when the request has ended.
+  void DropPassingBlocks() const;
   bool composed() const { return !contexts_.empty(); }
   // Which repair the request's contexts get.
   absl::StatusOr<model::Repair> ChooseRepair() const;
@@ -76,6 +78,7 @@ class RequestRun {
   absl::Duration pause_ = absl::Milliseconds(10);
   bool prefill_first_ = false;  // A decode node lacked planes that were thought to be there.
   bool caller_gone_ = false;
+  bool prefilled_ = false;  // By a prefill node, at least in part.
   bool started_ = false;
   std::optional<uint32_t> found_;  // Prompt tokens that the first prefill did not compute.
   BackendUsage usage_;

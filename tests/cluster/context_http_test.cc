@@ -39,6 +39,7 @@ class ContextHttpTest : public FolderTest {
     options.address = "127.0.0.1:0";
     options.keys_file = folder_ + "/keys";
     options.contexts = service_.get();
+    if (with_chunks_) options.chunks = &chunks_;
     std::ofstream(options.keys_file) << "sk-ann-0123456789abcdef ann\nsk-bob-0123456789abcdef bob\n";
     const FrontModel model{.name = "m", .tokenizer = tokenizer, .chat_template = chat_template, .context_tokens = 512};
     auto server = HttpServer::Start(options, model, &backend_);
@@ -73,6 +74,8 @@ class ContextHttpTest : public FolderTest {
   std::vector<int32_t> Ids(const std::string& text) const { return *tokenizer_->Encode(text, false); }
 
   const model::Tokenizer* tokenizer_ = nullptr;
+  bool with_chunks_ = true;
+  ChunkIndex chunks_;
   std::unique_ptr<FolderContextRegistry> registry_;
   std::unique_ptr<ContextService> service_;
   FakeBackend backend_;
@@ -201,6 +204,37 @@ TEST_F(ContextHttpTest, ARequestThatRunsKeepsTheVersionItBeganWith) {
   client.join();
   EXPECT_EQ(answer.status, 200) << answer.json;
   EXPECT_EQ(answer.json.at("usage").at("prompt_tokens_details").at("context_tokens"), Ids("the pass key").size());
+}
+
+TEST_F(ContextHttpTest, ChunksOfATextAreContextsAtTheirSecondSightForTheirTenantOnly) {
+  std::string document;
+  for (int i = 0; i < 60; ++i) absl::StrAppend(&document, " river ", i);
+  const auto ask = [&](const std::string& question, const char* key) {
+    const Json prompt = document + "|" + question;
+    const Answer answer = Complete(R"("context_separator":"|","prompt":)" + prompt.dump(), key);
+    EXPECT_EQ(answer.status, 200) << answer.json;
+    return answer.json.at("usage").at("prompt_tokens_details").at("context_tokens").get<size_t>();
+  };
+  const size_t tokens = Ids(document).size();
+  ASSERT_GE(tokens, 64u);
+  EXPECT_EQ(ask("Why?", kAnn), 0u);
+  EXPECT_EQ(ask("Where?", kAnn), tokens);
+  EXPECT_EQ(ask("Where?", kBob), 0u);
+  EXPECT_EQ(backend_.seen().at(0).chunks.size(), 1u);
+  EXPECT_TRUE(backend_.seen().at(1).chunks.empty());
+}
+
+class WithoutChunksHttpTest : public ContextHttpTest {
+ protected:
+  WithoutChunksHttpTest() { with_chunks_ = false; }
+};
+
+TEST_F(WithoutChunksHttpTest, ASeparatorDoesNothing) {
+  const Answer answer = Complete(R"("context_separator":"|","prompt":")" + std::string(300, 'x') + R"(|y")");
+  EXPECT_EQ(answer.status, 200) << answer.json;
+  EXPECT_FALSE(answer.json.at("usage").at("prompt_tokens_details").contains("context_tokens"));
+  EXPECT_TRUE(backend_.seen().at(0).chunks.empty());
+  EXPECT_EQ(Complete(R"("context_separator":"","prompt":"y")").status, 400) << "still read";
 }
 
 TEST_F(ContextHttpTest, ARegistryThatCannotBeReachedIsNoMissingContext) {

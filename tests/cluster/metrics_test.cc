@@ -76,7 +76,8 @@ TEST(GatewayMetricsTest, CompletionsCountByTenantAndStatus) {
   broken.result = absl::UnavailableError("late");
   metrics.Observe(broken);
   MetricFamilies families;
-  metrics.Collect({.retries = 5, .waiting = 2}, families);
+  metrics.Collect({.retries = 5, .waiting = 2},
+                  {.seen = 9, .reused = 4, .admitted = 3, .entries = 7, .admitted_now = 2}, families);
   const std::string text = families.Text();
   EXPECT_THAT(text, HasSubstr("perigee_gateway_requests_total{tenant=\"acme\",status=\"200\"} 2\n"));
   EXPECT_THAT(text, HasSubstr("perigee_gateway_requests_total{tenant=\"acme\",status=\"429\"} 1\n"));
@@ -87,13 +88,17 @@ TEST(GatewayMetricsTest, CompletionsCountByTenantAndStatus) {
   EXPECT_THAT(text, HasSubstr("perigee_gateway_broken_streams_total 1\n"));
   EXPECT_THAT(text, HasSubstr("perigee_gateway_retries_total 5\n"));
   EXPECT_THAT(text, HasSubstr("perigee_gateway_waiting 2\n"));
+  EXPECT_THAT(text, HasSubstr("perigee_gateway_chunks_total{as=\"context\"} 4\n"));
+  EXPECT_THAT(text, HasSubstr("perigee_gateway_chunks_total{as=\"text\"} 5\n"));
+  EXPECT_THAT(text, HasSubstr("perigee_gateway_chunks_admitted_total 3\n"));
+  EXPECT_THAT(text, HasSubstr("perigee_gateway_chunks_remembered{as=\"text\"} 5\n"));
 }
 
 TEST(GatewayMetricsTest, TenantsWithSamplesOfTheirOwnAreBounded) {
   GatewayMetrics metrics;
   for (size_t i = 0; i < GatewayMetrics::kMaxTenants + 50; ++i) metrics.Observe(Record(absl::StrCat("t", i)));
   MetricFamilies families;
-  metrics.Collect({}, families);
+  metrics.Collect({}, {}, families);
   const std::string text = families.Text();
   EXPECT_EQ(Count(text, "perigee_gateway_requests_total{"), GatewayMetrics::kMaxTenants + 1);
   EXPECT_THAT(text, HasSubstr("perigee_gateway_requests_total{tenant=\"other\",status=\"200\"} 50\n"));

@@ -7,6 +7,7 @@
 #include "absl/strings/string_view.h"
 #include "cluster/gateway/context_handler.h"
 #include "cluster/gateway/openai.h"
+#include "cluster/gateway/text_chunks.h"
 #include "nlohmann/json.hpp"
 
 namespace {
@@ -26,7 +27,7 @@ void Use(const cluster::CompletionCall& call, const cluster::FrontModel& model) 
     Require(!nlohmann::json::parse(cluster::ToApiError(requests.status()).body, nullptr, false).is_discarded());
     return;
   }
-  for (const cluster::BackendRequest& request : *requests) {
+  for (cluster::BackendRequest request : *requests) {
     const auto tokens = static_cast<int64_t>(request.token_ids.size());
     Require(tokens > 0 && request.max_tokens > 0 && tokens + request.max_tokens <= model.context_tokens);
     Require(request.samples >= 1 && request.samples <= 16 && request.stop.size() <= 4);
@@ -36,6 +37,20 @@ void Use(const cluster::CompletionCall& call, const cluster::FrontModel& model) 
       Require(begin >= end && length == 3 && request.token_ids[static_cast<size_t>(begin)] == 300);
       end = begin + length;
       Require(end <= tokens);
+    }
+    Require(request.chunks.empty() || !call.separator.empty());
+    for (const auto& [begin, length] : request.chunks) Require(length >= 64 && begin >= 0 && begin + length <= tokens);
+    // All of them are contexts at their second sight, in order beside the others.
+    cluster::ChunkIndex index;
+    const size_t all = request.contexts.size() + request.chunks.size();
+    cluster::BackendRequest again = request;
+    cluster::AdmitChunks(index, request);
+    cluster::AdmitChunks(index, again);
+    Require(again.chunks.empty() && again.contexts.size() == all);
+    end = 0;
+    for (const auto& [begin, length] : again.contexts) {
+      Require(begin >= end);
+      end = begin + length;
     }
   }
   const cluster::AnswerFormat format(call, "id", model.name, absl::UnixEpoch());

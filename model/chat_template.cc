@@ -276,6 +276,10 @@ absl::StatusOr<ChatPrompt> ChatTemplate::Encode(const Tokenizer& tokenizer, std:
   PERIGEE_ASSIGN_OR_RETURN(PromptTokens encoded, EncodeParts(tokenizer, parts, add_bos));
   ChatPrompt prompt{
       .token_ids = std::move(encoded.token_ids), .branch_points = {}, .contexts = std::move(encoded.contexts)};
+  for (const ChatSegment& segment : segments) {
+    const auto number = static_cast<size_t>(segment.context);
+    if (segment.context >= 0 && !contexts[number].empty()) prompt.context_numbers.push_back(number);
+  }
   const std::vector<int64_t>& starts = encoded.starts;
   const auto size = static_cast<int64_t>(prompt.token_ids.size());
   bool seen_message = false;

@@ -53,6 +53,8 @@ struct ChatPrompt {
   // the last one ends, moved back to the nearest special token or split. Ascending, above 0 and below the size.
   std::vector<int64_t> branch_points;
   std::vector<TokenSpan> contexts = {};  // Where they stand.
+  // And which each of them is: templates may put messages in another order, and show one twice.
+  std::vector<size_t> context_numbers = {};
 };
 
 struct ChatOptions {

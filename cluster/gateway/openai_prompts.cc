@@ -61,12 +61,12 @@ struct PromptAndChunks {
   std::vector<model::TokenSpan> chunks;
 };
 
-// `is_chunk`: for each context that has tokens whether it is a chunk.
+// `is_chunk`: for each of the prompt's contexts.
 PromptAndChunks SetApart(model::ChatPrompt prompt, const std::vector<bool>& is_chunk) {
   PromptAndChunks out;
   std::vector<model::TokenSpan> contexts;
   for (size_t i = 0; i < prompt.contexts.size(); ++i) {
-    (i < is_chunk.size() && is_chunk[i] ? out.chunks : contexts).push_back(prompt.contexts[i]);
+    (is_chunk[i] ? out.chunks : contexts).push_back(prompt.contexts[i]);
   }
   prompt.contexts = std::move(contexts);
   // Who comes with the same chunk again has it as a context, whatever stood before it: nobody goes on from behind it.
@@ -97,15 +97,15 @@ absl::StatusOr<PromptAndChunks> ChunkedPrompt(const FrontModel& model, Parts par
 // Where a chunk stands, the template is given a context.
 absl::StatusOr<PromptAndChunks> ChatPromptOf(const CompletionCall& call, const FrontModel& model,
                                              std::span<const std::span<const int32_t>> contexts, absl::Time now,
-                                             size_t most) {
+                                             absl::string_view separator, size_t most) {
   std::vector<model::ChatMessage> messages = call.messages;
   std::vector<std::vector<TextChunk>> kept;  // Whose tokens `tokens` looks at.
   std::vector<std::span<const int32_t>> tokens;
-  std::vector<bool> is_chunk;
+  std::vector<bool> is_chunk;  // Of each of `tokens`.
   size_t next = 0;
   const auto add = [&](std::span<const int32_t> ids, bool chunk) {
     tokens.push_back(ids);
-    if (!ids.empty()) is_chunk.push_back(chunk);
+    is_chunk.push_back(chunk);
   };
   for (model::ChatMessage& message : messages) {
     const std::string text = std::move(message.content);
@@ -113,8 +113,8 @@ absl::StatusOr<PromptAndChunks> ChatPromptOf(const CompletionCall& call, const F
     message.content.clear();
     message.contexts.clear();
     kept.emplace_back();
-    if (!call.separator.empty() && message.role == "user") {
-      PERIGEE_ASSIGN_OR_RETURN(kept.back(), CutChunks(*model.tokenizer, text, call.separator, places, most));
+    if (message.role == "user") {
+      PERIGEE_ASSIGN_OR_RETURN(kept.back(), CutChunks(*model.tokenizer, text, separator, places, most));
       most -= kept.back().size();
     }
     size_t at = 0, place = 0;
@@ -136,10 +136,16 @@ absl::StatusOr<PromptAndChunks> ChatPromptOf(const CompletionCall& call, const F
     }
     copy_until(text.size());
   }
-  PERIGEE_ASSIGN_OR_RETURN(model::ChatPrompt prompt,
-                           model.chat_template->Encode(*model.tokenizer, messages,
-                                                       {.switches = call.template_switches, .now = now}, tokens));
-  return SetApart(std::move(prompt), is_chunk);
+  absl::StatusOr<model::ChatPrompt> prompt =
+      model.chat_template->Encode(*model.tokenizer, messages, {.switches = call.template_switches, .now = now}, tokens);
+  if (!prompt.ok()) {
+    // A template may leave out of a text what it may not leave out of contexts.
+    if (tokens.size() > contexts.size()) return ChatPromptOf(call, model, contexts, now, "", most);
+    return prompt.status();
+  }
+  std::vector<bool> chunk_stands;
+  for (const size_t number : prompt->context_numbers) chunk_stands.push_back(is_chunk[number]);
+  return SetApart(*std::move(prompt), chunk_stands);
 }
 
 constexpr size_t kMaxContextsAndChunks = 1024;
@@ -155,7 +161,7 @@ absl::StatusOr<std::vector<PromptAndChunks>> Tokenise(const CompletionCall& call
     return absl::OkStatus();
   };
   if (call.endpoint == Endpoint::kChatCompletions) {
-    PERIGEE_RETURN_IF_ERROR(add(ChatPromptOf(call, model, contexts, now, most_chunks), "messages"));
+    PERIGEE_RETURN_IF_ERROR(add(ChatPromptOf(call, model, contexts, now, call.separator, most_chunks), "messages"));
     return prompts;
   }
   Parts leading;

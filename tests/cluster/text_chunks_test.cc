@@ -151,6 +151,37 @@ TEST_F(TextChunksTest, ContextsAmongAMessagesPartsKeepTheirPlaces) {
             "User: the" + a + "pa" + s + b.substr(0, 90) + "ss" + b.substr(90) + s + "keyWhat?\nAssistant:");
 }
 
+TEST_F(TextChunksTest, ATemplateMayReorderRepeatAndLeaveOutMessages) {
+  const std::string a = Document(1), b = Document(2), s = "|";
+  const auto ask = [&](const std::string& source) {
+    const auto chat_template = *model::ChatTemplate::Parse(source, {});
+    FrontModel model = model_;
+    model.chat_template = chat_template.get();
+    const auto call = Call(
+        {{"context_separator", s},
+         {"messages",
+          {{{"role", "user"}, {"content", a + s + "Why?"}},
+           {{"role", "user"},
+            {"content",
+             {{{"type", "context"}, {"id", "the"}}, {{"type", "text"}, {"text", "What?" + s + b + s + "Who?"}}}}}}}});
+    EXPECT_TRUE(call.ok()) << call.status();
+    const auto the = std::make_shared<const std::vector<int32_t>>(Ids("the"));
+    const auto requests = MakeBackendRequests(*call, model, absl::UnixEpoch(), 7, std::vector<SharedTokens>{the});
+    EXPECT_TRUE(requests.ok()) << requests.status();
+    return requests.ok() ? requests->front() : BackendRequest();
+  };
+  const BackendRequest turned = ask("{{ messages[1]['content'] }}{{ messages[0]['content'] }}");
+  EXPECT_THAT(Chunks(turned), ElementsAre(b, a));
+  EXPECT_THAT(Contexts(turned), ElementsAre("the"));
+  const BackendRequest twice =
+      ask("{{ messages[0]['content'] }}{{ messages[1]['content'] }}{{ messages[0]['content'] }}");
+  EXPECT_THAT(Chunks(twice), ElementsAre(a, b, a));
+  EXPECT_THAT(Contexts(twice), ElementsAre("the"));
+  const BackendRequest last = ask("{{ messages[1]['content'] }}");
+  EXPECT_THAT(Chunks(last), IsEmpty()) << "all of it is text then";
+  EXPECT_EQ(*tokenizer_->Decode(last.token_ids), "theWhat?" + s + b + s + "Who?");
+}
+
 TEST_F(TextChunksTest, SeparatorsThatCannotBeMeantAreRefused) {
   const auto refused = [](const Json& fields) {
     const absl::Status status = Call(fields).status();

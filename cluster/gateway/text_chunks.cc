@@ -29,8 +29,9 @@ absl::StatusOr<std::vector<TextChunk>> CutChunks(const model::Tokenizer& tokeniz
 void AdmitChunks(ChunkIndex& index, BackendRequest& request) {
   if (request.chunks.empty()) return;
   std::vector<std::span<const int32_t>> ids;
-  for (const auto& [begin, tokens] : request.chunks) {
-    ids.push_back(std::span(request.token_ids).subspan(static_cast<size_t>(begin), static_cast<size_t>(tokens)));
+  for (const ContextSpan& chunk : request.chunks) {
+    ids.push_back(
+        std::span(request.token_ids).subspan(static_cast<size_t>(chunk.begin), static_cast<size_t>(chunk.tokens)));
   }
   const std::vector<bool> admitted = index.See(request.tenant, request.salt, ids);
   std::vector<ContextSpan> rest;

@@ -33,13 +33,14 @@ void Use(const cluster::CompletionCall& call, const cluster::FrontModel& model) 
     Require(request.samples >= 1 && request.samples <= 16 && request.stop.size() <= 4);
     for (const int64_t point : request.branch_points) Require(point > 0 && point < tokens);
     int64_t end = 0;
-    for (const auto& [begin, length] : request.contexts) {
+    for (const auto& [begin, length, source, source_begin] : request.contexts) {
       Require(begin >= end && length == 3 && request.token_ids[static_cast<size_t>(begin)] == 300);
       end = begin + length;
       Require(end <= tokens);
     }
     Require(request.chunks.empty() || !call.separator.empty());
-    for (const auto& [begin, length] : request.chunks) Require(length >= 64 && begin >= 0 && begin + length <= tokens);
+    for (const auto& [begin, length, source, source_begin] : request.chunks)
+      Require(length >= 64 && begin >= 0 && begin + length <= tokens);
     // All of them are contexts at their second sight, in order beside the others.
     cluster::ChunkIndex index;
     const size_t all = request.contexts.size() + request.chunks.size();
@@ -48,7 +49,7 @@ void Use(const cluster::CompletionCall& call, const cluster::FrontModel& model) 
     cluster::AdmitChunks(index, again);
     Require(again.chunks.empty() && again.contexts.size() == all);
     end = 0;
-    for (const auto& [begin, length] : again.contexts) {
+    for (const auto& [begin, length, source, source_begin] : again.contexts) {
       Require(begin >= end);
       end = begin + length;
     }

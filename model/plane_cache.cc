@@ -195,7 +195,8 @@ absl::Status PlaneCache::Grow(std::span<const int64_t> positions) {
   for (size_t row = 0; row < positions.size(); ++row) {
     const int64_t position = positions[row];
     const bool overlay = hidden_.erase(position) > 0;
-    if (!overlay && FindPlaced(position).ok()) {
+    // Nothing is placed behind all others: there most chunks go.
+    if (!overlay && position < tokens_ && FindPlaced(position).ok()) {
       return absl::InvalidArgumentError(
           absl::StrCat("a token is to be computed at position ", position, ", where one is placed and not hidden"));
     }

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/status.h"
+#include "cluster/admin/operator_call.h"
 #include "cluster/admin/wire.h"
 #include "cluster/channel.h"
 #include "proto/grpc_status.h"
@@ -23,12 +24,7 @@ template <typename Request, typename Response>
 absl::StatusOr<Response> AdminClient::Call(grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&,
                                                                         Response*),
                                            const Request& request) {
-  grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(absl::Now() + call_deadline_));
-  if (!secret_.empty()) context.AddMetadata(kAdminSecretMetadata, secret_);
-  Response response;
-  PERIGEE_RETURN_IF_ERROR(Annotate(FromGrpc((stub_.get()->*method)(&context, request, &response)), address_));
-  return response;
+  return CallAsOperator(*stub_, method, request, secret_, call_deadline_, address_);
 }
 
 absl::StatusOr<AdminClient::View> AdminClient::GetView() {

@@ -3,10 +3,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "base/status.h"
 #include "cluster/admin/admin_service.h"
-#include "cluster/admin/wire.h"
+#include "cluster/admin/operator_call.h"
 #include "cluster/channel.h"
 #include "proto/grpc_status.h"
 
@@ -108,13 +107,7 @@ template <typename Request, typename Response>
 absl::StatusOr<Response> ContextClient::Call(grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&,
                                                                           Response*),
                                              const Request& request) {
-  grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(absl::Now() + call_deadline_));
-  if (!secret_.empty()) context.AddMetadata(kAdminSecretMetadata, secret_);
-  Response response;
-  PERIGEE_RETURN_IF_ERROR(
-      Annotate(FromGrpc((stub_.get()->*method)(&context, request, &response)), absl::StrCat("gateway ", address_)));
-  return response;
+  return CallAsOperator(*stub_, method, request, secret_, call_deadline_, absl::StrCat("gateway ", address_));
 }
 
 absl::StatusOr<v1::PutContextResponse> ContextClient::Put(const v1::PutContextRequest& request) {

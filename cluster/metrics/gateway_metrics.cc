@@ -42,8 +42,7 @@ void GatewayMetrics::Collect(const ClusterBackendStats& backend, const ChunkInde
     for (const auto& [name, tenant] : tenants_) {
       const char* const help =
           "Tokens of prompts; of them those that were not computed, that were read from contexts wherever they stood, "
-          "and "
-          "that were computed again in contexts; and tokens of answers.";
+          "and that were computed again in contexts; and tokens of answers.";
       out.Counter("perigee_gateway_tokens_total", help, Number(tenant.prompt_tokens),
                   {{"tenant", name}, {"kind", "prompt"}});
       out.Counter("perigee_gateway_tokens_total", help, Number(tenant.cached_tokens),

@@ -96,7 +96,8 @@ absl::StatusOr<uint64_t> ClusterBackend::PrefillContexts(const ClusterModel& mod
       spdlog::info("context {} of {} at prefill node {}: {}", ended.context, work.contexts.size(), ended.node->id(),
                    status->ToString());
       // Cancelled by the node, which is stopping.
-      if (!absl::IsUnavailable(*status) && !absl::IsCancelled(*status)) return Annotate(*status, absl::StrCat("prefill node ", ended.node->id()));
+      if (!absl::IsUnavailable(*status) && !absl::IsCancelled(*status))
+        return Annotate(*status, absl::StrCat("prefill node ", ended.node->id()));
       ended.node->ReportFailure();
       avoided.insert(ended.node->id());
       again.push_back(ended.context);
